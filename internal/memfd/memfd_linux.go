@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memfd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// seals fix the size for ever. F_SEAL_SEAL keeps a peer that holds the
+// descriptor from adding F_SEAL_WRITE under us.
+const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+
+// A Region is a memfd whose size is sealed, mapped shared and writable.
+// Its methods may be called concurrently; Close must come last.
+type Region struct {
+	file *os.File
+	mem  []byte
+
+	aliasMu sync.Mutex
+	aliases [][]byte
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Create makes a region of size bytes, rounded up to whole pages, that reads
+// as zeros. Its pages are taken from the system as they are first written, or
+// by Allocate. The name appears in /proc/PID/maps only.
+func Create(name string, size int64) (*Region, error) {
+	if size <= 0 {
+		return nil, fmt.Errorf("memfd: create %q: size %d is not positive", name, size)
+	}
+	page := int64(os.Getpagesize())
+	if size > 1<<62 {
+		return nil, fmt.Errorf("memfd: create %q: size %d is too large", name, size)
+	}
+	size = (size + page - 1) / page * page
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), "memfd:"+name)
+	if err := unix.Ftruncate(fd, size); err != nil {
+		file.Close()
+		return nil, os.NewSyscallError("ftruncate", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		file.Close()
+		return nil, os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
+	}
+	mem, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		file.Close()
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	return &Region{file: file, mem: mem}, nil
+}
+
+// Open maps a region that another process made and whose descriptor came from
+// it. It refuses a descriptor that is not sealed against shrinking, or that is
+// smaller than size bytes. On success the region owns file.
+func Open(file *os.File, size int64) (*Region, error) {
+	if err := checkSealed(file, size); err != nil {
+		return nil, err
+	}
+	mem, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	return &Region{file: file, mem: mem}, nil
+}
+
+func checkSealed(file *os.File, size int64) error {
+	got, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl(F_GET_SEALS)", err)
+	}
+	if got&unix.F_SEAL_SHRINK == 0 {
+		return errors.New("memfd: descriptor is not sealed against shrinking")
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if size <= 0 || info.Size() < size {
+		return fmt.Errorf("memfd: descriptor holds %d bytes, want %d", info.Size(), size)
+	}
+	return nil
+}
+
+// Bytes returns the region's memory. It is valid until Close.
+func (r *Region) Bytes() []byte { return r.mem }
+
+// Size returns the region's length in bytes, a multiple of the page size.
+func (r *Region) Size() int64 { return int64(len(r.mem)) }
+
+// File returns the descriptor, for passing to another process. It stays owned
+// by the region.
+func (r *Region) File() *os.File { return r.file }
+
+// ReadOnly returns a new descriptor of the same memory that cannot be mapped
+// writable. The caller closes it.
+func (r *Region) ReadOnly() (*os.File, error) {
+	return os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(r.file.Fd())), os.O_RDONLY, 0)
+}
+
+// Allocate takes the pages of [off, off+n) from the system now, so that a
+// later store cannot fail for want of memory. Contents do not change.
+func (r *Region) Allocate(off, n int64) error {
+	return os.NewSyscallError("fallocate", ignoringEINTR(func() error {
+		return unix.Fallocate(int(r.file.Fd()), 0, off, n)
+	}))
+}
+
+// Punch gives the whole pages of [off, off+n) back to the system; they read as
+// zeros afterwards.
+func (r *Region) Punch(off, n int64) error {
+	return os.NewSyscallError("fallocate(PUNCH_HOLE)", ignoringEINTR(func() error {
+		return unix.Fallocate(int(r.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	}))
+}
+
+// Alias maps the first n bytes, rounded up to whole pages, once more and
+// returns that mapping. It shows the same bytes and is valid until Close.
+func (r *Region) Alias(n int64) ([]byte, error) {
+	if n <= 0 || n > r.Size() {
+		return nil, fmt.Errorf("memfd: alias %d of %d bytes", n, r.Size())
+	}
+	mem, err := unix.Mmap(int(r.file.Fd()), 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	r.aliasMu.Lock()
+	defer r.aliasMu.Unlock()
+	r.aliases = append(r.aliases, mem)
+	return mem, nil
+}
+
+// Resident returns how many bytes of the system's memory the region holds.
+// Pages that nobody has touched since Create or Punch cost nothing.
+func (r *Region) Resident() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(r.file.Fd()), &st); err != nil {
+		return 0, os.NewSyscallError("fstat", err)
+	}
+	return st.Blocks * 512, nil
+}
+
+// NextData returns the first piece of [off, end) whose pages exist. Bytes
+// between the pieces read as zeros, and finding that out here does not make
+// them cost memory. If no page exists, it returns end, end.
+func (r *Region) NextData(off, end int64) (lo, hi int64, err error) {
+	if off < 0 || end > r.Size() || off > end {
+		return 0, 0, fmt.Errorf("memfd: data of [%d, %d) in %d bytes", off, end, r.Size())
+	}
+	if off == end {
+		return end, end, nil
+	}
+	lo, err = unix.Seek(int(r.file.Fd()), off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) || err == nil && lo >= end {
+		return end, end, nil
+	}
+	if err != nil {
+		return 0, 0, os.NewSyscallError("lseek(SEEK_DATA)", err)
+	}
+	hi, err = unix.Seek(int(r.file.Fd()), lo, unix.SEEK_HOLE)
+	if err != nil {
+		return 0, 0, os.NewSyscallError("lseek(SEEK_HOLE)", err)
+	}
+	return lo, min(hi, end), nil
+}
+
+// Close unmaps the memory, aliases too, and closes the descriptor. The pages
+// go back to the system when the last process that maps them lets go. Close is
+// idempotent.
+func (r *Region) Close() error {
+	r.closeOnce.Do(func() {
+		r.closeErr = errors.Join(os.NewSyscallError("munmap", unix.Munmap(r.mem)), r.file.Close())
+		r.aliasMu.Lock()
+		defer r.aliasMu.Unlock()
+		for _, mem := range r.aliases {
+			r.closeErr = errors.Join(r.closeErr, os.NewSyscallError("munmap", unix.Munmap(mem)))
+		}
+	})
+	return r.closeErr
+}
+
+// MapRange maps bytes [off, off+n) of a region that another process made, and
+// with them the rest of the pages they begin and end in. It refuses a file
+// that is not sealed against shrinking or ends before off+n. The mapping does
+// not need file any longer, which stays the caller's; give it back with Unmap.
+func MapRange(file *os.File, off, n int64, writable bool) ([]byte, error) {
+	if off < 0 || n <= 0 || off > 1<<62 || n > 1<<62 {
+		return nil, fmt.Errorf("memfd: map [%d, +%d): not a range", off, n)
+	}
+	if err := checkSealed(file, off+n); err != nil {
+		return nil, err
+	}
+	prot := unix.PROT_READ
+	if writable {
+		prot |= unix.PROT_WRITE
+	}
+	start := off &^ int64(os.Getpagesize()-1)
+	mem, err := unix.Mmap(int(file.Fd()), start, int(off+n-start), prot, unix.MAP_SHARED)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	return mem, nil
+}
+
+// Unmap gives back a mapping that MapRange returned: the whole slice.
+func Unmap(mem []byte) error { return os.NewSyscallError("munmap", unix.Munmap(mem)) }
+
+// ignoringEINTR repeats a call that the Go scheduler's signals interrupt:
+// fallocate of large ranges does not restart by itself.
+func ignoringEINTR(call func() error) error {
+	for {
+		err := call()
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package memfd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+var errNeedsLinux = fmt.Errorf("memfd: shared memory needs Linux: %w", errors.ErrUnsupported)
+
+// A Region is a memfd on Linux; it cannot be made on this system.
+type Region struct{}
+
+// Create fails on this system.
+func Create(string, int64) (*Region, error) { return nil, errNeedsLinux }
+
+// Open fails on this system.
+func Open(*os.File, int64) (*Region, error) { return nil, errNeedsLinux }
+
+// Bytes returns nil.
+func (r *Region) Bytes() []byte { return nil }
+
+// Size returns 0.
+func (r *Region) Size() int64 { return 0 }
+
+// File returns nil.
+func (r *Region) File() *os.File { return nil }
+
+// ReadOnly fails on this system.
+func (r *Region) ReadOnly() (*os.File, error) { return nil, errNeedsLinux }
+
+// Allocate fails on this system.
+func (r *Region) Allocate(int64, int64) error { return errNeedsLinux }
+
+// Punch fails on this system.
+func (r *Region) Punch(int64, int64) error { return errNeedsLinux }
+
+// Alias fails on this system.
+func (r *Region) Alias(int64) ([]byte, error) { return nil, errNeedsLinux }
+
+// Resident fails on this system.
+func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
+
+// NextData fails on this system.
+func (r *Region) NextData(int64, int64) (lo, hi int64, err error) { return 0, 0, errNeedsLinux }
+
+// MapRange fails on this system.
+func MapRange(*os.File, int64, int64, bool) ([]byte, error) { return nil, errNeedsLinux }
+
+// Unmap fails on this system.
+func Unmap([]byte) error { return errNeedsLinux }
+
+// Close does nothing.
+func (r *Region) Close() error { return nil }

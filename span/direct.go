@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package span
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/tier"
+)
+
+// A Direct is a direct mapping: another process has the span's very pages in
+// its address space. While it is open those pages stay, and writes to blocks
+// that a writable one covers go to them.
+type Direct struct {
+	span     *Span
+	off, n   int64
+	writable bool
+	onFree   func()
+
+	closeOnce sync.Once
+}
+
+// MapDirect brings bytes [off, off+n) to RAM and keeps them there. If they are
+// all there already its cost does not depend on n. Whoever gets File may read,
+// and if writable store, anywhere in the span: the kernel shares pages, and
+// the range is a promise of the holder. onFree is called, from another
+// goroutine's Free, when the span goes.
+func (s *Span) MapDirect(ctx context.Context, off, n int64, writable bool, onFree func()) (*Direct, error) {
+	if err := s.checkRange(off, n); err != nil {
+		return nil, s.fail("map", off, n, err)
+	}
+	d := &Direct{span: s, off: off, n: n, writable: writable, onFree: onFree}
+	s.mu.Lock()
+	if s.freed {
+		s.mu.Unlock()
+		return nil, s.fail("map", off, n, ErrFreed)
+	}
+	// First the registration, which turns later writes to RAM; then, as
+	// earlier ones may still be under way elsewhere, a look at the blocks.
+	if s.direct == nil {
+		s.direct = make(map[*Direct]struct{})
+	}
+	s.direct[d] = struct{}{}
+	here := s.dir.ValidBlocks(hostAgent) == s.Blocks() && len(s.busy) == 0
+	s.mu.Unlock()
+	s.host.Share()
+	if here {
+		return d, nil
+	}
+	if err := d.Invalidate(ctx); err != nil {
+		d.close()
+		return nil, s.fail("map", off, n, err)
+	}
+	return d, nil
+}
+
+// Invalidate makes others' commits visible in the extents (none: the whole
+// mapping). It has work to do only if the mapping is read-only and the span
+// was written on another tier.
+func (d *Direct) Invalidate(ctx context.Context, extents ...Extent) error {
+	extents, err := d.check(extents)
+	if err != nil {
+		return d.span.fail("invalidate", d.off, d.n, err)
+	}
+	for _, e := range extents {
+		err := d.blocks(ctx, e, func(ctx context.Context, b int) error {
+			return d.span.fetchBlock(ctx, b, hostAgent)
+		})
+		if err != nil {
+			return d.span.fail("invalidate", e.Offset, e.Length, err)
+		}
+	}
+	return nil
+}
+
+// check returns the extents to work on, the whole mapping for none.
+func (d *Direct) check(extents []Extent) ([]Extent, error) {
+	if len(extents) == 0 {
+		return []Extent{{d.off, d.n}}, nil
+	}
+	for _, e := range extents {
+		if e.Offset < d.off || e.Length <= 0 || e.Length > d.n || e.Offset-d.off > d.n-e.Length {
+			return nil, fmt.Errorf("%w: [%d, +%d) is not within the mapping [%d, +%d)", ErrRange, e.Offset, e.Length, d.off, d.n)
+		}
+	}
+	return extents, nil
+}
+
+// Extent is bytes [Offset, Offset+Length) of a span.
+type Extent struct{ Offset, Length int64 }
+
+func (d *Direct) covers(b int) bool {
+	start := int64(b) * tier.BlockSize
+	return d.off < start+tier.BlockSize && start < d.off+d.n
+}
+
+// blocks calls f for each block of e, several at a time.
+func (d *Direct) blocks(ctx context.Context, e Extent, f func(ctx context.Context, b int) error) error {
+	first, last := int(e.Offset/tier.BlockSize), int((e.Offset+e.Length-1)/tier.BlockSize)
+	if first == last {
+		return f(ctx, first)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for b := first; b <= last; b++ {
+		g.Go(func() error { return f(ctx, b) })
+	}
+	return g.Wait()
+}
+
+// File returns the descriptor of the span's memory, byte i of which is byte i
+// of the span, and its size. It can be mapped writable only if the mapping is.
+// The caller must not use it after it called done.
+func (d *Direct) File() (f *os.File, size int64, done func(), err error) {
+	region, err := d.span.host.Region()
+	if err != nil {
+		return nil, 0, nil, d.span.fail("map", d.off, d.n, err)
+	}
+	if d.writable {
+		return region.File(), region.Size(), func() {}, nil
+	}
+	ro, err := region.ReadOnly()
+	if err != nil {
+		return nil, 0, nil, d.span.fail("map", d.off, d.n, err)
+	}
+	return ro, region.Size(), func() { ro.Close() }, nil
+}
+
+// Flush makes what was stored in the extents (none: the whole mapping) a new
+// version of the blocks that changed, and meets the write policy. It returns
+// the span's version and the tiers that hold all blocks of the extents.
+//
+// A block that was written by other means since it was last flushed counts as
+// changed: its sum is not known.
+func (d *Direct) Flush(ctx context.Context, extents ...Extent) (Committed, error) {
+	extents, err := d.check(extents)
+	if err != nil {
+		return Committed{}, d.span.fail("flush", d.off, d.n, err)
+	}
+	return d.release(ctx, extents, false)
+}
+
+// release commits what changed. It commits all it can before it returns an
+// error.
+func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (Committed, error) {
+	s := d.span
+	var mu sync.Mutex // guards errs, changed and holders
+	var errs []error
+	changed := false
+	holders := s.store.Tiers()
+	for _, e := range extents {
+		err := d.blocks(context.WithoutCancel(ctx), e, func(ctx context.Context, b int) error {
+			c, did, err := d.releaseBlock(ctx, b, unclean)
+			mu.Lock()
+			defer mu.Unlock()
+			changed = changed || did
+			holders = holders.Intersect(c.Holders)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			return nil
+		})
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if ctx.Err() != nil {
+			errs = append(errs, context.Cause(ctx))
+			break
+		}
+	}
+	version := s.Version()
+	if changed {
+		version = s.CountCommit()
+	}
+	done := Committed{Version: version, Holders: holders}
+	if len(errs) > 0 {
+		return done, s.fail("flush", extents[0].Offset, extents[0].Length, errs[0])
+	}
+	return done, nil
+}
+
+// releaseBlock commits block b if RAM's bytes are not those of its last
+// commit.
+func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Committed, changed bool, err error) {
+	s := d.span
+	if err := s.lockBlock(ctx, b, true); err != nil {
+		return Committed{}, false, err
+	}
+	defer s.unlockBlock(b, true)
+	m, err := s.host.Memory(b, 0, s.blockLen(b))
+	if err != nil {
+		return Committed{}, false, err
+	}
+	if !d.writable {
+		return d.held(b), false, nil
+	}
+	var sum uint64
+	if err := memfd.Guard(func() { sum = maphash.Bytes(s.seed, m.Bytes()) }); err != nil {
+		return Committed{}, false, err
+	}
+	s.mu.Lock()
+	known, ok := s.sums[b]
+	if ok && known == sum {
+		s.mu.Unlock()
+		return d.held(b), false, nil
+	}
+	if _, ready, err := s.dir.BeginWrite(b, hostAgent, false, AnyVersion); err != nil || !ready {
+		// Not ready: RAM's copy is stale though it is pinned. It cannot be,
+		// unless the block was lost and accepted meanwhile.
+		s.mu.Unlock()
+		if err == nil {
+			err = coherency.ErrConflict
+		}
+		return Committed{}, false, err
+	}
+	commit, err := s.dir.Commit(b, hostAgent)
+	if err != nil {
+		s.mu.Unlock()
+		return Committed{}, false, err
+	}
+	s.record(b, commit.Version, []Run{{0, uint32(m.Len)}})
+	if s.sums == nil {
+		s.sums = make(map[int]uint64)
+	}
+	s.sums[b] = sum
+	if unclean {
+		s.dir.MarkUnclean(b)
+	}
+	s.mu.Unlock()
+	c, err = s.push(ctx, b, commit)
+	return c, true, err
+}
+
+func (d *Direct) held(b int) Committed {
+	s := d.span
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info := s.dir.Block(b)
+	return Committed{Version: info.Version, Holders: info.Holders}
+}
+
+// Close ends the mapping and releases what was stored through it. Died says
+// that its user did not end it: blocks that changed are marked unclean.
+func (d *Direct) Close(ctx context.Context, died bool) (c Committed, err error) {
+	d.closeOnce.Do(func() {
+		if d.writable {
+			c, err = d.release(ctx, []Extent{{d.off, d.n}}, died)
+		}
+		d.close()
+	})
+	return c, err
+}
+
+func (d *Direct) close() {
+	s := d.span
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.direct, d)
+}
+
+// revoke tells the mapping's owner that the span is gone. The caller holds the
+// span's mu.
+func (d *Direct) revoke() {
+	if d.onFree != nil {
+		go d.onFree()
+	}
+}

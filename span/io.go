@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package span
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/tier"
+)
+
+// AnyVersion as the base of a flush means that the last writer wins.
+const AnyVersion = coherency.AnyVersion
+
+// Committed is what a change came to.
+type Committed struct {
+	Version uint64             // of the block
+	Holders coherency.TierMask // that hold it
+}
+
+// pieces calls f for each block that bytes [off, off+n) touch, with the part's
+// offset within the block and within the range.
+func pieces(off, n int64, f func(b int, blockOff, rangeOff, n int64) error) error {
+	for done := int64(0); done < n; {
+		b, blockOff := (off+done)/tier.BlockSize, (off+done)%tier.BlockSize
+		part := min(n-done, tier.BlockSize-blockOff)
+		if err := f(int(b), blockOff, done, part); err != nil {
+			return err
+		}
+		done += part
+	}
+	return nil
+}
+
+// Read copies bytes [off, off+dst.Len) to dst. Each block's part is of one
+// version; several blocks need not be of one moment.
+func (s *Span) Read(ctx context.Context, off int64, dst tier.Memory) error {
+	if err := s.checkRange(off, dst.Len); err != nil {
+		return s.fail("read", off, dst.Len, err)
+	}
+	err := pieces(off, dst.Len, func(b int, blockOff, rangeOff, n int64) error {
+		return s.readBlock(ctx, b, blockOff, dst.Slice(rangeOff, n))
+	})
+	return s.fail("read", off, dst.Len, err)
+}
+
+func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory) error {
+	if err := s.lockBlock(ctx, b, false); err != nil {
+		return err
+	}
+	defer s.unlockBlock(b, false)
+	s.mu.Lock()
+	a, err := s.source(b)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if a == coherency.NoAgent {
+		clear(dst.Bytes())
+		return nil
+	}
+	return s.spaces[a].Read(ctx, b, off, dst)
+}
+
+// source returns the agent to read block b from without moving it: RAM if it
+// is current, else any that is, or NoAgent if the block was never written. The
+// caller holds mu, and the block lock if the answer is to last.
+func (s *Span) source(b int) (coherency.Agent, error) {
+	for a := range s.spaces {
+		if s.dir.Valid(b, coherency.Agent(a)) {
+			return coherency.Agent(a), nil
+		}
+	}
+	info := s.dir.Block(b)
+	if info.Lost {
+		return coherency.NoAgent, &coherency.DataLossError{Block: b, Lost: info.Version, Survivor: info.Survivor}
+	}
+	return coherency.NoAgent, nil
+}
+
+// Write stores src at bytes [off, off+src.Len), whatever was there, and meets
+// the write policy before it returns. Each block's part is stored whole or not
+// at all. It does not count a commit: see CountCommit.
+func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) error {
+	if err := s.checkRange(off, src.Len); err != nil {
+		return s.fail("write", off, src.Len, err)
+	}
+	var debt error // does not keep the blocks that follow from being stored
+	err := pieces(off, src.Len, func(b int, blockOff, rangeOff, n int64) error {
+		part := src.Slice(rangeOff, n)
+		_, err := s.change(ctx, b, AnyVersion, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
+			return s.spaces[a].Write(ctx, b, blockOff, part)
+		})
+		if errors.Is(err, ErrDebt) {
+			debt, err = err, nil
+		}
+		return err
+	})
+	return s.fail("write", off, src.Len, cmp.Or(err, debt))
+}
+
+// Flush stores the byte runs of block b that a shadow mapping changed since
+// the version base: data holds their bytes, one run after the other. The runs
+// are ascending and within the block. It fails with ErrConflict if another
+// commit since base changed one of the same bytes; nothing is stored then.
+func (s *Span) Flush(ctx context.Context, b int, base uint64, runs []Run, data tier.Memory) (Committed, error) {
+	if b < 0 || b >= s.Blocks() || len(runs) == 0 || int64(runs[len(runs)-1].end()) > s.blockLen(b) {
+		return Committed{}, s.fail("flush", int64(b)*tier.BlockSize, 0, ErrRange)
+	}
+	start := int64(b)*tier.BlockSize + int64(runs[0].Offset)
+	hull := int64(runs[len(runs)-1].end() - runs[0].Offset)
+	done, err := s.change(ctx, b, base, runs, func(ctx context.Context, a coherency.Agent) error {
+		return s.applyRuns(ctx, b, a, runs, data)
+	})
+	return done, s.fail("flush", start, hull, err)
+}
+
+// patchRuns is how many runs a tier outside this process is given one by one.
+// More are patched into a copy of the block here.
+const patchRuns = 4
+
+func (s *Span) applyRuns(ctx context.Context, b int, a coherency.Agent, runs []Run, data tier.Memory) error {
+	space := s.spaces[a]
+	if a != hostAgent && len(runs) > patchRuns {
+		return s.patch(ctx, b, space, runs, data)
+	}
+	from := int64(0)
+	for _, r := range runs {
+		if err := space.Write(ctx, b, int64(r.Offset), data.Slice(from, int64(r.Length))); err != nil {
+			return err
+		}
+		from += int64(r.Length)
+	}
+	return nil
+}
+
+func (s *Span) patch(ctx context.Context, b int, space tier.Space, runs []Run, data tier.Memory) error {
+	staging, err := s.store.Scratch(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.store.PutScratch(staging)
+	first := int64(runs[0].Offset)
+	hull := staging.Slice(0, int64(runs[len(runs)-1].end())-first)
+	if err := space.Read(ctx, b, first, hull); err != nil {
+		return err
+	}
+	from, to := data.Bytes(), hull.Bytes()
+	for _, r := range runs {
+		memfd.Copy(to[int64(r.Offset)-first:], from[:r.Length])
+		from = from[r.Length:]
+	}
+	return space.Write(ctx, b, first, hull)
+}
+
+// change makes a new version of block b: it brings the block's bytes to the
+// agent that writes go to, unless the runs cover them all, calls apply, and
+// commits. Then it pushes the version to where the policy wants it.
+func (s *Span) change(ctx context.Context, b int, base uint64, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
+	if err := s.lockBlock(ctx, b, true); err != nil {
+		return Committed{}, err
+	}
+	defer s.unlockBlock(b, true)
+	return s.changeLocked(ctx, b, base, runs, apply)
+}
+
+// changeLocked is change for callers that hold the block's lock for writing.
+func (s *Span) changeLocked(ctx context.Context, b int, base uint64, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
+	a := s.writeAgent(b)
+	if err := s.spaces[a].Reserve(ctx, b); err != nil {
+		return Committed{}, err
+	}
+	whole := len(runs) == 1 && int64(runs[0].Length) == s.blockLen(b)
+	if err := s.beginWrite(ctx, b, a, whole, base, runs); err != nil {
+		return Committed{}, err
+	}
+	// From here to the commit the block is damaged if apply stops half way:
+	// no caller's impatience may do that. Tiers end by themselves.
+	err := apply(context.WithoutCancel(ctx), a)
+	s.mu.Lock()
+	if err != nil {
+		// The bytes may be half written. If the agent died meanwhile the
+		// directory knows already, and refuses.
+		_ = s.dir.Abort(b, a, true)
+		s.mu.Unlock()
+		return Committed{}, err
+	}
+	c, err := s.dir.Commit(b, a)
+	if err != nil {
+		s.mu.Unlock()
+		return Committed{}, fmt.Errorf("%w: %w", tier.ErrLost, err)
+	}
+	s.record(b, c.Version, runs)
+	s.mu.Unlock()
+	return s.push(ctx, b, c)
+}
+
+// record notes a commit of block b for those that may flush against an older
+// version. The caller holds mu.
+func (s *Span) record(b int, version uint64, runs []Run) {
+	delete(s.sums, b)
+	if s.writers == 0 {
+		return
+	}
+	h := s.history[b]
+	if h == nil {
+		h = new(history)
+		s.history[b] = h
+	}
+	h.add(version, runs)
+}
+
+// writeAgent returns where a write to block b goes: to the span's tier, but to
+// RAM while a direct mapping may store there.
+func (s *Span) writeAgent(b int) coherency.Agent {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d := range s.direct {
+		if d.writable && d.covers(b) {
+			return hostAgent
+		}
+	}
+	return s.prefer
+}
+
+// beginWrite checks for conflicts with base and makes agent a ready to be
+// written.
+func (s *Span) beginWrite(ctx context.Context, b int, a coherency.Agent, whole bool, base uint64, runs []Run) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if version := s.dir.Version(b); base != AnyVersion && base != version {
+		h := s.history[b]
+		if base > version || h == nil {
+			return fmt.Errorf("%w: based on version %d, the block is at %d", coherency.ErrConflict, base, version)
+		}
+		if r, ok := h.conflict(base, runs); ok {
+			return fmt.Errorf("%w: bytes [%d, +%d) of block %d changed since version %d; invalidate, then flush again",
+				coherency.ErrConflict, r.Offset, r.Length, b, base)
+		}
+	}
+	for {
+		c, ready, err := s.dir.BeginWrite(b, a, whole, AnyVersion)
+		if err != nil || ready {
+			return err
+		}
+		if err := s.carryLocked(ctx, c); err != nil {
+			return err
+		}
+	}
+}
+
+// fetch makes agent a hold the current version of block b. The caller holds
+// the block's lock for writing.
+func (s *Span) fetch(ctx context.Context, b int, a coherency.Agent) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		c, hit, err := s.dir.Acquire(b, a)
+		if err != nil || hit {
+			return err
+		}
+		if err := s.carryLocked(ctx, c); err != nil {
+			return err
+		}
+	}
+}
+
+// carryLocked carries out one step of a plan and completes it. It is called
+// with mu held and gives it up while bytes move.
+func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
+	s.mu.Unlock()
+	err := s.carry(ctx, c)
+	s.mu.Lock()
+	if _, cerr := s.dir.Complete(c, err == nil); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (s *Span) carry(ctx context.Context, c coherency.Copy) error {
+	dst, n := s.spaces[c.Dst], s.blockLen(c.Block)
+	if err := dst.Reserve(ctx, c.Block); err != nil {
+		return err
+	}
+	switch {
+	case c.Src == coherency.NoAgent:
+		return dst.Fill(ctx, c.Block, 0, n, 0)
+	case c.Src == hostAgent:
+		m, err := s.host.Memory(c.Block, 0, n)
+		if err != nil {
+			return err
+		}
+		return dst.Write(ctx, c.Block, 0, m)
+	case c.Dst == hostAgent:
+		m, err := s.host.Memory(c.Block, 0, n)
+		if err != nil {
+			return err
+		}
+		return s.spaces[c.Src].Read(ctx, c.Block, 0, m)
+	}
+	staging, err := s.store.Scratch(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.store.PutScratch(staging)
+	if err := s.spaces[c.Src].Read(ctx, c.Block, 0, staging.Slice(0, n)); err != nil {
+		return err
+	}
+	return dst.Write(ctx, c.Block, 0, staging.Slice(0, n))
+}
+
+// push brings a committed version to the agents that the policy names. If it
+// cannot, the version stands, the debt is tried again later, and the error is
+// ErrDebt.
+func (s *Span) push(ctx context.Context, b int, c coherency.Commit) (Committed, error) {
+	var errs []error
+	for a := range c.Push.All() {
+		if err := s.fetch(ctx, b, a); err != nil {
+			errs = append(errs, fmt.Errorf("copy to %s: %w", s.store.agents[a].Tier, err))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := Committed{Version: c.Version, Holders: s.dir.Block(b).Holders}
+	if err := errors.Join(errs...); err != nil {
+		s.lastErr = err
+		s.store.oweLater()
+		return done, fmt.Errorf("%w: version %d is at %s, %s asks for more: %w", ErrDebt, c.Version, done.Holders, s.Policy, err)
+	}
+	return done, nil
+}
+
+// CountCommit counts what was changed since the last call as one commit of the
+// span and returns the span's version.
+func (s *Span) CountCommit() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	return s.version
+}
+
+// Version returns how many commits the span has seen.
+func (s *Span) Version() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version
+}
+
+// owes reports whether the policy asks for a version at home that home does
+// not hold.
+func (s *Span) owes() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed || s.Policy == coherency.WriteBack {
+		return false
+	}
+	for range s.dir.Debts() {
+		return true
+	}
+	return false
+}
+
+// payDebt makes home hold every version committed before.
+func (s *Span) payDebt(ctx context.Context) error {
+	s.mu.Lock()
+	var owed []int
+	if s.freed {
+		s.mu.Unlock()
+		return ErrFreed
+	}
+	home := s.dir.Home()
+	for b := range s.dir.Debts() {
+		owed = append(owed, b)
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, b := range owed {
+		errs = append(errs, s.fetchBlock(ctx, b, home))
+	}
+	err := errors.Join(errs...)
+	s.mu.Lock()
+	s.lastErr = err
+	s.mu.Unlock()
+	return err
+}
+
+// fetchBlock is fetch for callers that do not hold the block's lock.
+func (s *Span) fetchBlock(ctx context.Context, b int, a coherency.Agent) error {
+	if err := s.lockBlock(ctx, b, true); err != nil {
+		return err
+	}
+	defer s.unlockBlock(b, true)
+	return s.fetch(ctx, b, a)
+}
+
+// Shadow is one shadow mapping's place in the span: while it is open, commits
+// are remembered so that its flushes conflict by byte, not by block.
+type Shadow struct {
+	span     *Span
+	writable bool
+}
+
+// OpenShadow notes a shadow mapping of bytes [off, off+n).
+func (s *Span) OpenShadow(off, n int64, writable bool) (*Shadow, error) {
+	if err := s.checkRange(off, n); err != nil {
+		return nil, s.fail("map", off, n, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return nil, s.fail("map", off, n, ErrFreed)
+	}
+	s.shadows++
+	if writable {
+		if s.writers == 0 {
+			s.history = make(map[int]*history)
+		}
+		s.writers++
+	}
+	return &Shadow{span: s, writable: writable}, nil
+}
+
+// Close ends the mapping. It must be called once.
+func (sh *Shadow) Close() {
+	s := sh.span
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shadows--
+	if sh.writable {
+		if s.writers--; s.writers == 0 {
+			s.history = nil
+		}
+	}
+}
+
+// Versions yields the versions of the blocks that bytes [off, off+n) touch, in
+// order.
+func (s *Span) Versions(off, n int64, yield func(version uint64)) error {
+	if err := s.checkRange(off, n); err != nil {
+		return s.fail("versions", off, n, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return s.fail("versions", off, n, ErrFreed)
+	}
+	for b := off / tier.BlockSize; b*tier.BlockSize < off+n; b++ {
+		yield(s.dir.Version(int(b)))
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package span
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"sync"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/host"
+)
+
+// A Span is an allocated range of memory. Its methods may be called
+// concurrently; after Free they return ErrFreed.
+type Span struct {
+	Info // immutable
+
+	store  *Store
+	prefer coherency.Agent // where writes go
+	spaces []tier.Space    // by agent; set once by build
+	host   *host.Space     // spaces[hostAgent]
+
+	mu      sync.Mutex // guards what follows
+	dir     *coherency.Manager
+	version uint64 // commits of the span
+	freed   bool
+	drained chan struct{} // made by Free, closed when no block is in use
+	busy    map[int]*blockLock
+	spare   []*blockLock
+	users   int // open handles; an unnamed span goes with the last
+	locks   rangeLocks
+	direct  map[*Direct]struct{}
+	sums    map[int]uint64 // of RAM's bytes at their last commit, where known
+	seed    maphash.Seed
+	writers int              // shadow mappings that may flush against an old version
+	history map[int]*history // while writers > 0
+	shadows int
+	lastErr error // of paying a debt
+}
+
+// build makes the span's storage and directory. The caller of add holds mu;
+// build releases it.
+func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
+	defer s.mu.Unlock()
+	defer func() {
+		if err != nil {
+			s.freed = true
+			s.closeSpaces()
+		}
+	}()
+	blocks := s.Blocks()
+	for _, t := range s.store.tiers {
+		space, err := t.Open(ctx, s.Label(), s.Size, s.Placement)
+		if err != nil {
+			return err
+		}
+		s.spaces = append(s.spaces, space)
+	}
+	s.host = s.spaces[hostAgent].(*host.Space) // tiers[0] is the host tier
+
+	var zeroed coherency.AgentMask
+	if s.prefer == hostAgent {
+		fresh, err := s.host.Zeroed()
+		if err != nil {
+			return err
+		}
+		if fresh {
+			zeroed = 1 << hostAgent
+		}
+	}
+	for b := range blocks {
+		if err := s.spaces[s.prefer].Reserve(ctx, b); err != nil {
+			return err
+		}
+	}
+	s.seed = maphash.MakeSeed()
+	s.dir, err = coherency.NewManager(coherency.Config{
+		Agents: s.store.agents,
+		Home:   home,
+		Policy: s.Policy,
+		Blocks: blocks,
+		Zeroed: zeroed,
+	})
+	return err
+}
+
+// Blocks returns how many blocks the span has.
+func (s *Span) Blocks() int { return int((s.Size + tier.BlockSize - 1) / tier.BlockSize) }
+
+func (s *Span) blockLen(b int) int64 {
+	return min(tier.BlockSize, s.Size-int64(b)*tier.BlockSize)
+}
+
+// Label is how messages name the span.
+func (s *Span) Label() string {
+	if s.Name != "" {
+		return s.Name
+	}
+	return s.ID.String()
+}
+
+// checkRange checks bytes [off, off+n) without overflow.
+func (s *Span) checkRange(off, n int64) error {
+	if off < 0 || n <= 0 || off > s.Size || n > s.Size-off {
+		return fmt.Errorf("%w of %d bytes", ErrRange, s.Size)
+	}
+	return nil
+}
+
+// fail gives an error its place, unless it has one.
+func (s *Span) fail(op string, off, n int64, err error) error {
+	var placed *Error
+	if err == nil || errors.As(err, &placed) {
+		return err
+	}
+	return &Error{Op: op, Span: s.Label(), Offset: off, Length: n, Err: err}
+}
+
+// Retain notes one more user of the span. It fails if the span was freed.
+func (s *Span) Retain() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return s.fail("open", 0, 0, ErrFreed)
+	}
+	s.users++
+	return nil
+}
+
+// Forsake notes that a user is gone. A span without a name is freed with its
+// last.
+func (s *Span) Forsake() {
+	s.mu.Lock()
+	s.users--
+	last := s.users == 0 && s.Name == "" && !s.freed
+	s.mu.Unlock()
+	if last {
+		s.Free()
+	}
+}
+
+// Free removes the span and gives its memory back. It waits for operations in
+// progress on blocks, which end by themselves; those that wait for a block or
+// a lock fail with ErrFreed. Clients that have its pages mapped keep them.
+func (s *Span) Free() error {
+	s.mu.Lock()
+	if s.freed {
+		s.mu.Unlock()
+		return s.fail("free", 0, 0, ErrFreed)
+	}
+	s.freed = true
+	s.locks.fail(ErrFreed)
+	for d := range s.direct {
+		d.revoke()
+	}
+	var drained chan struct{}
+	if len(s.busy) > 0 {
+		drained = make(chan struct{})
+		s.drained = drained
+		for b, l := range s.busy { // waiters look again and see freed
+			s.wake(b, l)
+		}
+	}
+	s.mu.Unlock()
+	s.store.remove(s)
+	if drained != nil {
+		<-drained
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closeSpaces()
+}
+
+func (s *Span) closeSpaces() error {
+	var errs []error
+	for _, space := range s.spaces {
+		errs = append(errs, space.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Freed reports whether Free was called.
+func (s *Span) Freed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.freed
+}
+
+// Stat describes a span now.
+type Stat struct {
+	State   coherency.State
+	Version uint64 // commits of the span
+	Debt    int    // blocks whose home does not hold their version
+	Lost    int    // blocks whose current version is lost
+	Unclean int    // blocks a direct writer died on
+	Tiers   map[coherency.Tier]TierStat
+	Direct  int // mappings
+	Shadow  int
+	Locks   int
+	LastErr error // why a debt could not be paid
+}
+
+// TierStat is one tier's share of a span.
+type TierStat struct {
+	Current, Stale int   // blocks
+	Bytes          int64 // of both
+}
+
+// Stat describes the span now. Its cost grows with the number of blocks.
+func (s *Span) Stat() (Stat, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return Stat{}, s.fail("stat", 0, 0, ErrFreed)
+	}
+	st := Stat{
+		State:   s.dir.SpanState(),
+		Version: s.version,
+		Tiers:   make(map[coherency.Tier]TierStat),
+		Direct:  len(s.direct),
+		Shadow:  s.shadows,
+		Locks:   len(s.locks.held),
+		LastErr: s.lastErr,
+	}
+	for b := range s.Blocks() {
+		info := s.dir.Block(b)
+		st.Debt += count(info.Debt)
+		st.Lost += count(info.Lost)
+		st.Unclean += count(info.Unclean)
+		for t := range info.Holders.Union(info.Stale).All() {
+			ts := st.Tiers[t]
+			ts.Current += count(info.Holders.Has(t))
+			ts.Stale += count(info.Stale.Has(t))
+			ts.Bytes += s.blockLen(b)
+			st.Tiers[t] = ts
+		}
+	}
+	return st, nil
+}
+
+func count(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// State returns the two-sided state of the span: RAM against the GPU.
+func (s *Span) State() (coherency.State, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return 0, s.fail("state", 0, 0, ErrFreed)
+	}
+	return s.dir.SpanState(), nil
+}

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package span
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/host"
+)
+
+// hostAgent is RAM's number in every span's directory; the other tiers follow.
+const hostAgent coherency.Agent = 0
+
+// Config says what a Store stands on.
+type Config struct {
+	Host *host.Tier
+	// Others are the tiers beside Host. The store does not close them.
+	Others []tier.Tier
+	// Forget, if set, is called before memory that tiers were given to read
+	// or write is unmapped.
+	Forget   func(*memfd.Region)
+	Staging  int   // how many blocks of staging memory may be out; 0: 64
+	MaxSpans int   // 0: 65536
+	MaxSize  int64 // of one span, in bytes; 0: 1 TiB
+	Logger   *slog.Logger
+}
+
+// A Store holds the spans of a daemon. Its methods may be called concurrently.
+type Store struct {
+	host     *host.Tier
+	tiers    []tier.Tier // by agent
+	agents   []coherency.AgentInfo
+	maxSpans int
+	maxSize  int64
+	log      *slog.Logger
+	scratch  *scratch
+	epoch    atomic.Uint64
+
+	mu     sync.RWMutex // guards what follows
+	byID   map[ID]*Span
+	byName map[string]*Span
+
+	debts  chan struct{} // wakes the goroutine that pays debts; one slot
+	stop   context.CancelFunc
+	paying sync.WaitGroup
+}
+
+// ID is a span's name for ever: 128 random bits.
+type ID [16]byte
+
+// String returns the id in hexadecimal.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// NewStore returns an empty store. Close ends it.
+func NewStore(cfg Config) (*Store, error) {
+	if cfg.MaxSpans == 0 {
+		cfg.MaxSpans = 1 << 16
+	}
+	if cfg.MaxSize == 0 {
+		cfg.MaxSize = 1 << 40
+	}
+	if cfg.Staging == 0 {
+		cfg.Staging = 64
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	scratch, err := newScratch(cfg.Staging, cfg.Forget)
+	if err != nil {
+		return nil, fmt.Errorf("span: staging memory: %w", err)
+	}
+	st := &Store{
+		host:     cfg.Host,
+		tiers:    append([]tier.Tier{cfg.Host}, cfg.Others...),
+		maxSpans: cfg.MaxSpans,
+		maxSize:  cfg.MaxSize,
+		log:      cfg.Logger,
+		scratch:  scratch,
+		byID:     make(map[ID]*Span),
+		byName:   make(map[string]*Span),
+		debts:    make(chan struct{}, 1),
+	}
+	for _, t := range st.tiers {
+		st.agents = append(st.agents, coherency.AgentInfo{Tier: t.Kind()})
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	st.stop = stop
+	st.paying.Go(func() { st.payDebts(ctx) })
+	return st, nil
+}
+
+// Close frees every span. The tiers stay open.
+func (st *Store) Close() error {
+	st.stop()
+	st.paying.Wait()
+	var errs []error
+	for _, s := range st.List() {
+		errs = append(errs, s.Free())
+	}
+	return errors.Join(append(errs, st.scratch.close())...)
+}
+
+// Tiers returns the tiers that spans can live on.
+func (st *Store) Tiers() coherency.TierMask {
+	var m coherency.TierMask
+	for _, a := range st.agents {
+		m.Add(a.Tier)
+	}
+	return m
+}
+
+// Usage returns what a tier has taken; ok is false if there is no such tier.
+func (st *Store) Usage(kind coherency.Tier) (u tier.Usage, ok bool) {
+	a, err := st.agentOf(kind)
+	if err != nil {
+		return tier.Usage{}, false
+	}
+	return st.tiers[a].Usage(), true
+}
+
+// MaxSize returns the largest size a span may have, in bytes.
+func (st *Store) MaxSize() int64 { return st.maxSize }
+
+func (st *Store) agentOf(kind coherency.Tier) (coherency.Agent, error) {
+	for i, a := range st.agents {
+		if a.Tier == kind {
+			return coherency.Agent(i), nil
+		}
+	}
+	return coherency.NoAgent, fmt.Errorf("this daemon has no %s tier (it has: %s): %w", kind, st.Tiers(), tier.ErrAbsent)
+}
+
+// Info is what never changes about a span.
+type Info struct {
+	ID        ID
+	Name      string // empty: freed with its last user
+	Size      int64  // bytes
+	Tier      coherency.Tier
+	Home      coherency.Tier
+	Policy    coherency.WritePolicy
+	Placement tier.Placement
+	Created   time.Time
+}
+
+// maxName is the most bytes a span's name may have.
+const maxName = 255
+
+// Alloc makes a span that reads as zeros. ID and Created of info are set by
+// the store. The tier's memory is taken now, so that a later write cannot fail
+// for want of it; other tiers' as copies are made there.
+func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
+	fail := func(err error) (*Span, error) {
+		return nil, &Error{Op: "alloc", Span: info.Name, Err: err}
+	}
+	if err := checkName(info.Name); err != nil {
+		return fail(err)
+	}
+	if info.Size <= 0 || info.Size > st.maxSize {
+		return fail(fmt.Errorf("%w: size %d is not within 1 and %d bytes", ErrInvalid, info.Size, st.maxSize))
+	}
+	prefer, err := st.agentOf(info.Tier)
+	if err != nil {
+		return fail(err)
+	}
+	home, err := st.agentOf(info.Home)
+	if err != nil {
+		return fail(err)
+	}
+	rand.Read(info.ID[:])
+	info.Created = time.Now()
+	s := &Span{Info: info, store: st, prefer: prefer, busy: make(map[int]*blockLock)}
+	if err := st.add(s); err != nil {
+		return fail(err)
+	}
+	// Others may find the span now: they wait for its mutex until it is whole.
+	if err := s.build(ctx, home); err != nil {
+		st.remove(s)
+		return fail(err)
+	}
+	return s, nil
+}
+
+func checkName(name string) error {
+	if len(name) > maxName {
+		return fmt.Errorf("%w: name of %d bytes, the limit is %d", ErrInvalid, len(name), maxName)
+	}
+	if !utf8.ValidString(name) || slices.ContainsFunc([]rune(name), func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Errorf("%w: name %q has unprintable characters", ErrInvalid, name)
+	}
+	return nil
+}
+
+// add puts s, its mutex held, where it can be found.
+func (st *Store) add(s *Span) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.byID) >= st.maxSpans {
+		return fmt.Errorf("%w: %d spans", ErrLimit, st.maxSpans)
+	}
+	if s.Name != "" {
+		if st.byName[s.Name] != nil {
+			return ErrExists
+		}
+		st.byName[s.Name] = s
+	}
+	st.byID[s.ID] = s
+	s.mu.Lock()
+	return nil
+}
+
+func (st *Store) remove(s *Span) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	delete(st.byID, s.ID)
+	if st.byName[s.Name] == s {
+		delete(st.byName, s.Name)
+	}
+}
+
+// Open finds a span by name, or by its id in hexadecimal.
+func (st *Store) Open(name string) (*Span, error) {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	if s := st.byName[name]; s != nil && name != "" {
+		return s, nil
+	}
+	var id ID
+	if raw, err := hex.DecodeString(name); err == nil && len(raw) == len(id) {
+		copy(id[:], raw)
+		if s := st.byID[id]; s != nil {
+			return s, nil
+		}
+	}
+	return nil, &Error{Op: "open", Span: name, Err: ErrNotFound}
+}
+
+// List returns all spans, oldest first.
+func (st *Store) List() []*Span {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	list := make([]*Span, 0, len(st.byID))
+	for _, s := range st.byID {
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b *Span) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return slices.Compare(a.ID[:], b.ID[:])
+	})
+	return list
+}
+
+// Stats returns both of the document's statistics over all spans.
+func (st *Store) Stats() (coherency.Stats, coherency.TieredStats) {
+	var stats coherency.Stats
+	var tiered coherency.TieredStats
+	for _, s := range st.List() {
+		s.mu.Lock()
+		if !s.freed {
+			one, blocks := s.dir.Stats()
+			stats.Add(one)
+			tiered.Add(blocks)
+		}
+		s.mu.Unlock()
+	}
+	tiered.Epoch = st.epoch.Load()
+	return stats, tiered
+}
+
+// Lose tells every span that a tier's contents are gone. The tier calls it,
+// through its owner, before it works again.
+func (st *Store) Lose(kind coherency.Tier) {
+	a, err := st.agentOf(kind)
+	if err != nil {
+		return
+	}
+	for _, s := range st.List() {
+		s.mu.Lock()
+		lost := 0
+		if !s.freed {
+			lost = s.dir.Lose(a)
+		}
+		s.mu.Unlock()
+		if lost > 0 {
+			st.log.Error("span lost data", "span", s.Label(), "tier", kind, "blocks", lost)
+		}
+	}
+}
+
+// Sync is a barrier: when it returns, every version committed before is held
+// by its home. It returns the number of the epoch that ended.
+func (st *Store) Sync(ctx context.Context) (epoch uint64, err error) {
+	var errs []error
+	for _, s := range st.List() {
+		if err := s.payDebt(ctx); err != nil && !errors.Is(err, ErrFreed) {
+			errs = append(errs, s.fail("sync", 0, 0, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return st.epoch.Load(), err
+	}
+	return st.epoch.Add(1), nil
+}
+
+// Backoff between attempts to pay debts that a policy left.
+const (
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 30 * time.Second
+)
+
+// payDebts tries again what a write policy asked for and a tier refused.
+func (st *Store) payDebts(ctx context.Context) {
+	wait := firstRetry
+	timer := time.NewTimer(wait)
+	timer.Stop()
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-st.debts:
+			wait = firstRetry
+			timer.Reset(wait)
+			continue
+		case <-timer.C:
+		}
+		owing := false
+		for _, s := range st.List() {
+			if s.owes() && s.payDebt(ctx) != nil {
+				owing = true
+			}
+		}
+		if owing {
+			wait = min(2*wait, lastRetry)
+			timer.Reset(wait)
+		}
+	}
+}
+
+// oweLater asks for a debt to be paid in the background.
+func (st *Store) oweLater() {
+	select {
+	case st.debts <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+// Scratch returns BlockSize bytes of staging memory that every tier can reach,
+// with undefined contents. It waits while too much is out. The caller gives it
+// back with PutScratch, the whole of it.
+func (st *Store) Scratch(ctx context.Context) (tier.Memory, error) { return st.scratch.get(ctx) }
+
+// PutScratch takes back what Scratch returned.
+func (st *Store) PutScratch(m tier.Memory) { st.scratch.put(m) }

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/tier"
+)
+
+// idleShare is the part of the budget that may stay with memory of closed
+// spaces, waiting for the next one: taking pages from the system costs more
+// than filling them.
+const idleShare = 8
+
+// A Tier is the RAM of this machine, up to a budget. It implements tier.Tier.
+type Tier struct {
+	budget int64
+	page   int64
+	forget func(*memfd.Region)
+
+	mu       sync.Mutex
+	used     int64 // bytes of reserved blocks and of idle regions
+	idle     []*memfd.Region
+	idleSize int64
+}
+
+var _ tier.Tier = (*Tier)(nil)
+
+// New returns a tier that takes at most budget bytes from the system; budget 0
+// leaves the limit to the machine. Forget, if not nil, is called before a
+// region is unmapped: other tiers may have been given its memory.
+func New(budget int64, forget func(*memfd.Region)) *Tier {
+	return &Tier{budget: budget, page: int64(os.Getpagesize()), forget: forget}
+}
+
+func (t *Tier) unmap(r *memfd.Region) error {
+	if t.forget != nil {
+		t.forget(r)
+	}
+	return r.Close()
+}
+
+// Kind returns coherency.Host.
+func (t *Tier) Kind() coherency.Tier { return coherency.Host }
+
+// Open makes storage for a span of size bytes. It takes memory when a block is
+// first reserved, so a span that never has a copy here costs nothing.
+func (t *Tier) Open(_ context.Context, name string, size int64, _ tier.Placement) (tier.Space, error) {
+	return t.OpenSpace(name, size)
+}
+
+// OpenSpace is Open for callers that need the space's region.
+func (t *Tier) OpenSpace(name string, size int64) (*Space, error) {
+	if size <= 0 {
+		return nil, fmt.Errorf("tier/host: open %q: size %d is not positive", name, size)
+	}
+	return &Space{tier: t, name: name, size: size, reserved: make([]bool, (size+tier.BlockSize-1)/tier.BlockSize)}, nil
+}
+
+// Usage returns the bytes taken from the system, idle ones included.
+func (t *Tier) Usage() tier.Usage {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return tier.Usage{Used: t.used, Budget: t.budget}
+}
+
+// Close gives idle memory back to the system.
+func (t *Tier) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dropIdle()
+	return nil
+}
+
+// charge counts n more bytes, giving up idle regions before it refuses.
+func (t *Tier) charge(n int64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.budget > 0 && t.used > t.budget-n {
+		t.dropIdle()
+	}
+	if t.budget > 0 && t.used > t.budget-n {
+		return fmt.Errorf("tier/host: %d bytes more than the %d in use exceed the budget of %d: %w",
+			n, t.used, t.budget, tier.ErrBudget)
+	}
+	t.used += n
+	return nil
+}
+
+func (t *Tier) refund(n int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.used -= n
+}
+
+// dropIdle closes the idle regions; the caller holds mu.
+func (t *Tier) dropIdle() {
+	for _, r := range t.idle {
+		t.used -= r.Size()
+		t.unmap(r)
+	}
+	t.idle, t.idleSize = nil, 0
+}
+
+// takeIdle returns an idle region of exactly size bytes, or nil. Its pages are
+// all present and stay counted: the space that takes it has every block
+// reserved.
+func (t *Tier) takeIdle(size int64) *memfd.Region {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, r := range t.idle {
+		if r.Size() == size {
+			t.idle = append(t.idle[:i], t.idle[i+1:]...)
+			t.idleSize -= size
+			return r
+		}
+	}
+	return nil
+}
+
+// keepIdle keeps a region whose pages are all present and counted. It reports
+// false, and keeps nothing, if the share for idle memory is full.
+func (t *Tier) keepIdle(r *memfd.Region) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.budget == 0 || t.idleSize+r.Size() > t.budget/idleShare {
+		return false
+	}
+	t.idle = append(t.idle, r)
+	t.idleSize += r.Size()
+	return true
+}
+
+// A Space is one span's memory. It implements tier.Space.
+type Space struct {
+	tier *Tier
+	name string
+	size int64
+
+	mu       sync.Mutex // guards what follows; not the memory itself
+	region   *memfd.Region
+	reserved []bool
+	count    int  // of reserved
+	used     bool // region's pages may hold an earlier space's bytes
+	shared   bool
+	closed   bool
+}
+
+var _ tier.Space = (*Space)(nil)
+
+// Region returns the memory of the whole span: byte i of the region is byte i
+// of the span. It makes the region if there is none yet.
+func (s *Space) Region() (*memfd.Region, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.regionLocked()
+}
+
+func (s *Space) regionLocked() (*memfd.Region, error) {
+	if s.closed {
+		return nil, fmt.Errorf("tier/host: space %q: %w", s.name, os.ErrClosed)
+	}
+	if s.region != nil {
+		return s.region, nil
+	}
+	size := (s.size + s.tier.page - 1) / s.tier.page * s.tier.page
+	if r := s.tier.takeIdle(size); r != nil {
+		s.region, s.used = r, true
+		for b := range s.reserved {
+			s.reserved[b] = true
+		}
+		s.count = len(s.reserved)
+		return r, nil
+	}
+	r, err := memfd.Create("span:"+s.name, size)
+	if err != nil {
+		return nil, fmt.Errorf("tier/host: space %q: %w", s.name, err)
+	}
+	s.region = r
+	return r, nil
+}
+
+// Share notes that the region's descriptor went to another process, which may
+// keep its pages mapped for as long as it lives: they are never given to
+// another space.
+func (s *Space) Share() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shared = true
+}
+
+// Zeroed reports whether blocks that are reserved and not yet written read as
+// zeros. It makes the region if there is none yet.
+func (s *Space) Zeroed() (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.regionLocked()
+	return !s.used, err
+}
+
+// Memory returns bytes [off, off+n) of block b, which must be reserved.
+func (s *Space) Memory(b int, off, n int64) (tier.Memory, error) {
+	length := s.blockLen(b)
+	if off < 0 || n < 0 || off > length || n > length-off {
+		return tier.Memory{}, fmt.Errorf("tier/host: space %q: [%d, +%d) is outside block %d of %d bytes", s.name, off, n, b, length)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || !s.reserved[b] {
+		return tier.Memory{}, fmt.Errorf("tier/host: space %q: block %d is not reserved", s.name, b)
+	}
+	return tier.Memory{Region: s.region, Off: int64(b)*tier.BlockSize + off, Len: n}, nil
+}
+
+// blockLen returns the length of block b, 0 if there is no such block.
+func (s *Space) blockLen(b int) int64 {
+	if b < 0 || b >= len(s.reserved) {
+		return 0
+	}
+	return min(tier.BlockSize, s.size-int64(b)*tier.BlockSize)
+}
+
+// blockPages returns the bytes that block b takes from the system.
+func (s *Space) blockPages(b int) int64 {
+	return (s.blockLen(b) + s.tier.page - 1) / s.tier.page * s.tier.page
+}
+
+// Reserve takes the pages of block b from the system.
+func (s *Space) Reserve(_ context.Context, b int) error {
+	if s.blockLen(b) == 0 {
+		return fmt.Errorf("tier/host: space %q has no block %d", s.name, b)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	region, err := s.regionLocked()
+	if err != nil {
+		return err
+	}
+	if s.reserved[b] {
+		return nil
+	}
+	n := s.blockPages(b)
+	if err := s.tier.charge(n); err != nil {
+		return err
+	}
+	// Taken now, a page cannot be missing later, when a store to it would
+	// raise SIGBUS.
+	if err := region.Allocate(int64(b)*tier.BlockSize, n); err != nil {
+		s.tier.refund(n)
+		return fmt.Errorf("tier/host: block %d of %q: %w: %w", b, s.name, tier.ErrBudget, err)
+	}
+	s.reserved[b] = true
+	s.count++
+	return nil
+}
+
+// Read copies bytes of block b to dst.
+func (s *Space) Read(_ context.Context, b int, off int64, dst tier.Memory) error {
+	src, err := s.Memory(b, off, dst.Len)
+	if err != nil {
+		return err
+	}
+	return memfd.Guard(func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
+}
+
+// Write copies src to bytes of block b.
+func (s *Space) Write(_ context.Context, b int, off int64, src tier.Memory) error {
+	dst, err := s.Memory(b, off, src.Len)
+	if err != nil {
+		return err
+	}
+	return memfd.Guard(func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
+}
+
+// Fill stores a pattern to bytes of block b.
+func (s *Space) Fill(_ context.Context, b int, off, n int64, pattern uint32) error {
+	dst, err := s.Memory(b, off, n)
+	if err != nil {
+		return err
+	}
+	return memfd.Guard(func() { fill(dst.Bytes(), pattern) })
+}
+
+func fill(p []byte, pattern uint32) {
+	if pattern == 0 {
+		clear(p)
+		return
+	}
+	var word [4]byte
+	binary.LittleEndian.PutUint32(word[:], pattern)
+	// Doubling what is there copies from cache until the copies are large.
+	done := copy(p, word[:])
+	for done < len(p) {
+		done += copy(p[done:], p[:min(done, 64<<10)])
+	}
+}
+
+// Copy copies bytes of a block of src, a space of this tier, to block b.
+func (s *Space) Copy(_ context.Context, b int, off int64, src tier.Space, sb int, soff, n int64) error {
+	from, ok := src.(*Space)
+	if !ok || from.tier != s.tier {
+		return fmt.Errorf("tier/host: copy to %q: source is not a space of this tier", s.name)
+	}
+	dst, err := s.Memory(b, off, n)
+	if err != nil {
+		return err
+	}
+	source, err := from.Memory(sb, soff, n)
+	if err != nil {
+		return err
+	}
+	return memfd.Guard(func() { memfd.Copy(dst.Bytes(), source.Bytes()) })
+}
+
+// Drop gives block b's pages back to the system.
+func (s *Space) Drop(b int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.blockLen(b) == 0 || !s.reserved[b] {
+		return
+	}
+	s.reserved[b] = false
+	s.count--
+	// Failing to punch costs memory, not correctness: the pages go with the
+	// region.
+	_ = s.region.Punch(int64(b)*tier.BlockSize, s.blockPages(b))
+	s.tier.refund(s.blockPages(b))
+}
+
+// Close drops all blocks. Another process that maps the region keeps it.
+func (s *Space) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if s.region == nil {
+		return nil
+	}
+	if s.count == len(s.reserved) && !s.shared && s.tier.keepIdle(s.region) {
+		return nil
+	}
+	for b, held := range s.reserved {
+		if held {
+			s.tier.refund(s.blockPages(b))
+		}
+	}
+	return s.tier.unmap(s.region)
+}
