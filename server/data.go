@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/wire"
+)
+
+// counter counts jobs in the lane.
+type counter struct{ n atomic.Int32 }
+
+func (c *counter) add(n int32) { c.n.Add(n) }
+func (c *counter) load() int32 { return c.n.Load() }
+
+// vkSuccess is the VkResult of a request that was carried out.
+const vkSuccess = 0
+
+// inlineData is the most bytes of a data request that the reading goroutine
+// carries out itself: handing it over would cost more than it overlaps.
+const inlineData = 16 << 10
+
+// A dataJob is one data frame, received and checked.
+type dataJob struct {
+	header  wire.Header
+	command wire.MemoryCommand // Transfer, Read
+	flush   wire.Flush
+	data    tier.Memory // staging memory, whole; none for Read
+}
+
+// startData receives a data frame and carries it out, here or on the lane. It
+// returns an error if the connection must end.
+func (s *session) startData(ctx context.Context, h wire.Header) error {
+	j := &dataJob{header: h}
+	s.prefix = slices.Grow(s.prefix[:0], int(h.Prefix))
+	prefix, err := s.conn.ReadPrefix(s.prefix)
+	if err != nil {
+		return err
+	}
+	size := uint64(h.Raw)
+	switch h.Kind {
+	case wire.KindTransfer:
+		if j.command, err = wire.ParseTransfer(prefix); err == nil && j.command.Size != size {
+			err = fmt.Errorf("size %d, but %d bytes of data", j.command.Size, size)
+		}
+	case wire.KindRead:
+		if j.command, err = wire.ParseRead(prefix); err == nil && size != 0 {
+			err = fmt.Errorf("%d bytes of data with a read", size)
+		}
+		size = j.command.Size
+	case wire.KindFlush:
+		if j.flush, err = wire.ParseFlush(prefix, nil); err == nil && uint64(j.flush.DataLen()) != size {
+			err = fmt.Errorf("runs of %d bytes, but %d bytes of data", j.flush.DataLen(), size)
+		}
+	}
+	tooLarge := errors.Is(err, wire.ErrTooLarge)
+	if err != nil && !tooLarge {
+		// The frame is whole, so the stream is in step; its sender is not.
+		return fmt.Errorf("frame of kind %v: %w", h.Kind, err)
+	}
+	if size == 0 || tooLarge {
+		if err := s.conn.Discard(); err != nil {
+			return err
+		}
+		return s.failData(j, &wire.Error{Code: wire.Invalid, Message: fmt.Sprintf(
+			"%d bytes at once: want 1 to %d; ask for larger ranges in pieces", size, wire.MaxData)})
+	}
+	if h.Kind != wire.KindRead {
+		if j.data, err = s.srv.store.Scratch(ctx); err != nil {
+			return err
+		}
+		if err := s.conn.ReadData(j.data.Bytes()[:size]); err != nil {
+			s.srv.store.PutScratch(j.data)
+			return err
+		}
+	} else if err := s.conn.Discard(); err != nil {
+		return err
+	}
+	if size <= inlineData && s.queued.load() == 0 {
+		return s.carryOut(ctx, j)
+	}
+	s.queued.add(1)
+	s.lane <- j
+	return nil
+}
+
+// carryOut does what a data frame asks for and answers it.
+func (s *session) carryOut(ctx context.Context, j *dataJob) error {
+	if j.header.Kind == wire.KindRead {
+		return s.read(ctx, j)
+	}
+	defer s.srv.store.PutScratch(j.data)
+	if j.header.Kind == wire.KindTransfer {
+		return s.transfer(ctx, j)
+	}
+	return s.flush(ctx, j)
+}
+
+func (s *session) answer(j *dataJob, prefix []byte, data ...[]byte) error {
+	return s.conn.WriteFrame(wire.Header{Kind: j.header.Kind, Flags: wire.FlagReply, ID: j.header.ID}, prefix, data...)
+}
+
+// failData answers a data frame with an error. It returns an error of its own
+// if the connection must end.
+func (s *session) failData(j *dataJob, err error) error { return s.replyError(j.header, err) }
+
+func (s *session) read(ctx context.Context, j *dataJob) error {
+	sp, err := s.span(j.command.Memory)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	off, n, err := signed(j.command)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	data, err := s.srv.store.Scratch(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.srv.store.PutScratch(data)
+	data = data.Slice(0, n)
+	if err := sp.Read(ctx, off, data); err != nil {
+		return s.failData(j, err)
+	}
+	return s.answer(j, wire.AppendResult(nil, vkSuccess), data.Bytes())
+}
+
+// signed turns a command's range into a span's. What does not fit is outside
+// of every span.
+func signed(c wire.MemoryCommand) (off, n int64, err error) {
+	if c.Offset > 1<<62 || c.Size > 1<<62 {
+		return 0, 0, &wire.Error{Code: wire.OutOfRange, Message: fmt.Sprintf("offset %d, size %d", c.Offset, c.Size)}
+	}
+	return int64(c.Offset), int64(c.Size), nil
+}
+
+func (s *session) transfer(ctx context.Context, j *dataJob) error {
+	sp, err := s.span(j.command.Memory)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	off, n, err := signed(j.command)
+	if err == nil {
+		err = sp.Write(ctx, off, j.data.Slice(0, n))
+	}
+	s.count(sp, j.header, err)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	return s.answer(j, wire.AppendResult(nil, vkSuccess))
+}
+
+// count notes that a frame changed its span. All frames of one write or flush
+// are one commit, counted with the last. It returns the span's version.
+func (s *session) count(sp *span.Span, h wire.Header, err error) uint64 {
+	changed := err == nil || errors.Is(err, span.ErrDebt)
+	s.mu.Lock()
+	changed = changed || s.pending[sp]
+	more := h.Flags&wire.FlagMore != 0
+	if more && changed {
+		s.pending[sp] = true
+	} else {
+		delete(s.pending, sp)
+	}
+	s.mu.Unlock()
+	if changed && !more {
+		return sp.CountCommit()
+	}
+	return sp.Version()
+}
+
+func (s *session) flush(ctx context.Context, j *dataJob) error {
+	m, err := s.mapping(j.flush.Mapping)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	runs, err := m.checkFlush(j.flush)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	// wire.AnyVersion and span.AnyVersion are one number.
+	done, err := m.span.Flush(ctx, int(j.flush.Block), j.flush.Base, runs, j.data.Slice(0, int64(j.flush.DataLen())))
+	version := s.count(m.span, j.header, err)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	return s.answer(j, wire.FlushReply{Block: done.Version, Span: version, Holders: uint32(done.Holders)}.Append(nil))
+}
+
+// checkFlush checks that a flush stays within a mapping that may be written,
+// and returns its runs.
+func (m *mapping) checkFlush(f wire.Flush) ([]span.Run, error) {
+	fail := func(code wire.Code, message string) ([]span.Run, error) {
+		return nil, &wire.Error{Code: code, Op: "flush", Span: m.span.Label(), Message: message}
+	}
+	switch {
+	case !m.write:
+		return fail(wire.WrongMode, "the mapping is read-only")
+	case m.shadow == nil:
+		return fail(wire.WrongMode, "the mapping is direct: flush it with a control request")
+	case len(f.Runs) == 0:
+		return fail(wire.Invalid, "no runs")
+	case f.Block >= uint64(m.span.Blocks()):
+		return fail(wire.OutOfRange, fmt.Sprintf("block %d of %d", f.Block, m.span.Blocks()))
+	}
+	start := int64(f.Block) * tier.BlockSize
+	last := f.Runs[len(f.Runs)-1]
+	first, end := start+int64(f.Runs[0].Offset), start+int64(last.Offset)+int64(last.Length)
+	if first < m.off || end > m.off+m.n {
+		return fail(wire.OutOfRange, fmt.Sprintf("bytes [%d, %d) are outside the mapping [%d, %d)", first, end, m.off, m.off+m.n))
+	}
+	runs := make([]span.Run, len(f.Runs))
+	for i, r := range f.Runs {
+		runs[i] = span.Run(r)
+	}
+	return runs, nil
+}
+
+func (s *session) span(handle uint64) (*span.Span, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sp := s.handles[handle]; sp != nil {
+		return sp, nil
+	}
+	return nil, &wire.Error{Code: wire.NotFound, Message: "the session has no such handle: open the span first"}
+}
+
+func (s *session) mapping(id uint64) (*mapping, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.mappings[id]; m != nil {
+		return m, nil
+	}
+	return nil, &wire.Error{Code: wire.NotMapped, Message: "the session has no such mapping: it was unmapped, or never mapped"}
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/wire"
+)
+
+// codes tells which code an error crosses the wire as. The first match counts.
+var codes = [...]struct {
+	err  error
+	code wire.Code
+}{
+	{span.ErrDebt, wire.Debt},
+	{span.ErrNotFound, wire.NotFound},
+	{span.ErrExists, wire.Exists},
+	{span.ErrRange, wire.OutOfRange},
+	{span.ErrInvalid, wire.Invalid},
+	{span.ErrFreed, wire.Freed},
+	{span.ErrLimit, wire.Limit},
+	{span.ErrNotHeld, wire.NotHeld},
+	{coherency.ErrDataLoss, wire.DataLoss},
+	{coherency.ErrConflict, wire.Conflict},
+	{coherency.ErrPinned, wire.Pinned},
+	{coherency.ErrLastCopy, wire.LastCopy},
+	{tier.ErrAbsent, wire.TierAbsent},
+	{tier.ErrBudget, wire.Budget},
+	{tier.ErrLost, wire.DataLoss},
+	{errGone, wire.Closed},
+	{os.ErrClosed, wire.Closed},
+	{context.Canceled, wire.Canceled},
+}
+
+// wireError turns an error into what the client is told.
+func wireError(err error) *wire.Error {
+	var we *wire.Error
+	if errors.As(err, &we) {
+		return we
+	}
+	we = &wire.Error{Code: wire.Internal, Message: err.Error()}
+	for _, c := range codes {
+		if errors.Is(err, c.err) {
+			we.Code = c.code
+			break
+		}
+	}
+	var placed *span.Error
+	if errors.As(err, &placed) {
+		we.Op, we.Span, we.Offset, we.Length = placed.Op, placed.Span, placed.Offset, placed.Length
+		we.Message = placed.Err.Error()
+	}
+	var loss *coherency.DataLossError
+	if errors.As(err, &loss) {
+		we.Version, we.Survivor = loss.Lost, loss.Survivor
+	}
+	return we
+}
+
+// replyError answers a request with an error. It returns one of its own if the
+// connection must end.
+func (s *session) replyError(h wire.Header, err error) error {
+	we := wireError(err)
+	if we.Code == wire.Internal {
+		s.log.Error("request failed", "kind", h.Kind, "error", err)
+	}
+	var prefix []byte
+	if h.Kind == wire.KindTransfer || h.Kind == wire.KindRead || h.Kind == wire.KindFlush {
+		prefix = wire.AppendResult(nil, we.Code.VkResult())
+	}
+	return s.conn.WriteFrame(wire.Header{Kind: h.Kind, Flags: wire.FlagReply | wire.FlagError, ID: h.ID}, prefix, we.Append(nil))
+}

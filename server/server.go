@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/host"
+	"github.com/memspan/memspan/tier/vram"
+	"github.com/memspan/memspan/wire"
+)
+
+// Config says what a Server offers. The zero value is a server of RAM alone.
+type Config struct {
+	// VRAM starts a worker for device memory; nil: no VRAM tier. On a machine
+	// without Vulkan the server goes on without it and logs why. Lost is the
+	// server's own; it must be nil.
+	VRAM *vram.Config
+	// HostBudget is the most RAM that spans may take, in bytes; 0: half of
+	// what the machine, or the control group, has.
+	HostBudget int64
+	// Token must be presented by sessions over TCP that have no client
+	// certificate. Without a token they are refused.
+	Token string
+	// IOTimeout ends a session whose peer makes no progress in the middle of
+	// a message; 0: 30 s. A slow link that moves is not ended.
+	IOTimeout time.Duration
+	// Limits bound what peers may ask for.
+	Limits Limits
+	// Logger takes the server's log; nil: none.
+	Logger *slog.Logger
+}
+
+// Limits bound what peers may ask for. Zero fields have the stated defaults.
+type Limits struct {
+	Sessions int   // connections at a time; 256
+	Spans    int   // 65536
+	SpanSize int64 // bytes; 1 TiB
+	Handles  int   // of one session; 4096
+	Mappings int   // of one session; 4096
+	Locks    int   // of one session, waiting ones included; 4096
+	Requests int   // control requests of one session under way; 256
+	Map      int64 // bytes of one shadow mapping; 32 GiB
+}
+
+func (l Limits) withDefaults() Limits {
+	set := func(p *int, n int) {
+		if *p == 0 {
+			*p = n
+		}
+	}
+	set(&l.Sessions, 256)
+	set(&l.Spans, 1<<16)
+	set(&l.Handles, 4096)
+	set(&l.Mappings, 4096)
+	set(&l.Locks, 4096)
+	set(&l.Requests, 256)
+	if l.SpanSize == 0 {
+		l.SpanSize = 1 << 40
+	}
+	if l.Map == 0 {
+		l.Map = 32 << 30
+	}
+	return l
+}
+
+// handshakeTimeout bounds the time from the connection to its first request.
+const handshakeTimeout = 10 * time.Second
+
+// A Server keeps spans and serves them to sessions. Its methods may be called
+// concurrently.
+type Server struct {
+	limits    Limits
+	ioTimeout time.Duration
+	token     [sha256.Size]byte
+	hasToken  bool
+	log       *slog.Logger
+
+	store *span.Store
+	host  *host.Tier
+	vram  *vram.Tier // nil: absent
+
+	nextOwner atomic.Uint64
+	nextName  atomic.Uint64
+	work      sync.WaitGroup // sessions and listeners
+
+	mu        sync.Mutex // guards what follows
+	sessions  map[*session]struct{}
+	listeners map[net.Listener]struct{}
+	closing   bool
+}
+
+// New starts a server without listeners. Shutdown ends it.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.IOTimeout == 0 {
+		cfg.IOTimeout = 30 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.HostBudget == 0 {
+		cfg.HostBudget = availableMemory() / 2
+	}
+	srv := &Server{
+		limits:    cfg.Limits.withDefaults(),
+		ioTimeout: cfg.IOTimeout,
+		token:     sha256.Sum256([]byte(cfg.Token)),
+		hasToken:  cfg.Token != "",
+		log:       cfg.Logger,
+		sessions:  make(map[*session]struct{}),
+		listeners: make(map[net.Listener]struct{}),
+	}
+	var others []tier.Tier
+	forget := func(*memfd.Region) {}
+	ready := make(chan struct{}) // closed when store is set
+	if cfg.VRAM != nil {
+		vc := *cfg.VRAM
+		vc.Lost = func() {
+			<-ready
+			if srv.store != nil {
+				srv.store.Lose(coherency.VRAM)
+			}
+		}
+		if vc.Logger == nil {
+			vc.Logger = cfg.Logger
+		}
+		t, err := vram.Start(ctx, vc)
+		switch {
+		case err == nil:
+			srv.vram = t
+			others = append(others, t)
+			forget = t.Forget
+		case errors.Is(err, tier.ErrAbsent):
+			srv.log.Warn("no VRAM tier", "reason", err)
+		default:
+			return nil, fmt.Errorf("server: VRAM tier: %w", err)
+		}
+	}
+	srv.host = host.New(cfg.HostBudget, forget)
+	store, err := span.NewStore(span.Config{
+		Host:     srv.host,
+		Others:   others,
+		MaxSpans: srv.limits.Spans,
+		MaxSize:  srv.limits.SpanSize,
+		Forget:   forget,
+		Staging:  srv.limits.Sessions * stagingPerSession,
+		Logger:   cfg.Logger,
+	})
+	srv.store = store
+	close(ready)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.closeTiers())
+	}
+	return srv, nil
+}
+
+// Device describes the GPU behind the VRAM tier; ok is false without one.
+func (srv *Server) Device() (info vram.DeviceInfo, ok bool) {
+	if srv.vram == nil {
+		return vram.DeviceInfo{}, false
+	}
+	return srv.vram.Device(), true
+}
+
+// Tiers returns the tiers that spans can live on.
+func (srv *Server) Tiers() coherency.TierMask { return srv.store.Tiers() }
+
+// Serve accepts sessions from ln until Shutdown is called or ctx ends, then
+// returns nil. It owns ln.
+//
+// A unix listener serves this process's user (and root), told by peer
+// credentials, and passes descriptors. A TCP listener must be wrapped by
+// TLSListener unless it listens on a loopback address; on either kind a
+// session needs the token, or over TLS a client certificate.
+func (srv *Server) Serve(ctx context.Context, ln net.Listener) error {
+	if err := srv.admissible(ln); err != nil {
+		ln.Close()
+		return err
+	}
+	srv.mu.Lock()
+	if srv.closing {
+		srv.mu.Unlock()
+		ln.Close()
+		return net.ErrClosed
+	}
+	srv.listeners[ln] = struct{}{}
+	srv.work.Add(1)
+	srv.mu.Unlock()
+	defer srv.work.Done()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			ln.Close()
+			srv.mu.Lock()
+			delete(srv.listeners, ln)
+			closing := srv.closing || ctx.Err() != nil
+			srv.mu.Unlock()
+			if closing || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("server: accept on %v: %w", ln.Addr(), err)
+		}
+		srv.start(ctx, nc)
+	}
+}
+
+// admissible refuses listeners that would put spans on a network unguarded.
+func (srv *Server) admissible(ln net.Listener) error {
+	addr, ok := ln.Addr().(*net.TCPAddr)
+	if !ok {
+		return nil
+	}
+	tl, encrypted := ln.(*tlsListener)
+	switch {
+	case !encrypted && !addr.IP.IsLoopback():
+		return fmt.Errorf("server: %v is not a loopback address: serve it with TLS", addr)
+	case !srv.hasToken && !(encrypted && tl.config.ClientAuth == tls.RequireAndVerifyClientCert):
+		return fmt.Errorf("server: %v: sessions over TCP need a token or client certificates", addr)
+	}
+	return nil
+}
+
+// start runs a session on nc, unless there are too many.
+func (srv *Server) start(ctx context.Context, nc net.Conn) {
+	s := newSession(srv, nc)
+	srv.mu.Lock()
+	refuse := wire.Code(0)
+	switch {
+	case srv.closing:
+		refuse = wire.Closed
+	case len(srv.sessions) >= srv.limits.Sessions:
+		refuse = wire.Limit
+	default:
+		srv.sessions[s] = struct{}{}
+		srv.work.Add(1)
+	}
+	srv.mu.Unlock()
+	if refuse != 0 {
+		// Nothing is said: a peer that has not proved anything yet must not
+		// cost a write that may block.
+		srv.log.Warn("session refused", "peer", nc.RemoteAddr(), "reason", refuse)
+		nc.Close()
+		return
+	}
+	go func() {
+		defer srv.work.Done()
+		s.serve(ctx)
+		srv.mu.Lock()
+		delete(srv.sessions, s)
+		srv.mu.Unlock()
+	}()
+}
+
+// Shutdown stops accepting, tells sessions that the server is closing, lets
+// work in flight end and mappings be flushed until ctx ends, closes all
+// sessions and frees all spans. It must be called once.
+func (srv *Server) Shutdown(ctx context.Context) error {
+	srv.mu.Lock()
+	srv.closing = true
+	for ln := range srv.listeners {
+		ln.Close()
+	}
+	var draining sync.WaitGroup
+	for s := range srv.sessions {
+		draining.Go(func() { s.drain(ctx) })
+	}
+	srv.mu.Unlock()
+	draining.Wait()
+	srv.work.Wait()
+	return errors.Join(srv.store.Close(), srv.closeTiers())
+}
+
+func (srv *Server) closeTiers() error {
+	err := srv.host.Close()
+	if srv.vram != nil {
+		err = errors.Join(err, srv.vram.Close())
+	}
+	return err
+}
+
+// sameUser reports whether a peer on a unix socket may use this server.
+func sameUser(conn *net.UnixConn) error {
+	uid, _, pid, err := fdpass.PeerCred(conn)
+	if err != nil {
+		return fmt.Errorf("peer credentials: %w", err)
+	}
+	if int(uid) != os.Getuid() && uid != 0 {
+		return fmt.Errorf("process %d runs as user %d, this server serves user %d only", pid, uid, os.Getuid())
+	}
+	return nil
+}

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// A session is one connection's handles, mappings and locks; all of it goes
+// when the connection goes.
+//
+// The goroutine of serve reads frames. Data frames are carried out in order:
+// small ones there, large ones on the lane, so that the next is received while
+// one is stored. Each control request has a goroutine.
+type session struct {
+	srv   *Server
+	raw   net.Conn // as accepted
+	owner span.Owner
+	log   *slog.Logger
+
+	// Set by the handshake, immutable once established is closed.
+	established chan struct{}
+	ended       chan struct{} // closed when serve returns
+	conn        *wire.Conn
+	direct      bool
+	local       bool // nobody but this machine's user can be on the other side
+
+	prefix   []byte // of the data frame being received; readFrames' own
+	lane     chan *dataJob
+	laneBusy sync.WaitGroup
+	queued   counter // jobs in the lane
+
+	requests sync.WaitGroup // control goroutines
+
+	mu       sync.Mutex // guards what follows
+	handles  map[uint64]*span.Span
+	mappings map[uint64]*mapping
+	locks    map[uint64]heldLock
+	waiting  int                                // for locks
+	cancels  map[uint64]context.CancelCauseFunc // control requests under way, by request id
+	pending  map[*span.Span]bool                // changed by frames of a write whose last is to come
+	draining bool
+	quiet    chan struct{} // closed when draining and nothing is left to wait for
+}
+
+// A mapping is what a client has mapped.
+type mapping struct {
+	span   *span.Span
+	off, n int64
+	direct *span.Direct // or nil
+	shadow *span.Shadow // or nil
+	write  bool
+}
+
+// A heldLock is a lock of the session.
+type heldLock struct {
+	span *span.Span
+	id   span.LockID
+}
+
+// stagingPerSession bounds the blocks that a session has between its
+// connection and a tier: those in the lane, one being received, one being
+// carried out, and one that an operation may need beside them.
+const (
+	laneLength        = 3
+	stagingPerSession = laneLength + 3
+)
+
+func newSession(srv *Server, nc net.Conn) *session {
+	owner := span.Owner(srv.nextOwner.Add(1))
+	return &session{
+		srv:         srv,
+		raw:         nc,
+		owner:       owner,
+		log:         srv.log.With("session", uint64(owner)),
+		lane:        make(chan *dataJob, laneLength),
+		handles:     make(map[uint64]*span.Span),
+		mappings:    make(map[uint64]*mapping),
+		locks:       make(map[uint64]heldLock),
+		cancels:     make(map[uint64]context.CancelCauseFunc),
+		pending:     make(map[*span.Span]bool),
+		quiet:       make(chan struct{}),
+		established: make(chan struct{}),
+		ended:       make(chan struct{}),
+	}
+}
+
+// serve runs the session to its end.
+func (s *session) serve(ctx context.Context) {
+	// The session outlives the context that Serve was given: Shutdown ends it
+	// in good order.
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer close(s.ended)
+	defer s.raw.Close()
+	start := time.Now()
+	if err := s.handshake(ctx); err != nil {
+		s.log.Warn("handshake failed", "peer", s.raw.RemoteAddr(), "error", err)
+		return
+	}
+	close(s.established)
+	s.log.Debug("session begins", "peer", s.raw.RemoteAddr(), "handshake", time.Since(start))
+	s.laneBusy.Go(func() {
+		for j := range s.lane {
+			if err := s.carryOut(ctx, j); err != nil {
+				s.raw.Close() // the reply could not be written
+			}
+			s.queued.add(-1)
+			s.mu.Lock()
+			s.settle()
+			s.mu.Unlock()
+		}
+	})
+	err := s.readFrames(ctx)
+	// No reply can be wanted any more: end what waits.
+	cancel(errGone)
+	s.conn.Close()
+	close(s.lane)
+	s.laneBusy.Wait()
+	s.requests.Wait()
+	s.cleanUp()
+	s.log.Debug("session ends", "reason", err)
+}
+
+var errGone = fmt.Errorf("the connection is gone: %w", net.ErrClosed)
+
+// handshake makes the connection ready and reads the client's hello.
+func (s *session) handshake(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
+	defer stop()
+
+	trusted := false
+	cfg := wire.Config{IOTimeout: s.srv.ioTimeout}
+	nc := s.raw
+	switch raw := s.raw.(type) {
+	case *net.UnixConn:
+		if err := sameUser(raw); err != nil {
+			return err
+		}
+		nc = fdpass.New(raw)
+		trusted, s.direct, s.local = true, true, true
+	case *tlsConn:
+		keepAlive(raw.Conn)
+		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.config)
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return err
+		}
+		trusted = len(tc.ConnectionState().VerifiedChains) > 0
+		nc = tc
+	default:
+		keepAlive(raw)
+		cfg.Sums = true
+	}
+	s.conn = wire.NewConn(nc, cfg)
+
+	h, err := s.conn.ReadHeader()
+	if err != nil {
+		var version *wire.VersionError
+		if errors.As(err, &version) {
+			s.refuse(wire.Header{Kind: wire.KindHello}, wire.BadVersion,
+				fmt.Sprintf("this server speaks protocol version %d, the client %d; use the same release on both sides", wire.Version, version.Got))
+		}
+		return err
+	}
+	var hello control.Hello
+	if h.Kind != wire.KindHello {
+		return fmt.Errorf("first frame is of kind %d, want hello", h.Kind)
+	}
+	if err := s.readJSON(h, &hello); err != nil {
+		return err
+	}
+	if hello.Protocol != wire.Version {
+		s.refuse(h, wire.BadVersion,
+			fmt.Sprintf("this server speaks protocol version %d, the client %d; use the same release on both sides", wire.Version, hello.Protocol))
+		return fmt.Errorf("client speaks protocol version %d", hello.Protocol)
+	}
+	if !trusted && !s.authentic(hello.Token) {
+		s.refuse(h, wire.Unauthenticated, "the token is missing or wrong; give the one that the server was started with (--token-file)")
+		return errors.New("token is missing or wrong")
+	}
+	compress := hello.Compress && !s.local
+	err = s.reply(h, control.Welcome{
+		Protocol:  wire.Version,
+		Session:   uint64(s.owner),
+		BlockSize: tier.BlockSize,
+		Tiers:     s.srv.store.Tiers(),
+		Direct:    s.direct,
+		Compress:  compress,
+		MaxSpan:   s.srv.limits.SpanSize,
+		MaxMap:    s.srv.limits.Map,
+	})
+	if err == nil && compress {
+		s.conn.SetCompress(true)
+	}
+	return err
+}
+
+// keepAlive finds peers that vanished without a word within two minutes.
+func keepAlive(nc net.Conn) {
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6})
+	}
+}
+
+func (s *session) authentic(token string) bool {
+	got := sha256.Sum256([]byte(token))
+	return s.srv.hasToken && subtle.ConstantTimeCompare(got[:], s.srv.token[:]) == 1
+}
+
+// readFrames serves requests until the connection ends or breaks the rules.
+func (s *session) readFrames(ctx context.Context) error {
+	for {
+		h, err := s.conn.ReadHeader()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		switch h.Kind {
+		case wire.KindControl:
+			err = s.startControl(ctx, h)
+		case wire.KindTransfer, wire.KindRead, wire.KindFlush:
+			err = s.startData(ctx, h)
+		default:
+			err = fmt.Errorf("frame of kind %d from a client", h.Kind)
+		}
+		if err != nil {
+			s.log.Warn("session broken off", "peer", s.raw.RemoteAddr(), "error", err)
+			return err
+		}
+	}
+}
+
+// readJSON reads the payload of a frame.
+func (s *session) readJSON(h wire.Header, v any) error {
+	if h.Prefix != 0 {
+		return fmt.Errorf("a JSON message behind a prefix of %d bytes", h.Prefix)
+	}
+	buf := make([]byte, h.Raw)
+	if err := s.conn.ReadData(buf); err != nil {
+		return err
+	}
+	return json.Unmarshal(buf, v)
+}
+
+// reply answers a control request, passing files beside the frame.
+func (s *session) reply(h wire.Header, v any) error {
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.conn.WriteFrame(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, nil, payload)
+}
+
+func (s *session) refuse(h wire.Header, code wire.Code, message string) error {
+	return s.replyError(h, &wire.Error{Code: code, Message: message})
+}
+
+// newHandle returns a number that no other handle of the session has and that
+// nobody can guess. The caller holds mu.
+func newHandle[V any](taken map[uint64]V) uint64 {
+	for {
+		var raw [8]byte
+		rand.Read(raw[:])
+		h := binary.LittleEndian.Uint64(raw[:])
+		if _, dup := taken[h]; h != 0 && !dup {
+			return h
+		}
+	}
+}
+
+// drain tells the client that the server is closing, waits until nothing is
+// under way and nothing is mapped, or ctx ends, and closes the connection.
+func (s *session) drain(ctx context.Context) {
+	defer s.raw.Close()
+	select {
+	case <-s.established:
+	default:
+		return
+	}
+	s.event(control.Event{Event: control.EventClosing, Message: "the server is stopping"})
+	s.mu.Lock()
+	s.draining = true
+	s.settle()
+	s.mu.Unlock()
+	select {
+	case <-s.quiet:
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+}
+
+// settle closes quiet if the session is draining and has nothing left to do.
+// The caller holds mu and calls it whenever something ended.
+func (s *session) settle() {
+	if !s.draining || len(s.cancels) > 0 || len(s.mappings) > 0 || s.queued.load() > 0 {
+		return
+	}
+	select {
+	case <-s.quiet:
+	default:
+		close(s.quiet)
+	}
+}
+
+// event tells the client something unasked. A client that does not listen is
+// not waited for: its connection ends when the write stalls.
+func (s *session) event(e control.Event) {
+	payload, err := json.Marshal(e)
+	if err != nil {
+		return
+	}
+	if err := s.conn.WriteFrame(wire.Header{Kind: wire.KindEvent}, nil, payload); err != nil {
+		s.log.Debug("event not delivered", "event", e.Event, "error", err)
+	}
+}
+
+// cleanUp gives back everything the client held. What it did not end itself it
+// left behind: locks are passed on as abandoned, blocks of writable direct
+// mappings are committed as unclean.
+func (s *session) cleanUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.mappings {
+		if err := m.close(context.Background(), true); err != nil && !errors.Is(err, span.ErrFreed) {
+			s.log.Error("releasing a dead client's mapping", "error", err)
+		}
+	}
+	for _, l := range s.locks {
+		l.span.UnlockAll(s.owner, true)
+	}
+	for _, sp := range s.handles {
+		sp.Forsake()
+	}
+}
+
+// close ends a mapping; died says that the client did not.
+func (m *mapping) close(ctx context.Context, died bool) error {
+	if m.direct != nil {
+		_, err := m.direct.Close(ctx, died)
+		return err
+	}
+	m.shadow.Close()
+	return nil
+}
+
+// passFile sends a reply with a descriptor beside it.
+func (s *session) passFile(h wire.Header, v any, f *os.File) error {
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.conn.WriteFrameFiles(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, payload, f)
+}
