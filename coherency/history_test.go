@@ -42,7 +42,7 @@ func TestHistories(t *testing.T) {
 					continue
 				}
 			case opWrite, opWriteWhole:
-				if x.writes == 62 { // the model's content has no bit for another
+				if x.writes == maxWrites {
 					continue
 				}
 			case opPinProbe:

@@ -7,8 +7,8 @@ import "fmt"
 // AnyVersion as BeginWrite's expectation matches every version.
 const AnyVersion = ^uint64(0)
 
-// maxBlocks bounds Config.Blocks: 2 PiB of 1 MiB blocks.
-const maxBlocks = 1 << 31
+// maxBlocks bounds Config.Blocks: 1 PiB of 1 MiB blocks.
+const maxBlocks = 1 << 30
 
 // Config says what a Manager directs.
 type Config struct {
@@ -20,7 +20,7 @@ type Config struct {
 	Home Agent
 	// Policy says which agents Commit asks to be pushed to.
 	Policy WritePolicy
-	// Blocks is how many blocks the span has, 1 to 1<<31.
+	// Blocks is how many blocks the span has, 1 to 1<<30.
 	Blocks int
 	// Zeroed are the agents whose storage already reads as zeros: they hold
 	// version 0 of every block.

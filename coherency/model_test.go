@@ -13,7 +13,10 @@ import (
 // unknown content is equal to no version's.
 type content uint64
 
-const torn content = 1 << 63
+const (
+	torn      content = 1 << 63
+	maxWrites         = 62 // of one block in one history
+)
 
 type world struct {
 	m      *Manager
@@ -449,6 +452,9 @@ func (w *world) committed(b int, a Agent, c Commit, before *BlockInfo) error {
 	t := x.writing[a]
 	if !t.active {
 		return errors.New("a write was committed that nobody began")
+	}
+	if x.writes == maxWrites {
+		return errors.New("the model has no bit for another write")
 	}
 	bit := content(1) << x.writes
 	x.writes++

@@ -2,7 +2,10 @@
 
 package coherency
 
-import "testing"
+import (
+	"math"
+	"testing"
+)
 
 var guardNames = [guardCount]string{
 	oneWriter: "oneWriter", writeCurrent: "writeCurrent", writeExpected: "writeExpected",
@@ -28,7 +31,7 @@ func TestMutations(t *testing.T) {
 		}
 		t.Run(guardNames[g], func(t *testing.T) {
 			for _, machine := range machines[:2] {
-				states, _, err := search(machine.c, g, 2)
+				states, _, err := search(machine.c, g, math.MaxInt)
 				if err != nil {
 					t.Logf("%s, after %d states: %v", machine.name, states, err)
 					return
