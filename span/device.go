@@ -299,7 +299,7 @@ func (s *Span) transferBlock(ctx context.Context, b int, src, dst coherency.Agen
 		if err != nil {
 			return err
 		}
-		done, err := s.push(ctx, b, c)
+		done, err := s.push(ctx, b, src, c)
 		if err := res.add(done, true, err); err != nil {
 			return err
 		}
@@ -376,9 +376,6 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 	defer s.unlockBlock(b, true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a == hostAgent && s.mapped(b) {
-		return fmt.Errorf("%w: clients have it mapped", coherency.ErrPinned)
-	}
 	for {
 		c, done, err := s.dir.Evict(b, a)
 		if err != nil {
@@ -392,16 +389,6 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 			return err
 		}
 	}
-}
-
-// mapped reports whether a direct mapping covers block b; the caller holds mu.
-func (s *Span) mapped(b int) bool {
-	for d := range s.direct {
-		if d.covers(b) {
-			return true
-		}
-	}
-	return false
 }
 
 // Accept ends every loss of the span: what survives of each lost block, or

@@ -27,6 +27,11 @@ type Direct struct {
 	onFree   func()
 
 	closeOnce sync.Once
+
+	// Which of RAM's copies the mapping keeps from being evicted; guarded by
+	// the span's mu.
+	pinnedAll bool
+	pinned    []int
 }
 
 // MapDirect brings bytes [off, off+n) to RAM and keeps them there. If they are
@@ -50,17 +55,38 @@ func (s *Span) MapDirect(ctx context.Context, off, n int64, writable bool, onFre
 		s.direct = make(map[*Direct]struct{})
 	}
 	s.direct[d] = struct{}{}
-	here := s.dir.ValidBlocks(hostAgent) == s.Blocks() && len(s.busy) == 0
+	if len(s.busy) == 0 && s.dir.PinAll(hostAgent) == nil {
+		d.pinnedAll = true
+	}
 	s.mu.Unlock()
 	s.host.Share()
-	if here {
+	if d.pinnedAll {
 		return d, nil
 	}
-	if err := d.Invalidate(ctx); err != nil {
+	if err := d.blocks(ctx, Extent{off, n}, d.pin); err != nil {
 		d.close()
 		return nil, s.fail("map", off, n, err)
 	}
 	return d, nil
+}
+
+// pin brings block b to RAM and keeps it there.
+func (d *Direct) pin(ctx context.Context, b int) error {
+	s := d.span
+	if err := s.lockBlock(ctx, b, true); err != nil {
+		return err
+	}
+	defer s.unlockBlock(b, true)
+	if err := s.fetch(ctx, b, hostAgent); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.dir.Pin(b, hostAgent); err != nil {
+		return err
+	}
+	d.pinned = append(d.pinned, b)
+	return nil
 }
 
 // Invalidate makes others' commits visible in the extents (none: the whole
@@ -236,7 +262,7 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 		s.dir.MarkUnclean(b)
 	}
 	s.mu.Unlock()
-	c, err = s.push(ctx, b, commit)
+	c, err = s.push(ctx, b, hostAgent, commit)
 	return c, true, err
 }
 
@@ -265,6 +291,13 @@ func (d *Direct) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.direct, d)
+	if d.pinnedAll {
+		s.dir.UnpinAll(hostAgent)
+	}
+	for _, b := range d.pinned {
+		s.dir.Unpin(b, hostAgent)
+	}
+	d.pinnedAll, d.pinned = false, nil
 }
 
 // revoke tells the mapping's owner that the span is gone. The caller holds the

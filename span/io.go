@@ -196,7 +196,7 @@ func (s *Span) changeLocked(ctx context.Context, b int, base uint64, runs []Run,
 	}
 	s.record(b, c.Version, runs)
 	s.mu.Unlock()
-	return s.push(ctx, b, c)
+	return s.push(ctx, b, a, c)
 }
 
 // record notes a commit of block b for those that may flush against an older
@@ -313,14 +313,17 @@ func (s *Span) carry(ctx context.Context, c coherency.Copy) error {
 	return dst.Write(ctx, c.Block, 0, staging.Slice(0, n))
 }
 
-// push brings a committed version to the agents that the policy names. If it
-// cannot, the version stands, the debt is tried again later, and the error is
-// ErrDebt.
-func (s *Span) push(ctx context.Context, b int, c coherency.Commit) (Committed, error) {
+// push brings a version that was committed at agent from to the agents that
+// the policy names. If it cannot, the version stands, the copy is tried again
+// later, and the error is ErrDebt.
+func (s *Span) push(ctx context.Context, b int, from coherency.Agent, c coherency.Commit) (Committed, error) {
 	var errs []error
 	for a := range c.Push.All() {
 		if err := s.fetch(ctx, b, a); err != nil {
 			errs = append(errs, fmt.Errorf("copy to %s: %w", s.store.agents[a].Tier, err))
+			s.mu.Lock()
+			s.due.Queue(coherency.Sync{Block: b, From: from, Target: a, Version: c.Version})
+			s.mu.Unlock()
 		}
 	}
 	s.mu.Lock()
@@ -350,18 +353,31 @@ func (s *Span) Version() uint64 {
 	return s.version
 }
 
-// owes reports whether the policy asks for a version at home that home does
-// not hold.
-func (s *Span) owes() bool {
+// retryDue tries again what push could not do. It reports whether something is
+// still due.
+func (s *Span) retryDue(ctx context.Context) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.freed || s.Policy == coherency.WriteBack {
-		return false
+	due := s.due.Drain()
+	s.mu.Unlock()
+	var errs []error
+	for _, d := range due {
+		err := s.fetchBlock(ctx, d.Block, d.Target)
+		if errors.Is(err, ErrFreed) {
+			return false
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("copy to %s: %w", s.store.agents[d.Target].Tier, err))
+			s.mu.Lock()
+			s.due.Queue(d)
+			s.mu.Unlock()
+		}
 	}
-	for range s.dir.Debts() {
-		return true
+	if len(due) > 0 {
+		s.mu.Lock()
+		s.lastErr = errors.Join(errs...)
+		s.mu.Unlock()
 	}
-	return false
+	return len(errs) > 0
 }
 
 // payDebt makes home hold every version committed before.

@@ -39,7 +39,8 @@ type Span struct {
 	writers int              // shadow mappings that may flush against an old version
 	history map[int]*history // while writers > 0
 	shadows int
-	lastErr error // of paying a debt
+	due     coherency.SyncQueue // copies that a policy asked for and a tier refused
+	lastErr error               // why
 }
 
 // build makes the span's storage and directory. The caller of add holds mu;

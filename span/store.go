@@ -341,7 +341,7 @@ func (st *Store) payDebts(ctx context.Context) {
 		}
 		owing := false
 		for _, s := range st.List() {
-			if s.owes() && s.payDebt(ctx) != nil {
+			if s.retryDue(ctx) {
 				owing = true
 			}
 		}
