@@ -155,28 +155,24 @@ func (r *Region) Resident() (int64, error) {
 	return st.Blocks * 512, nil
 }
 
-// NextData returns the first piece of [off, end) whose pages exist. Bytes
-// between the pieces read as zeros, and finding that out here does not make
-// them cost memory. If no page exists, it returns end, end.
-func (r *Region) NextData(off, end int64) (lo, hi int64, err error) {
+// NextData returns the offset of the first byte of [off, end) whose page
+// exists, or end. Bytes before it read as zeros, and finding that out here does
+// not make them cost memory.
+func (r *Region) NextData(off, end int64) (int64, error) {
 	if off < 0 || end > r.Size() || off > end {
-		return 0, 0, fmt.Errorf("memfd: data of [%d, %d) in %d bytes", off, end, r.Size())
+		return 0, fmt.Errorf("memfd: data of [%d, %d) in %d bytes", off, end, r.Size())
 	}
 	if off == end {
-		return end, end, nil
+		return end, nil
 	}
-	lo, err = unix.Seek(int(r.file.Fd()), off, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) || err == nil && lo >= end {
-		return end, end, nil
+	at, err := unix.Seek(int(r.file.Fd()), off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return end, nil
 	}
 	if err != nil {
-		return 0, 0, os.NewSyscallError("lseek(SEEK_DATA)", err)
+		return 0, os.NewSyscallError("lseek(SEEK_DATA)", err)
 	}
-	hi, err = unix.Seek(int(r.file.Fd()), lo, unix.SEEK_HOLE)
-	if err != nil {
-		return 0, 0, os.NewSyscallError("lseek(SEEK_HOLE)", err)
-	}
-	return lo, min(hi, end), nil
+	return min(at, end), nil
 }
 
 // Close unmaps the memory, aliases too, and closes the descriptor. The pages

@@ -46,7 +46,7 @@ func (r *Region) Alias(int64) ([]byte, error) { return nil, errNeedsLinux }
 func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
 
 // NextData fails on this system.
-func (r *Region) NextData(int64, int64) (lo, hi int64, err error) { return 0, 0, errNeedsLinux }
+func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux }
 
 // MapRange fails on this system.
 func MapRange(*os.File, int64, int64, bool) ([]byte, error) { return nil, errNeedsLinux }

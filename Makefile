@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make demo     install what is missing, build, and show it working
+#   make build    bin/memspan
+#   make test     everything that must hold before a change goes in
+
+GO          ?= go
+STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME    ?= 20s
+COUNT       ?= 5
+BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+# What client programs import must compile where the daemon does not run.
+PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./internal/...
+
+.PHONY: all build build-static setup demo test race e2e lint vet generate bench fuzz cover clean
+.NOTPARALLEL:
+
+all: build
+
+build:
+	$(BUILD) -o bin/memspan ./cmd/memspan
+
+# Fully static, without the VRAM tier: opening Vulkan links the C library.
+build-static:
+	$(BUILD) -tags novulkan -o bin/memspan-static ./cmd/memspan
+
+setup:
+	scripts/setup
+
+demo: setup build
+	bin/memspan demo -v
+
+test:
+	scripts/setup test
+	$(MAKE) generate-check lint race e2e
+
+race:
+	$(GO) test -race ./...
+
+# The command's scripts once more, with the binaries that are shipped.
+e2e: build build-static
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 -run '^TestScript$$' ./cmd/memspan
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 -run '^TestScript$$' ./cmd/memspan
+
+lint: vet
+	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	if [ -n "$$files" ]; then echo "gofmt these:"; echo "$$files"; exit 1; fi
+	$(STATICCHECK) ./...
+	$(STATICCHECK) -tags novulkan ./...
+	$(GO) mod tidy -diff
+
+vet:
+	$(GO) vet ./...
+	$(GO) vet -tags novulkan ./...
+	GOARCH=arm64 $(GO) vet ./...
+	GOOS=darwin $(GO) vet $(PORTABLE)
+	GOOS=windows $(GO) vet $(PORTABLE)
+
+generate:
+	$(GO) generate ./...
+
+.PHONY: generate-check
+generate-check:
+	@before=$$(git diff | git hash-object --stdin); \
+	$(GO) generate ./... || exit 1; \
+	if [ "$$(git diff | git hash-object --stdin)" != "$$before" ]; then \
+		echo "generated files were not up to date: look at git diff"; exit 1; fi
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...
+
+# Every fuzz target for a short while.
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "== $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+cover:
+	$(GO) test -coverprofile cover.out ./...
+	$(GO) tool cover -func cover.out | tail -1
+
+clean:
+	rm -rf bin cover.out

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memspan
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"sync"
+
+	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/mapping"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// A Client is a connection to a server. Its methods may be called
+// concurrently. What it opened, mapped and locked ends with it.
+type Client struct {
+	link      *link
+	pool      *mapping.Pool
+	tracking  Tracking
+	blockSize int64
+	tiers     TierMask
+	blocks    sync.Pool // *[]byte of blockSize
+
+	mu       sync.Mutex // guards what follows
+	mappings map[uint64]*Mapping
+	stopping error // set once the server has said that it is
+}
+
+func newClient(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, w control.Welcome, o Options) *Client {
+	c := &Client{
+		pool:      mapping.NewPool(max(0, o.ShadowPool)),
+		tracking:  o.Tracking,
+		blockSize: w.BlockSize,
+		tiers:     w.Tiers,
+		mappings:  make(map[uint64]*Mapping),
+	}
+	c.blocks.New = func() any { b := make([]byte, c.blockSize); return &b }
+	c.link = newLink(conn, fds, queue, o.IOTimeout, c.event)
+	return c
+}
+
+// start lets answers and events come in.
+func (c *Client) start() {
+	c.link.start()
+	c.link.work.Go(func() { // the mappings learn that they are alone
+		<-c.link.lost
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, m := range c.mappings {
+			m.end(c.link.lostErr())
+		}
+	})
+}
+
+// event takes in what the server says unasked.
+func (c *Client) event(e control.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch e.Event {
+	case control.EventClosing:
+		c.stopping = &Error{Code: ErrClosed, Message: e.Message}
+		for _, m := range c.mappings {
+			m.end(c.stopping)
+		}
+	case control.EventFreed:
+		if m := c.mappings[e.Mapping]; m != nil {
+			m.end(&Error{Code: ErrFreed, Span: m.span.label(), Message: e.Message})
+		}
+	}
+}
+
+// Close ends the connection: handles, locks and mappings end for the server.
+// What was not flushed is not stored. The memory of mappings stays valid until
+// they are unmapped or discarded. Close is idempotent.
+func (c *Client) Close() error {
+	c.link.close(&Error{Code: ErrClosed, Message: "the client was closed", Err: net.ErrClosed})
+	return c.pool.Close()
+}
+
+// Done is closed when the connection is gone, whoever ended it.
+func (c *Client) Done() <-chan struct{} { return c.link.lost }
+
+// Err returns nil while the connection lasts, and then why it ended: an error
+// that is ErrClosed after Close, ErrPeerLost otherwise.
+func (c *Client) Err() error { return c.link.lostErr() }
+
+// Tiers returns the tiers that the server has.
+func (c *Client) Tiers() TierMask { return c.tiers }
+
+// Traffic returns what the connection has carried so far. Its Frames tell the
+// requests and answers apart by kind, as in Sent.Frames[wire.KindRead].
+func (c *Client) Traffic() Traffic { return c.link.wire.Stats() }
+
+// ask sends a control request and decodes the answer.
+func ask[R any](ctx context.Context, c *Client, op control.Op, args any) (reply R, err error) {
+	data, err := c.link.control(ctx, op, args, nil)
+	if err != nil {
+		return reply, err
+	}
+	if err := json.Unmarshal(data, &reply); err != nil {
+		c.link.fail(peerLost(protocolError("answer to %s: %w", op, err)))
+		return reply, c.link.lostErr()
+	}
+	return reply, nil
+}
+
+// nothing is the answer to operations that have nothing to say.
+type nothing struct{}
+
+// Alloc makes a span and opens it. A span with a name stays until it is freed;
+// one without goes with the last handle to it.
+func (c *Client) Alloc(ctx context.Context, cfg SpanConfig) (*Span, error) {
+	tier := cfg.Tier.or(Host)
+	o, err := ask[control.Opened](ctx, c, control.OpAlloc, control.Alloc{
+		Name:      cfg.Name,
+		Size:      cfg.Size,
+		Tier:      tier,
+		Home:      cfg.Home.or(tier),
+		Policy:    cfg.Policy,
+		Placement: cfg.Placement,
+	})
+	if err != nil {
+		return nil, failed("alloc", cfg.Name, 0, cfg.Size, err)
+	}
+	return &Span{client: c, handle: o.Handle, info: o.Span}, nil
+}
+
+// Open opens the span of the given name, or of the given id in hexadecimal.
+func (c *Client) Open(ctx context.Context, name string) (*Span, error) {
+	o, err := ask[control.Opened](ctx, c, control.OpOpen, control.Open{Name: name})
+	if err != nil {
+		return nil, failed("open", name, 0, 0, err)
+	}
+	return &Span{client: c, handle: o.Handle, info: o.Span}, nil
+}
+
+// List describes all spans of the server.
+func (c *Client) List(ctx context.Context) ([]SpanStat, error) {
+	list, err := ask[[]SpanStat](ctx, c, control.OpList, nil)
+	return list, failed("list", "", 0, 0, err)
+}
+
+// Stats describes the server as a whole.
+func (c *Client) Stats(ctx context.Context) (Stats, error) {
+	st, err := ask[Stats](ctx, c, control.OpStats, nil)
+	return st, failed("stats", "", 0, 0, err)
+}
+
+// Sync is a barrier over all spans of the server: when it returns, every stale
+// copy is up to date, and every span's home is. It returns the epoch that
+// ended.
+func (c *Client) Sync(ctx context.Context) (epoch uint64, err error) {
+	s, err := ask[control.Synced](ctx, c, control.OpSync, control.Sync{})
+	return s.Epoch, failed("sync", "", 0, 0, err)
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/userfault"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/vram"
+)
+
+// Bounds on what doctor waits for: a driver may compile shaders when it is
+// first loaded, a daemon answers at once.
+const (
+	deviceTimeout = 30 * time.Second
+	daemonTimeout = 3 * time.Second
+)
+
+// diagnose runs all checks. Each stands alone, so that one that fails hides no
+// other.
+func diagnose(ctx context.Context, opts *options) *diagnosis {
+	d := &diagnosis{OK: true, Version: thisVersion(), Devices: []vram.DeviceInfo{}}
+	devices, vulkan := checkVulkan(ctx)
+	d.Devices = append(d.Devices, devices...)
+	d.Checks = []check{
+		vulkan,
+		checkSharing(),
+		checkTracking(),
+		checkKernel(),
+		checkMemory(),
+		checkControlGroup(),
+		checkLimit("open files", "Max open files", 1024, 4096,
+			"each direct mapping keeps a descriptor open", "ulimit -n 65536"),
+		checkLimit("locked memory", "Max locked memory", 64<<10, 0,
+			"GPU drivers pin memory they import", "ulimit -l unlimited"),
+		checkNumber("memory maps", "/proc/sys/vm/max_map_count", 65530,
+			"each mapping takes up to three", "sudo sysctl -w vm.max_map_count=262144"),
+		checkNumber("TCP receive buffer", "/proc/sys/net/ipv4/tcp_rmem", 4<<20,
+			"more keeps long links busy", "sudo sysctl -w net.ipv4.tcp_rmem='4096 131072 33554432'"),
+		checkNumber("TCP send buffer", "/proc/sys/net/ipv4/tcp_wmem", 4<<20,
+			"more keeps long links busy", "sudo sysctl -w net.ipv4.tcp_wmem='4096 65536 33554432'"),
+		checkDaemon(ctx, opts),
+	}
+	for _, c := range d.Checks {
+		if c.State == stateEssential {
+			d.OK = false
+		}
+	}
+	return d
+}
+
+func checkVulkan(ctx context.Context) ([]vram.DeviceInfo, check) {
+	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
+	defer cancel()
+	c := check{Name: "Vulkan", State: stateAbsent, Meaning: "no VRAM tier: spans live in RAM"}
+	devices, err := vram.Probe(ctx, vram.Config{})
+	switch {
+	case err == nil && len(devices) > 0:
+		c.State, c.Found = stateOK, countOf(len(devices), "device")
+		c.Meaning = "spans can live in device memory"
+	case err == nil:
+		c.Found = "a loader without devices"
+		c.Fix = "sudo apt-get install mesa-vulkan-drivers, or your GPU vendor's driver"
+	case errors.Is(err, tier.ErrAbsent):
+		c.Found = err.Error()
+		c.Fix = "sudo apt-get install libvulkan1 mesa-vulkan-drivers"
+	default:
+		c.Found = err.Error()
+		c.Fix = "see why the driver fails: memspan serve --log-level debug"
+	}
+	return devices, c
+}
+
+func countOf(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// checkSharing makes sealed shared memory and maps it once more, as a client
+// does.
+func checkSharing() check {
+	c := check{Name: "memfd with seals", State: stateEssential, Meaning: "no memory can be shared between processes",
+		Fix: "use Linux 3.17 or later, and a sandbox that allows memfd_create"}
+	region, err := memfd.Create("memspan-doctor", int64(os.Getpagesize()))
+	if err != nil {
+		c.Found = err.Error()
+		return c
+	}
+	defer region.Close()
+	f, err := region.ReadOnly()
+	if err != nil {
+		// Everything but read-only mappings needs no /proc.
+		c.State, c.Found = stateLimited, err.Error()
+		c.Meaning, c.Fix = "read-only mappings cannot be shared", "mount -t proc proc /proc"
+		return c
+	}
+	f.Close()
+	return check{Name: c.Name, State: stateOK, Found: "works", Meaning: "programs on this machine map spans without a copy"}
+}
+
+func checkTracking() check {
+	c := check{Name: "userfaultfd, PAGEMAP_SCAN", State: stateOK, Found: "works",
+		Meaning: "remote mappings find written pages at once"}
+	if err := userfault.Probe(); err != nil {
+		c.State, c.Found = stateLimited, err.Error()
+		c.Meaning = "remote mappings compare all their bytes to find written ones"
+		c.Fix = "use Linux 6.7 or later, and a sandbox that allows userfaultfd"
+	}
+	return c
+}
+
+func checkKernel() check {
+	release := readLine("/proc/sys/kernel/osrelease")
+	c := check{Name: "kernel", State: stateOK, Found: release, Meaning: "has all that memspan uses"}
+	major, minor, ok := kernelVersion(release)
+	switch {
+	case !ok:
+		c.State, c.Found, c.Meaning = stateLimited, "unknown: "+release, "the other checks tell"
+	case major < 5:
+		c.State, c.Meaning, c.Fix = stateLimited, "older than any memspan is tested on", "use Linux 5.10 or later"
+	case major < 6 || major == 6 && minor < 7:
+		c.State, c.Meaning, c.Fix = stateLimited, "has no PAGEMAP_SCAN", "use Linux 6.7 or later"
+	}
+	return c
+}
+
+// kernelVersion reads the beginning of a release like "6.1.0-18-amd64".
+func kernelVersion(release string) (major, minor int, ok bool) {
+	n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return major, minor, n == 2
+}
+
+// smallMemory is less than a daemon and one large span need, in bytes.
+const smallMemory = 256 << 20
+
+func checkMemory() check {
+	c := check{Name: "available memory", State: stateOK, Meaning: "serve takes half of it for spans, unless --host-budget says otherwise"}
+	n, ok := meminfo("MemAvailable")
+	switch {
+	case !ok:
+		c.State, c.Found = stateLimited, "unknown"
+		c.Fix = "memspan serve --host-budget SIZE"
+	case n < smallMemory:
+		c.State, c.Found = stateLimited, humanSize(n)
+		c.Fix = "end other programs"
+	default:
+		c.Found = humanSize(n)
+	}
+	return c
+}
+
+// meminfo returns a field of /proc/meminfo in bytes.
+func meminfo(field string) (n int64, ok bool) {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(data)) {
+		words := strings.Fields(line)
+		if len(words) >= 2 && words[0] == field+":" {
+			kib, err := strconv.ParseInt(words[1], 10, 64)
+			return kib << 10, err == nil
+		}
+	}
+	return 0, false
+}
+
+func checkControlGroup() check {
+	c := check{Name: "memory limit (cgroup)", State: stateOK, Found: "none", Meaning: "only the machine limits the daemon"}
+	for line := range strings.Lines(readFile("/proc/self/cgroup")) {
+		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok {
+			continue
+		}
+		limit, err := strconv.ParseInt(readLine("/sys/fs/cgroup"+path+"/memory.max"), 10, 64)
+		if err != nil { // "max", or no such file
+			continue
+		}
+		c.Found, c.Meaning = humanSize(limit), "the daemon stays below half of it by itself"
+		if limit < smallMemory {
+			c.State, c.Fix = stateLimited, "raise MemoryMax= of the service, or --memory of the container"
+		}
+	}
+	return c
+}
+
+// checkLimit looks at a resource limit of this process: below need memspan
+// cannot do much, below want it is limited. Want 0: only need counts.
+func checkLimit(name, label string, need, want int64, meaning, fix string) check {
+	c := check{Name: name, State: stateOK, Found: "unknown", Meaning: meaning}
+	soft, ok := processLimit(readFile("/proc/self/limits"), label)
+	switch {
+	case !ok:
+		return c
+	case soft < 0:
+		c.Found = "unlimited"
+		return c
+	}
+	c.Found = strconv.FormatInt(soft, 10)
+	if soft < max(need, want) {
+		c.State, c.Fix = stateLimited, fix
+	}
+	return c
+}
+
+// processLimit finds the soft limit of a line of /proc/PID/limits; unlimited
+// is -1.
+func processLimit(limits, label string) (n int64, ok bool) {
+	for line := range strings.Lines(limits) {
+		rest, found := strings.CutPrefix(line, label)
+		if !found {
+			continue
+		}
+		fields := strings.Fields(rest)
+		if len(fields) == 0 {
+			return 0, false
+		}
+		if fields[0] == "unlimited" {
+			return -1, true
+		}
+		n, err := strconv.ParseInt(fields[0], 10, 64)
+		return n, err == nil
+	}
+	return 0, false
+}
+
+// checkNumber looks at a kernel setting whose last number should be at least
+// want.
+func checkNumber(name, path string, want int64, meaning, fix string) check {
+	c := check{Name: name, State: stateOK, Found: "unknown", Meaning: meaning}
+	fields := strings.Fields(readLine(path))
+	if len(fields) == 0 {
+		return c
+	}
+	n, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+	if err != nil {
+		return c
+	}
+	c.Found = strconv.FormatInt(n, 10)
+	if n < want {
+		c.State, c.Fix = stateLimited, fix
+	}
+	return c
+}
+
+func checkDaemon(ctx context.Context, opts *options) check {
+	ctx, cancel := context.WithTimeout(ctx, daemonTimeout)
+	defer cancel()
+	c := check{Name: "daemon", State: stateAbsent, Meaning: "no spans here yet", Fix: "memspan serve"}
+	client, err := opts.dial(ctx)
+	if err != nil {
+		c.Found = err.Error()
+		return c
+	}
+	defer client.Close()
+	return check{Name: c.Name, State: stateOK,
+		Found:   fmt.Sprintf("answers, protocol %d", thisVersion().Protocol),
+		Meaning: "holds spans in " + client.Tiers().String()}
+}
+
+func readFile(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(data)
+}
+
+func readLine(path string) string { return strings.TrimSpace(readFile(path)) }

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/memspan/memspan"
+)
+
+// pieceSize is how much of a file is in this process's memory at a time. It is
+// several blocks, so that one call keeps several of them on their way.
+const pieceSize = 8 << 20
+
+// spanFlags describe a span to be made.
+type spanFlags struct {
+	tier, home, policy, placement string
+}
+
+func (f *spanFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.tier, "tier", "", "`tier` that writes go to: host or vram")
+	flags.StringVar(&f.home, "home", "", "`tier` that write-through writes reach too (default the one of --tier)")
+	flags.StringVar(&f.policy, "policy", "", "what a write waits for: write-back (one tier), write-through (home too) or write-all")
+	flags.StringVar(&f.placement, "placement", "", "device memory to use: host-visible or device-local (default any)")
+	for name, values := range map[string][]string{
+		"tier":      {"host", "vram"},
+		"home":      {"host", "vram"},
+		"policy":    {"write-back", "write-through", "write-all"},
+		"placement": {"host-visible", "device-local"},
+	} {
+		// The only error is an unknown flag.
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+}
+
+func newPut(opts *options) *cobra.Command {
+	var (
+		spec    spanFlags
+		name    string
+		replace bool
+	)
+	cmd := &cobra.Command{
+		Use:   "put FILE|-",
+		Short: "Make a span of a file's bytes",
+		Long: `Put makes a span as long as the file and copies the file's bytes to it, a few
+at a time. - is standard input.
+
+A span's size is fixed when it is made. Input whose length is not known before
+its end, like a pipe, is therefore kept in a temporary file ($TMPDIR) until then.
+
+If putting fails, the span that was begun is freed.`,
+		Example: `  memspan put model.bin --name weights
+  memspan put model.bin --name weights --tier vram --replace
+  zstd -dc table.zst | memspan put - --name table --tier vram --home host --policy write-through`,
+		Args: args(cobra.ExactArgs(1), "one file, or - for standard input"),
+	}
+	spec.add(cmd)
+	cmd.Flags().StringVarP(&name, "name", "n", "", "`name` of the span (default the file's name)")
+	cmd.Flags().BoolVar(&replace, "replace", false, "free a span of that name first")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if name == "" {
+			if args[0] == "-" {
+				return usagef("put - needs --name NAME")
+			}
+			name = filepath.Base(args[0])
+		}
+		config, err := spec.config(memspan.SpanConfig{})
+		if err != nil {
+			return err
+		}
+		in, err := openInput(args[0], cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		config.Name, config.Size = name, in.size
+		return opts.withClient(func(cmd *cobra.Command, client *memspan.Client, _ []string) error {
+			return put(cmd, opts, client, in, config, replace)
+		})(cmd, nil)
+	}
+	return cmd
+}
+
+func put(cmd *cobra.Command, opts *options, client *memspan.Client, in *input, config memspan.SpanConfig, replace bool) error {
+	ctx := cmd.Context()
+	if replace {
+		if err := free(ctx, client, config.Name); err != nil && !errors.Is(err, memspan.ErrNotFound) {
+			return err
+		}
+	}
+	start := time.Now()
+	span, err := client.Alloc(ctx, config)
+	if err != nil {
+		return err
+	}
+	bar := newProgress(cmd.ErrOrStderr(), "put "+config.Name, in.size)
+	defer bar.stop()
+	if err := upload(ctx, span, in, bar); err != nil {
+		// A span with a name outlives this process: half of one must not.
+		return errors.Join(err, span.Free(context.WithoutCancel(ctx)))
+	}
+	bar.stop()
+	stat, err := span.Stat(ctx)
+	if err != nil {
+		return err
+	}
+	return opts.report(cmd, transferred(stat, in.size, time.Since(start)))
+}
+
+// upload copies all of in to the span.
+func upload(ctx context.Context, span *memspan.Span, in *input, bar *progress) error {
+	buf := make([]byte, min(pieceSize, in.size))
+	for off := int64(0); off < in.size; {
+		piece := buf[:min(int64(len(buf)), in.size-off)]
+		if _, err := io.ReadFull(in, piece); err != nil {
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				err = io.EOF
+			}
+			return fmt.Errorf("%s: at byte %d of %d: %w", in.name, off, in.size, err)
+		}
+		n, err := span.WriteAt(ctx, piece, off)
+		bar.add(n)
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// config returns base with what the flags set.
+func (f *spanFlags) config(base memspan.SpanConfig) (memspan.SpanConfig, error) {
+	if f.tier != "" {
+		t, err := parseTier("--tier", f.tier)
+		if err != nil {
+			return base, err
+		}
+		base.Tier, base.Home = memspan.On(t), memspan.On(t)
+	}
+	if f.home != "" {
+		t, err := parseTier("--home", f.home)
+		if err != nil {
+			return base, err
+		}
+		base.Home = memspan.On(t)
+	}
+	if f.policy != "" {
+		if err := base.Policy.UnmarshalText([]byte(f.policy)); err != nil {
+			return base, usagef("--policy %s: want write-back, write-through or write-all", f.policy)
+		}
+	}
+	switch p := memspan.Placement(f.placement); p {
+	case "":
+	case memspan.HostVisible, memspan.DeviceLocal:
+		base.Placement = p
+	default:
+		return base, usagef("--placement %s: want host-visible or device-local", f.placement)
+	}
+	return base, nil
+}
+
+// parseTier reads a tier that this command can make spans on.
+func parseTier(flag, name string) (memspan.Tier, error) {
+	switch name {
+	case "host":
+		return memspan.Host, nil
+	case "vram":
+		return memspan.VRAM, nil
+	}
+	return 0, usagef("%s %s: want host or vram", flag, name)
+}
+
+// An input is a file or a stream whose length is known.
+type input struct {
+	*os.File
+	name string
+	size int64 // from the current offset on
+}
+
+// openInput opens a file, or stdin for "-".
+func openInput(path string, stdin io.Reader) (in *input, err error) {
+	if path == "-" {
+		if f, ok := stdin.(*os.File); ok {
+			return sized(f, "standard input")
+		}
+		return spool(stdin, "standard input")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	in, err = sized(f, path)
+	if err != nil {
+		f.Close()
+	}
+	return in, err
+}
+
+// sized returns f if it is a regular file, else a temporary copy of it.
+func sized(f *os.File, name string) (*input, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return nil, fmt.Errorf("%s is a directory; put one file", name)
+	}
+	if !info.Mode().IsRegular() {
+		defer f.Close()
+		return spool(f, name)
+	}
+	at, err := f.Seek(0, io.SeekCurrent) // a shell may have read some of it
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() <= at {
+		return nil, fmt.Errorf("%s is empty; a span holds at least one byte", name)
+	}
+	return &input{f, name, info.Size() - at}, nil
+}
+
+// spool copies a stream to a temporary file that has no name any more, so that
+// nothing is left of it however this process ends.
+func spool(r io.Reader, name string) (in *input, err error) {
+	f, err := os.CreateTemp("", "memspan-put-*")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, err
+	}
+	n, err := io.Copy(f, r)
+	if err != nil {
+		return nil, fmt.Errorf("keep %s in a temporary file: %w", name, err)
+	}
+	if n == 0 {
+		return nil, fmt.Errorf("%s is empty; a span holds at least one byte", name)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return &input{f, name, n}, nil
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/memspan/memspan/server"
+	"github.com/memspan/memspan/tier/vram"
+)
+
+// shutdownGrace is how long a stopping daemon waits for clients to flush what
+// they have mapped.
+const shutdownGrace = 10 * time.Second
+
+type serveFlags struct {
+	listenFlags
+	socket     string
+	vramBudget size
+	hostBudget size
+	vramDevice string
+	noVRAM     bool
+	hide       []string
+	ioTimeout  time.Duration
+	logLevel   slog.Level
+	logJSON    bool
+	untilEOF   bool
+}
+
+func newServe(opts *options) *cobra.Command {
+	f := new(serveFlags)
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon that holds the spans",
+		Long: `Serve holds spans of memory and serves them until it is interrupted or gets
+SIGTERM. Then clients that have memory mapped are told, work in flight ends, and
+it exits 0.
+
+It listens on a unix socket for this user's processes: $MEMSPAN_SOCKET, else
+memspan.sock in $XDG_RUNTIME_DIR. --listen adds the network:
+
+  on a loopback address    --token-file, or client certificates
+  on any other             the same, and always TLS 1.3
+
+With a token and no certificate it makes one itself and prints the address with
+the certificate's fingerprint, by which clients recognise it.`,
+		Example: `  memspan serve
+  memspan serve --vram-budget 4GiB --host-budget 16GiB
+  (umask 077; head -c 32 /dev/urandom | base64 >token)
+  memspan serve --listen 127.0.0.1:7070 --token-file token
+  memspan serve --listen 0.0.0.0:7070 --token-file token
+  memspan serve --listen 0.0.0.0:7070 --tls-cert s.crt --tls-key s.key --tls-client-ca ca.crt`,
+		Args: args(cobra.NoArgs, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return serve(cmd.Context(), f, opts.json, cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.socket, "socket", "", "`path` of the unix socket (default $MEMSPAN_SOCKET, else $XDG_RUNTIME_DIR/memspan.sock)")
+	flags.StringArrayVar(&f.addresses, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one")
+	flags.StringVar(&f.tokenFile, "token-file", "", "`file` with the token that TCP and TLS connections must present")
+	flags.BoolVar(&f.tls, "tls", false, "encrypt --listen on loopback addresses too")
+	flags.StringVar(&f.tlsDir, "tls-dir", "", "`directory` of the self-made certificate (default memspan in the user's configuration directory)")
+	flags.StringVar(&f.tlsCert, "tls-cert", "", "`file` with the daemon's certificate (PEM), instead of a self-made one")
+	flags.StringVar(&f.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
+	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
+	flags.Var(&f.hostBudget, "host-budget", "most RAM that spans may take (default half of what is available)")
+	flags.Var(&f.vramBudget, "vram-budget", "most device memory that spans may take (default 80 % of the device's)")
+	flags.StringVar(&f.vramDevice, "vram-device", "", "GPU to use: its `index`, the beginning of its UUID or part of its name (default the first discrete one)")
+	flags.BoolVar(&f.noVRAM, "no-vram", false, "hold spans in RAM only")
+	flags.DurationVar(&f.ioTimeout, "io-timeout", 30*time.Second, "end connections that make no progress for this `long`; slow ones go on")
+	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "what to log: debug, info, warn or error")
+	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
+	flags.StringSliceVar(&f.hide, "vram-hide", nil, "memory properties to treat as absent: host-visible, host-coherent")
+	flags.BoolVar(&f.untilEOF, "until-eof", false, "stop when standard input ends")
+	for _, hidden := range []string{"vram-hide", "until-eof"} { // for tests, and for demo's own daemon
+		flags.Lookup(hidden).Hidden = true
+	}
+	return cmd
+}
+
+// serve runs the daemon until ctx ends.
+func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	cfg, err := f.config(stderr)
+	if err != nil {
+		return err
+	}
+	listeners, err := f.listen(ctx)
+	if err != nil {
+		return err
+	}
+	// Everything that can be wrong with the command line has been found: the
+	// driver is started last.
+	srv, err := server.New(ctx, cfg)
+	if err != nil {
+		for _, ln := range listeners {
+			ln.Close()
+		}
+		return err
+	}
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if f.untilEOF {
+		// The read may outlive serve: nothing can end it but its other side.
+		go func() {
+			io.Copy(io.Discard, stdin)
+			stop()
+		}()
+	}
+	var group errgroup.Group
+	for _, ln := range listeners {
+		group.Go(func() error {
+			defer stop() // one dead listener ends all
+			return srv.Serve(ctx, ln.Listener)
+		})
+	}
+	err = f.announce(cfg.Logger, listeners, asJSON, stdout, stderr)
+	if err == nil {
+		err = notify("READY=1")
+	}
+	if err != nil {
+		stop()
+	}
+	<-ctx.Done()
+	cfg.Logger.Info("stopping")
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	return errors.Join(err, notify("STOPPING=1"), srv.Shutdown(grace), group.Wait())
+}
+
+// config turns the flags into the server's configuration.
+func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
+	token, err := readToken(f.tokenFile)
+	if err != nil {
+		return server.Config{}, err
+	}
+	if f.ioTimeout <= 0 {
+		return server.Config{}, usagef("--io-timeout %v: want a positive duration, like 30s", f.ioTimeout)
+	}
+	logOptions := &slog.HandlerOptions{Level: f.logLevel}
+	var handler slog.Handler = slog.NewTextHandler(stderr, logOptions)
+	if f.logJSON {
+		handler = slog.NewJSONHandler(stderr, logOptions)
+	}
+	cfg := server.Config{
+		HostBudget: int64(f.hostBudget),
+		Token:      token,
+		IOTimeout:  f.ioTimeout,
+		Logger:     slog.New(handler),
+	}
+	for _, property := range f.hide {
+		if property != "host-visible" && property != "host-coherent" {
+			return server.Config{}, usagef("--vram-hide %s: want host-visible or host-coherent", property)
+		}
+	}
+	if !f.noVRAM {
+		cfg.VRAM = &vram.Config{
+			Device:           f.vramDevice,
+			Budget:           int64(f.vramBudget),
+			HideHostVisible:  slices.Contains(f.hide, "host-visible"),
+			HideHostCoherent: slices.Contains(f.hide, "host-coherent"),
+			Logger:           cfg.Logger,
+		}
+	}
+	return cfg, nil
+}
+
+// announce says where the daemon can be reached.
+func (f *serveFlags) announce(log *slog.Logger, listeners []listener, asJSON bool, stdout, stderr io.Writer) error {
+	var addresses []string
+	for _, ln := range listeners {
+		addresses = append(addresses, ln.address)
+		if f.logJSON {
+			log.Info("listening", "address", ln.address)
+		} else {
+			fmt.Fprintln(stderr, "memspan: listening on", ln.address)
+		}
+	}
+	if !asJSON {
+		return nil
+	}
+	return printJSON(stdout, struct {
+		Addresses []string `json:"addresses"`
+		PID       int      `json:"pid"`
+	}{addresses, os.Getpid()})
+}
+
+// notify tells a service manager how the daemon is doing, as sd_notify(3)
+// does. Without one it does nothing.
+func notify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	conn, err := net.Dial("unixgram", path)
+	if err != nil {
+		return fmt.Errorf("tell the service manager ($NOTIFY_SOCKET): %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(state)); err != nil {
+		return fmt.Errorf("tell the service manager ($NOTIFY_SOCKET): %w", err)
+	}
+	return nil
+}
+
+// readToken returns the token in a file, without the white space around it;
+// the empty path is no token.
+func readToken(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("token file: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	if token == "" {
+		return "", fmt.Errorf("token file %s is empty; make one: head -c 32 /dev/urandom | base64 >%s", path, path)
+	}
+	return token, nil
+}

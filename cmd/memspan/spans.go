@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/memspan/memspan"
+)
+
+// A report is what put, get and cp did.
+type report struct {
+	Span     memspan.SpanStat `json:"span"` // afterwards
+	Bytes    int64            `json:"bytes"`
+	Seconds  float64          `json:"seconds"`
+	OnDevice *bool            `json:"on_device,omitempty"` // cp: the GPU copied
+}
+
+func transferred(stat memspan.SpanStat, n int64, took time.Duration) report {
+	return report{Span: stat, Bytes: n, Seconds: took.Seconds()}
+}
+
+// report prints what was done.
+func (o *options) report(cmd *cobra.Command, r report) error {
+	if o.json {
+		return printJSON(cmd.OutOrStdout(), r)
+	}
+	where := ""
+	if r.OnDevice != nil && *r.OnDevice {
+		where = ", on the device"
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s in %s (%s%s), version %d, held by %s\n",
+		label(r.Span), humanSize(r.Bytes), roundTime(r.Seconds), rate(r.Bytes, r.Seconds), where, r.Span.Version, holders(r.Span))
+	return err
+}
+
+func roundTime(seconds float64) time.Duration {
+	d := time.Duration(seconds * float64(time.Second))
+	if d > time.Second {
+		return d.Round(10 * time.Millisecond)
+	}
+	return d.Round(10 * time.Microsecond)
+}
+
+// label is what a person calls a span.
+func label(s memspan.SpanStat) string {
+	if s.Name != "" {
+		return s.Name
+	}
+	return s.ID
+}
+
+// holders lists the tiers that hold all of a span's current bytes, and those
+// that hold a part as "vram (3 of 8)".
+func holders(s memspan.SpanStat) string {
+	var list []string
+	for _, tier := range []string{"vram", "host", "disk"} {
+		switch t := s.Tiers[tier]; {
+		case t.Current == 0:
+		case t.Current == s.Blocks:
+			list = append(list, tier)
+		default:
+			list = append(list, fmt.Sprintf("%s (%d of %d)", tier, t.Current, s.Blocks))
+		}
+	}
+	if len(list) == 0 {
+		return "none"
+	}
+	return strings.Join(list, ", ")
+}
+
+// free frees the span of a name or id.
+func free(ctx context.Context, client *memspan.Client, name string) error {
+	span, err := client.Open(ctx, name)
+	if err != nil {
+		return err
+	}
+	return span.Free(ctx)
+}
+
+func newList(opts *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the daemon's spans",
+		Example: `  memspan ls
+  memspan ls --json | jq -r '.[].name'`,
+		Args: args(cobra.NoArgs, "no arguments"),
+		RunE: opts.withClient(func(cmd *cobra.Command, client *memspan.Client, _ []string) error {
+			spans, err := client.List(cmd.Context())
+			if err != nil {
+				return err
+			}
+			slices.SortFunc(spans, func(a, b memspan.SpanStat) int { return strings.Compare(label(a), label(b)) })
+			if opts.json {
+				return printJSON(cmd.OutOrStdout(), append([]memspan.SpanStat{}, spans...)) // [], not null
+			}
+			t := newTable(cmd.OutOrStdout(), "NAME", "SIZE", "TIER", "HOME", "POLICY", "STATE", "VERSION", "HELD BY")
+			for _, s := range spans {
+				t.row(label(s), humanSize(s.Size), s.Tier.String(), s.Home.String(), s.Policy.String(),
+					s.State.String(), strconv.FormatUint(s.Version, 10), holders(s))
+			}
+			return t.flush()
+		}),
+	}
+}
+
+func newStat(opts *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "stat [SPAN]",
+		Short: "Describe a span, or count what the daemon holds",
+		Long: `Stat with a span's name or id says all there is to say about it.
+
+Without one it counts: spans by coherency state (total, host_only, device_only,
+synced, dirty), and blocks by tier (total_blocks, vram_copies, host_copies,
+disk_copies, dirty_blocks) with the barriers so far (sync_count, epoch).`,
+		Example: `  memspan stat
+  memspan stat weights
+  memspan stat --json | jq .tiered.epoch`,
+		Args:              args(cobra.MaximumNArgs(1), "at most one span"),
+		ValidArgsFunction: opts.spanNames(1),
+		RunE: opts.withClient(func(cmd *cobra.Command, client *memspan.Client, args []string) error {
+			if len(args) == 0 {
+				stats, err := client.Stats(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if opts.json {
+					return printStatsJSON(cmd.OutOrStdout(), stats)
+				}
+				return printStats(cmd.OutOrStdout(), stats)
+			}
+			span, err := client.Open(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			stat, err := span.Stat(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if opts.json {
+				return printJSON(cmd.OutOrStdout(), stat)
+			}
+			return printSpan(cmd.OutOrStdout(), stat)
+		}),
+	}
+}
+
+// A count is one field of the documents' statistics, under its name there.
+type count struct {
+	name string
+	n    uint64
+}
+
+// spanCounts are the fields of coherency.Stats.
+func spanCounts(s memspan.Stats) []count {
+	c := s.Coherency
+	return []count{
+		{"total", uint64(c.Total)},
+		{"host_only", uint64(c.HostOnly)},
+		{"device_only", uint64(c.DeviceOnly)},
+		{"synced", uint64(c.Synced)},
+		{"dirty", uint64(c.Dirty)},
+	}
+}
+
+// blockCounts are the fields of coherency.TieredStats.
+func blockCounts(s memspan.Stats) []count {
+	c := s.Tiered
+	return []count{
+		{"total_blocks", uint64(c.TotalBlocks)},
+		{"vram_copies", uint64(c.VRAMCopies)},
+		{"host_copies", uint64(c.HostCopies)},
+		{"disk_copies", uint64(c.DiskCopies)},
+		{"dirty_blocks", uint64(c.DirtyBlocks)},
+		{"sync_count", c.SyncCount},
+		{"epoch", c.Epoch},
+	}
+}
+
+func printStatsJSON(w io.Writer, s memspan.Stats) error {
+	object := func(counts []count) map[string]uint64 {
+		m := make(map[string]uint64)
+		for _, c := range counts {
+			m[c.name] = c.n
+		}
+		return m
+	}
+	return printJSON(w, map[string]any{
+		"coherency": object(spanCounts(s)),
+		"tiered":    object(blockCounts(s)),
+		"sessions":  s.Sessions,
+		"mappings":  s.Mappings,
+		"budgets":   s.Budgets,
+	})
+}
+
+func printStats(w io.Writer, s memspan.Stats) error {
+	t := newTable(w)
+	section := func(title string, counts []count) {
+		t.row(title)
+		for _, c := range counts {
+			t.row("  "+c.name, strconv.FormatUint(c.n, 10))
+		}
+	}
+	section("spans", spanCounts(s))
+	section("blocks", blockCounts(s))
+	t.row("daemon")
+	t.row("  sessions", strconv.Itoa(s.Sessions))
+	t.row("  mappings", strconv.Itoa(s.Mappings))
+	for _, tier := range []string{"vram", "host", "disk"} {
+		b, ok := s.Budgets[tier]
+		if !ok {
+			continue
+		}
+		used := humanSize(b.Used)
+		if b.Budget > 0 {
+			used += " of " + humanSize(b.Budget)
+		}
+		t.row("  "+tier, used)
+	}
+	return t.flush()
+}
+
+func printSpan(w io.Writer, s memspan.SpanStat) error {
+	t := newTable(w)
+	t.row("name", label(s))
+	t.row("id", s.ID)
+	t.row("size", fmt.Sprintf("%s (%d bytes)", humanSize(s.Size), s.Size))
+	t.row("tier", s.Tier.String())
+	t.row("home", s.Home.String())
+	t.row("policy", s.Policy.String())
+	if s.Placement != "" {
+		t.row("placement", string(s.Placement))
+	}
+	t.row("created", s.Created.Local().Format(time.RFC3339))
+	t.row("state", s.State.String())
+	t.row("version", strconv.FormatUint(s.Version, 10))
+	t.row("blocks", strconv.Itoa(s.Blocks))
+	for _, tier := range []string{"vram", "host", "disk"} {
+		if copies, ok := s.Tiers[tier]; ok {
+			t.row("  on "+tier, fmt.Sprintf("%d current, %d stale, %s", copies.Current, copies.Stale, humanSize(copies.Bytes)))
+		}
+	}
+	t.row("debt", fmt.Sprintf("%d blocks", s.Debt))
+	t.row("lost", fmt.Sprintf("%d blocks", s.Lost))
+	t.row("unclean", fmt.Sprintf("%d blocks", s.Unclean))
+	t.row("mappings", fmt.Sprintf("%d direct, %d shadow", s.Direct, s.Shadow))
+	t.row("locks", strconv.Itoa(s.Locks))
+	if s.Error != "" {
+		t.row("error", s.Error)
+	}
+	return t.flush()
+}
+
+func newCopy(opts *options) *cobra.Command {
+	var spec spanFlags
+	cmd := &cobra.Command{
+		Use:   "cp SOURCE DESTINATION",
+		Short: "Copy a span to another inside the daemon",
+		Long: `Cp copies all of one span to another. The bytes stay inside the daemon, and on
+the device where both spans are in its memory.
+
+A destination that does not exist is made like the source, but for what the
+flags say. One that exists must be as long as the source.`,
+		Example: `  memspan cp weights weights.bak
+  memspan cp weights weights.gpu --tier vram --placement device-local`,
+		Args:              args(cobra.ExactArgs(2), "two spans"),
+		ValidArgsFunction: opts.spanNames(2),
+	}
+	spec.add(cmd)
+	cmd.RunE = opts.withClient(func(cmd *cobra.Command, client *memspan.Client, args []string) error {
+		ctx := cmd.Context()
+		src, err := client.Open(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		dst, made, err := destination(ctx, client, args[1], src, &spec)
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		commit, err := dst.Copy(ctx, 0, src, 0, src.Size())
+		took := time.Since(start)
+		if err != nil {
+			if made {
+				err = errors.Join(err, dst.Free(context.WithoutCancel(ctx)))
+			}
+			return err
+		}
+		stat, err := dst.Stat(ctx)
+		if err != nil {
+			return err
+		}
+		r := transferred(stat, src.Size(), took)
+		device := onDevice(commit)
+		r.OnDevice = &device
+		return opts.report(cmd, r)
+	})
+	return cmd
+}
+
+// onDevice reports whether a copy stayed in device memory: had its bytes passed
+// through RAM, RAM would hold them too.
+func onDevice(c memspan.Commit) bool {
+	return c.Holders.Has(memspan.VRAM) && !c.Holders.Has(memspan.Host)
+}
+
+// destination opens the span that cp copies to, or makes it.
+func destination(ctx context.Context, client *memspan.Client, name string, src *memspan.Span, spec *spanFlags) (dst *memspan.Span, made bool, err error) {
+	dst, err = client.Open(ctx, name)
+	if err == nil {
+		if dst.Size() != src.Size() {
+			return nil, false, fmt.Errorf("%s has %d bytes and the source %d; copy to a span of the same size, or to a new name", name, dst.Size(), src.Size())
+		}
+		return dst, false, nil
+	}
+	if !errors.Is(err, memspan.ErrNotFound) {
+		return nil, false, err
+	}
+	like := src.Info()
+	config, err := spec.config(memspan.SpanConfig{
+		Size: like.Size, Tier: memspan.On(like.Tier), Home: memspan.On(like.Home), Policy: like.Policy, Placement: like.Placement,
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	config.Name = name
+	dst, err = client.Alloc(ctx, config)
+	return dst, true, err
+}
+
+func newRemove(opts *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "rm SPAN...",
+		Aliases: []string{"remove"},
+		Short:   "Free spans",
+		Long: `Rm frees spans and the memory they take. Programs that have them mapped are
+told. Where one cannot be freed the others are all the same.`,
+		Example: `  memspan rm weights
+  memspan rm old1 old2 --json`,
+		Args:              args(cobra.MinimumNArgs(1), "at least one span"),
+		ValidArgsFunction: opts.spanNames(0),
+		RunE: opts.withClient(func(cmd *cobra.Command, client *memspan.Client, args []string) error {
+			removed := []string{}
+			var errs []error
+			for _, name := range args {
+				if err := free(cmd.Context(), client, name); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				removed = append(removed, name)
+			}
+			if opts.json {
+				errs = append(errs, printJSON(cmd.OutOrStdout(), struct {
+					Removed []string `json:"removed"`
+				}{removed}))
+			}
+			return errors.Join(errs...)
+		}),
+	}
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memspan
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/sockopt"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// DefaultAddress returns where the daemon of this user listens:
+// $MEMSPAN_SOCKET, else memspan.sock in $XDG_RUNTIME_DIR, else
+// /tmp/memspan-UID/memspan.sock.
+func DefaultAddress() string {
+	if path := os.Getenv("MEMSPAN_SOCKET"); path != "" {
+		return path
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "memspan.sock")
+	}
+	return filepath.Join(os.TempDir(), "memspan-"+strconv.Itoa(os.Getuid()), "memspan.sock")
+}
+
+// Dial connects to the server at address:
+//
+//	""                          DefaultAddress()
+//	unix:PATH, or a path        a unix socket; mappings are direct
+//	tcp://HOST:PORT             plain TCP with a token, on loopback only
+//	tls://HOST:PORT             TLS 1.3, the server's certificate verified
+//	tls://HOST:PORT#FINGERPRINT TLS 1.3, the certificate known by its SHA-256
+//
+// A path is told by the slash in it. The fingerprint is 64 hexadecimal digits,
+// as `memspan serve` prints it. opts may be nil. ctx bounds the dialing alone;
+// the connection lasts until Close, or until it breaks.
+func Dial(ctx context.Context, address string, opts *Options) (*Client, error) {
+	o := opts.withDefaults()
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if address == "" {
+		address = DefaultAddress()
+	}
+	to, err := parseAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	d := dialer{endpoint: to, Options: o, address: address}
+	c, err := d.dial(ctx)
+	if err != nil {
+		return nil, d.failed(ctx, err)
+	}
+	return c, nil
+}
+
+// An endpoint is a parsed address.
+type endpoint struct {
+	network     string // unix, tcp
+	addr        string // path, or HOST:PORT
+	tls         bool
+	fingerprint []byte // or nil
+}
+
+func parseAddress(address string) (endpoint, error) {
+	invalid := func(format string, args ...any) (endpoint, error) {
+		return endpoint{}, &Error{Code: ErrInvalid, Op: "dial", Message: fmt.Sprintf("address %q: %s", address, fmt.Sprintf(format, args...))}
+	}
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		if path == "" {
+			return invalid("there is no path after unix:")
+		}
+		return endpoint{network: "unix", addr: path}, nil
+	}
+	scheme, rest, ok := strings.Cut(address, "://")
+	if !ok {
+		if strings.Contains(address, "/") {
+			return endpoint{network: "unix", addr: address}, nil
+		}
+		return invalid("want unix:PATH, tcp://HOST:PORT or tls://HOST:PORT")
+	}
+	if scheme != "tcp" && scheme != "tls" {
+		return invalid("unknown scheme %q, want tcp or tls", scheme)
+	}
+	hostport, digits, pinned := strings.Cut(rest, "#")
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil || host == "" || port == "" {
+		return invalid("want HOST:PORT after %s://", scheme)
+	}
+	to := endpoint{network: "tcp", addr: hostport, tls: scheme == "tls"}
+	if pinned {
+		sum, err := hex.DecodeString(digits)
+		if !to.tls || err != nil || len(sum) != sha256.Size {
+			return invalid("what follows # is a fingerprint of %d hexadecimal digits, with tls:// only", 2*sha256.Size)
+		}
+		to.fingerprint = sum
+	}
+	if ip := net.ParseIP(host); !to.tls && ip != nil && !ip.IsLoopback() {
+		return invalid("%s", notLoopback)
+	}
+	return to, nil
+}
+
+const notLoopback = "plain TCP would show the token and every byte to the network, so it is for loopback addresses only: use tls://"
+
+// A dialer makes one connection.
+type dialer struct {
+	endpoint
+	Options
+	address string // as given, for messages
+}
+
+// failed says what was dialed and, where that is known, what to do.
+func (d *dialer) failed(ctx context.Context, err error) error {
+	e := &Error{Op: "dial", Message: d.address, Err: err}
+	var reason Code
+	var op *net.OpError
+	switch {
+	case ctx.Err() != nil:
+		e.Code, e.Err = ErrCanceled, context.Cause(ctx)
+	case errors.As(err, &reason):
+		e.Code = reason
+	case errors.As(err, &op) && op.Op == "dial":
+		e.Code = ErrPeerLost
+		e.Message += ": no server answers; start one with: memspan serve"
+	default:
+		e.Code = ErrPeerLost
+	}
+	return e
+}
+
+// dial connects, proves who is who, and starts the client.
+func (d *dialer) dial(ctx context.Context) (*Client, error) {
+	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
+	nc, err := nd.DialContext(ctx, d.network, d.addr)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	c, err := d.handshake(ctx, nc)
+	if !stop() && err == nil { // ctx ended at the last moment
+		err = canceled(ctx)
+	}
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	c.start()
+	return c, nil
+}
+
+func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
+	cfg := wire.Config{IOTimeout: d.IOTimeout}
+	queue := newSendQueue(nc)
+	hello := control.Hello{Protocol: wire.Version, Client: d.Name}
+	var fds *fdpass.Conn
+	switch {
+	case d.network == "unix":
+		fds = fdpass.New(nc.(*net.UnixConn))
+		nc = fds
+	case d.tls:
+		tc := tls.Client(wire.Progress(nc, d.IOTimeout), d.tlsConfig())
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return nil, tlsError(err)
+		}
+		nc = tc
+	default:
+		// What the name resolved to is known only now; nothing was sent yet.
+		if addr, ok := nc.RemoteAddr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
+			return nil, &Error{Code: ErrInvalid, Message: notLoopback}
+		}
+		cfg.Sums = true
+	}
+	if d.network != "unix" {
+		hello.Token, hello.Compress = d.Token, !d.NoCompression
+	}
+	conn := wire.NewConn(nc, cfg)
+	welcome, err := greet(conn, hello)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetCompress(hello.Compress && welcome.Compress)
+	return newClient(conn, fds, queue, welcome, d.Options), nil
+}
+
+// greet exchanges the first frames.
+func greet(conn *wire.Conn, hello control.Hello) (w control.Welcome, err error) {
+	payload, err := json.Marshal(hello)
+	if err != nil {
+		return w, err
+	}
+	if err := conn.WriteFrame(wire.Header{Kind: wire.KindHello}, nil, payload); err != nil {
+		return w, err
+	}
+	h, err := conn.ReadHeader()
+	if err != nil {
+		return w, err
+	}
+	answer := make([]byte, h.Raw)
+	if err := conn.ReadData(answer); err != nil {
+		return w, err
+	}
+	switch {
+	case h.Kind != wire.KindHello || !h.Has(wire.FlagReply):
+		return w, protocolError("a %v frame instead of a welcome", h.Kind)
+	case h.Has(wire.FlagError):
+		refusal, err := wire.ParseError(answer)
+		if err != nil {
+			return w, protocolError("refusal: %w", err)
+		}
+		return w, refusal
+	}
+	if err := json.Unmarshal(answer, &w); err != nil {
+		return w, protocolError("welcome: %w", err)
+	}
+	switch {
+	case w.Protocol != wire.Version:
+		return w, &wire.VersionError{Got: w.Protocol}
+	case w.BlockSize < 4<<10 || w.BlockSize > wire.MaxData || w.BlockSize&(w.BlockSize-1) != 0:
+		return w, protocolError("blocks of %d bytes", w.BlockSize)
+	}
+	return w, nil
+}
+
+// tlsConfig is the caller's, made to know the server.
+func (d *dialer) tlsConfig() *tls.Config {
+	cfg := new(tls.Config)
+	if d.TLS != nil {
+		cfg = d.TLS.Clone()
+	}
+	cfg.MinVersion = tls.VersionTLS13
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(d.addr) // it was parsed before
+	}
+	if d.fingerprint == nil {
+		return cfg
+	}
+	// The fingerprint says more than a chain of signatures could.
+	cfg.InsecureSkipVerify = true
+	verify := cfg.VerifyConnection
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		got := sha256.Sum256(cs.PeerCertificates[0].Raw)
+		if subtle.ConstantTimeCompare(got[:], d.fingerprint) != 1 {
+			return &Error{Code: ErrUnauthenticated, Message: fmt.Sprintf(
+				"the server's certificate has the fingerprint %x, not the one in the address: it is another server, or its certificate was renewed", got)}
+		}
+		if verify != nil {
+			return verify(cs)
+		}
+		return nil
+	}
+	return cfg
+}
+
+// tlsError gives certificates that do not verify their code.
+func tlsError(err error) error {
+	var certificate *tls.CertificateVerificationError
+	if errors.As(err, &certificate) {
+		return &Error{Code: ErrUnauthenticated,
+			Message: "the server's certificate does not verify: give its authority in Options.TLS, or its fingerprint in the address", Err: err}
+	}
+	return err
+}
+
+// A sendQueue looks at what waits in a socket to be sent.
+type sendQueue struct{ raw syscall.RawConn }
+
+func newSendQueue(nc net.Conn) sendQueue {
+	if sc, ok := nc.(syscall.Conn); ok {
+		raw, err := sc.SyscallConn()
+		if err == nil {
+			return sendQueue{raw}
+		}
+	}
+	return sendQueue{}
+}
+
+// len returns how many bytes wait, 0 if that cannot be known.
+func (q sendQueue) len() int {
+	if q.raw == nil {
+		return 0
+	}
+	n, err := sockopt.SendQueue(q.raw)
+	if err != nil {
+		return 0
+	}
+	return n
+}

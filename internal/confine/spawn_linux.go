@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build amd64 || arm64
+
+package confine
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// parentFD is the descriptor a worker's socket has.
+const parentFD = 3
+
+// Spawn starts cmd as a worker and returns the connection to it; the worker
+// gets its end from Parent. The worker leads a session of its own, so that
+// signals typed at a terminal reach only the parent, and is killed when the
+// thread that called Spawn ends: the caller locks its goroutine to a thread
+// until it has waited for cmd.
+func Spawn(cmd *exec.Cmd) (*net.UnixConn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "parent")
+	defer ours.Close()
+	defer theirs.Close()
+	conn, err := unixConn(ours)
+	if err != nil {
+		return nil, err
+	}
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// Parent returns a worker's connection to the process that started it with
+// Spawn. It may be called once.
+func Parent() (*net.UnixConn, error) {
+	f := os.NewFile(parentFD, "parent")
+	defer f.Close()
+	conn, err := unixConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("confine: descriptor %d is no socket: workers are started by their parent, not by hand: %w", parentFD, err)
+	}
+	return conn, nil
+}
+
+// unixConn returns a connection on a duplicate of f's descriptor.
+func unixConn(f *os.File) (*net.UnixConn, error) {
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("confine: %s is a %s socket", f.Name(), c.LocalAddr().Network())
+	}
+	return u, nil
+}

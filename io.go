@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memspan
+
+import (
+	"context"
+	"errors"
+
+	"github.com/memspan/memspan/wire"
+)
+
+// window is how many data frames of one call are under way at a time: enough
+// to keep a link busy over a round trip, and a bound on what the other side
+// may have to keep.
+const window = 8
+
+// A flight is the calls under way of one operation, in the order in which they
+// were sent.
+type flight struct {
+	calls [window]*call
+	head  int
+	n     int
+}
+
+func (f *flight) full() bool { return f.n == window }
+
+func (f *flight) push(c *call) {
+	f.calls[(f.head+f.n)%window] = c
+	f.n++
+}
+
+func (f *flight) pop() *call {
+	c := f.calls[f.head]
+	f.calls[f.head] = nil
+	f.head = (f.head + 1) % window
+	f.n--
+	return c
+}
+
+// ReadAt reads len(p) bytes of the span from off on into p. Each block's part
+// is of one version; several blocks need not be of one moment. It returns how
+// many bytes, from p's beginning, are read; fewer than len(p) only with an
+// error. A range that is not wholly inside the span is ErrOutOfRange, and
+// nothing is read.
+func (s *Span) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := s.checkRange(off, int64(len(p))); err != nil {
+		return 0, s.failed("read", off, int64(len(p)), err)
+	}
+	n, err := s.read(ctx, p, off)
+	return n, s.failed("read", off, int64(len(p)), err)
+}
+
+// piece returns how many of n bytes at off lie in one block.
+func (c *Client) piece(off int64, n int) int {
+	return int(min(int64(n), c.blockSize-off%c.blockSize))
+}
+
+func (s *Span) read(ctx context.Context, p []byte, off int64) (done int, err error) {
+	if ctx.Err() != nil {
+		return 0, canceled(ctx)
+	}
+	l := s.client.link
+	var under flight
+	for rest := p; len(rest) > 0 || under.n > 0; {
+		if len(rest) > 0 && !under.full() {
+			n := s.client.piece(off, len(rest))
+			c := l.newCall(wire.KindRead)
+			c.data = rest[:n:n]
+			if err = l.sendRead(c, s.handle, off); err != nil {
+				l.release(c)
+				break
+			}
+			under.push(c)
+			rest, off = rest[n:], off+int64(n)
+			continue
+		}
+		c := under.pop()
+		err = l.await(ctx, c)
+		n := len(c.data)
+		l.release(c)
+		if err != nil {
+			break
+		}
+		done += n
+	}
+	for under.n > 0 { // p is the caller's again
+		c := under.pop()
+		l.abandon(c)
+		l.release(c)
+	}
+	return done, err
+}
+
+// sendRead asks for len(c.data) bytes at off.
+func (l *link) sendRead(c *call, handle uint64, off int64) error {
+	return l.send(c, 0, wire.AppendRead(c.out[:0], wire.MemoryCommand{Memory: handle, Offset: uint64(off), Size: uint64(len(c.data))}))
+}
+
+// WriteAt stores p in the span from off on, whatever was there. Each block's
+// part is stored whole or not at all. It returns how many bytes, from p's
+// beginning, the server is known to hold; fewer than len(p) only with an error,
+// after which later parts may be stored or not. With ErrDebt all of p is
+// stored. A range that is not wholly inside the span is ErrOutOfRange, and
+// nothing is stored.
+func (s *Span) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := s.checkRange(off, int64(len(p))); err != nil {
+		return 0, s.failed("write", off, int64(len(p)), err)
+	}
+	n, err := s.write(ctx, p, off)
+	return n, s.failed("write", off, int64(len(p)), err)
+}
+
+func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err error) {
+	var debt error // of a part that is stored: no reason to stop
+	l := s.client.link
+	var under flight
+	var sizes [window]int
+	for rest := p; len(rest) > 0 || under.n > 0; {
+		if len(rest) > 0 && !under.full() {
+			if ctx.Err() != nil {
+				err = canceled(ctx)
+				break
+			}
+			n := s.client.piece(off, len(rest))
+			c := l.newCall(wire.KindTransfer)
+			if err = l.sendTransfer(c, s.handle, off, rest[:n], len(rest) > n); err != nil {
+				l.release(c)
+				break
+			}
+			sizes[(under.head+under.n)%window] = n
+			under.push(c)
+			rest, off = rest[n:], off+int64(n)
+			continue
+		}
+		n := sizes[under.head]
+		c := under.pop()
+		err = l.await(ctx, c)
+		l.release(c)
+		if errors.Is(err, ErrDebt) {
+			debt, err = err, nil
+		}
+		if err != nil {
+			break
+		}
+		done += n
+	}
+	for under.n > 0 {
+		c := under.pop()
+		l.abandon(c)
+		l.release(c)
+	}
+	if err == nil {
+		err = debt
+	}
+	return done, err
+}
+
+func (l *link) sendTransfer(c *call, handle uint64, off int64, data []byte, more bool) error {
+	var flags wire.Flags
+	if more {
+		flags = wire.FlagMore
+	}
+	return l.send(c, flags, wire.AppendTransfer(c.out[:0], wire.MemoryCommand{Memory: handle, Offset: uint64(off), Size: uint64(len(data))}), data)
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mapping
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/wire"
+)
+
+// A Run is bytes [Offset, Offset+Length) of a block, as they travel.
+type Run = wire.Run
+
+// A Change is what the user wrote in one block, as it was at one moment. It
+// belongs to the receiver until Ack or Nack, which take Runs and Data back for
+// reuse and set them to nil.
+type Change struct {
+	Block int64  // the block's index in the span
+	Runs  []Run  // in order, neither overlapping nor touching
+	Data  []byte // the runs' bytes, one after another
+
+	scratch *scratch // that Runs and Data are in, if not their own
+}
+
+// A scratch is room for the changes of one block.
+type scratch struct {
+	runs []Run
+	data []byte // at least a block
+}
+
+func (p *Pool) getScratch(blockSize int64) *scratch {
+	if s, ok := p.scratch.Get().(*scratch); ok && int64(cap(s.data)) >= blockSize {
+		return s
+	}
+	return &scratch{data: make([]byte, 0, blockSize)}
+}
+
+// Collect finds what the user wrote in the span's bytes [off, off+n) and calls
+// yield for each block that changed, in order. Runs are exact: a byte is in
+// one if and only if it differs from what the server last held.
+//
+// The receiver settles every change by Ack or Nack, from any goroutine and in
+// any order, and may still hold several when yield returns. A change that is
+// not settled when the next Collect begins counts as not applied: its bytes
+// are found again, and an Ack that comes later is ignored. If yield returns an
+// error, Collect settles that change as by Nack and returns the error; it also
+// ends when ctx does. Nothing is lost by ending early.
+//
+// A store that happens during Collect is found either now or the next time.
+// Collects, of other ranges too, run one after another; yield must not call
+// one. Memory used is a few blocks and what the receiver holds.
+func (s *Shadow) Collect(ctx context.Context, off, n int64, yield func(*Change) error) error {
+	at, err := s.locate(off, n)
+	if err != nil {
+		return err
+	}
+	if !s.image {
+		return errors.New("mapping: collect from a mapping without an image: it is read-only, or its ranges must be named")
+	}
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	if err := s.gather(at); err != nil {
+		return err
+	}
+	return s.eachBlock(ctx, at, s.changes, yield)
+}
+
+// CollectNamed calls yield for each block of the span's bytes [off, off+n)
+// with one run: all its bytes of that range, changed or not. It is for callers
+// who know what they wrote, and works with every tracking. Changes are settled
+// as with Collect.
+func (s *Shadow) CollectNamed(ctx context.Context, off, n int64, yield func(*Change) error) error {
+	at, err := s.locate(off, n)
+	if err != nil {
+		return err
+	}
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	return s.eachBlock(ctx, at, s.whole, yield)
+}
+
+// eachBlock calls find, with s.mu held, and then yield for each block of at.
+func (s *Shadow) eachBlock(ctx context.Context, at extent, find func(block int64, at extent, room *scratch), yield func(*Change) error) error {
+	for start := at.start; start < at.end; {
+		if err := context.Cause(ctx); err != nil {
+			return fmt.Errorf("mapping: collect from offset %d on: %w", s.base+start, err)
+		}
+		block := (s.base + start) / s.blockSize
+		end := min(at.end, (block+1)*s.blockSize-s.base)
+		c, err := s.change(block, extent{start, end}, find)
+		if err != nil {
+			return err
+		}
+		if c != nil {
+			if err := yield(c); err != nil {
+				s.Nack(c)
+				return err
+			}
+		}
+		start = end
+	}
+	return nil
+}
+
+// change returns what find finds in one block, or nil.
+func (s *Shadow) change(block int64, at extent, find func(int64, extent, *scratch)) (*Change, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return nil, err
+	}
+	room := s.pool.getScratch(s.blockSize)
+	room.runs, room.data = room.runs[:0], room.data[:0]
+	find(block, at, room)
+	if len(room.runs) == 0 {
+		s.pool.scratch.Put(room)
+		return nil, nil
+	}
+	c := &Change{Block: block, Runs: room.runs, Data: room.data, scratch: room}
+	// A receiver that holds many small changes must not hold a block for each.
+	if len(room.data) < cap(room.data)/16 && len(room.runs) < 4096 {
+		c.Runs, c.Data, c.scratch = slices.Clone(room.runs), bytes.Clone(room.data), nil
+		s.pool.scratch.Put(room)
+	}
+	s.outstanding[c] = struct{}{}
+	return c, nil
+}
+
+// gather begins a collection: it makes candidates of what is not settled and
+// of what the kernel saw written in at, whose pages it protects again.
+func (s *Shadow) gather(at extent) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	for c := range s.outstanding {
+		s.reopen(c)
+	}
+	clear(s.outstanding)
+	if s.tracking != Pages || at.start == at.end {
+		return nil
+	}
+	first, last := at.start/pageSize, (at.end+pageSize-1)/pageSize
+	var err error
+	s.written, err = s.region.tracker.Collect(int(first*pageSize), int((last-first)*pageSize), s.written[:0])
+	if err != nil {
+		// Then any page may have been written. It costs a comparison.
+		s.pending.set(first, last)
+		return nil
+	}
+	for _, r := range s.written {
+		s.pending.set(int64(r.Start)/pageSize, int64(r.End)/pageSize)
+	}
+	return nil
+}
+
+// reopen makes the pages of a change candidates again.
+func (s *Shadow) reopen(c *Change) {
+	if s.tracking != Pages {
+		return
+	}
+	block := c.Block*s.blockSize - s.base
+	for _, r := range c.Runs {
+		at := block + int64(r.Offset)
+		s.pending.set(at/pageSize, (at+int64(r.Length)+pageSize-1)/pageSize)
+	}
+}
+
+// candidates returns the first piece of at that may differ from the image.
+func (s *Shadow) candidates(at extent) (extent, bool) {
+	if s.tracking != Pages {
+		// A page that does not exist was never written, by anybody.
+		lo, hi := s.region.touched(bytesHalf, at.start, at.end)
+		return extent{lo, hi}, lo < hi
+	}
+	first, last := s.pending.next(at.start/pageSize, (at.end+pageSize-1)/pageSize)
+	return extent{max(at.start, first*pageSize), min(at.end, last*pageSize)}, first < last
+}
+
+// changes appends to room what differs from the image in at, a piece of block.
+func (s *Shadow) changes(block int64, at extent, room *scratch) {
+	origin := block*s.blockSize - s.base
+	for rest := at; rest.start < rest.end; {
+		piece, ok := s.candidates(rest)
+		if !ok {
+			break
+		}
+		for p := piece.start; p < piece.end; {
+			q := min(piece.end, p&^(pageSize-1)+pageSize)
+			now, was := s.region.alias[p:q], s.region.image[p:q]
+			if !bytes.Equal(now, was) {
+				// The user may be writing: what is compared must be what is sent.
+				now = room.data[len(room.data) : int64(len(room.data))+q-p]
+				copy(now, s.region.alias[p:q])
+				room.runs, room.data = appendRuns(room.runs, room.data, uint32(p-origin), now, was)
+			}
+			p = q
+		}
+		rest.start = piece.end
+	}
+	if s.tracking != Pages {
+		return
+	}
+	// A page that reaches beyond at has been compared in part only.
+	first, last := (at.start+pageSize-1)/pageSize, at.end/pageSize
+	if at.start <= s.start {
+		first = at.start / pageSize
+	}
+	if at.end >= s.start+s.n {
+		last = s.pages()
+	}
+	s.pending.clear(first, last)
+}
+
+// whole appends to room all of at, a piece of block.
+func (s *Shadow) whole(block int64, at extent, room *scratch) {
+	room.data = room.data[:at.end-at.start]
+	memfd.Copy(room.data, s.region.alias[at.start:at.end])
+	room.runs = append(room.runs, Run{Offset: uint32(at.start - (block*s.blockSize - s.base)), Length: uint32(at.end - at.start)})
+}
+
+// Ack says that the server holds the change: its bytes are what later writes
+// are compared with.
+func (s *Shadow) Ack(c *Change) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.settle(c) {
+		return
+	}
+	if s.image {
+		block, data := c.Block*s.blockSize-s.base, c.Data
+		for _, r := range c.Runs {
+			at := block + int64(r.Offset)
+			memfd.Copy(s.region.image[at:at+int64(r.Length)], data)
+			data = data[r.Length:]
+		}
+	}
+	s.recycle(c)
+}
+
+// Nack says that the server did not apply the change: the next Collect of its
+// blocks finds the bytes again.
+func (s *Shadow) Nack(c *Change) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.settle(c) {
+		return
+	}
+	s.reopen(c)
+	s.recycle(c)
+}
+
+// settle reports whether c was waiting to be settled.
+func (s *Shadow) settle(c *Change) bool {
+	_, ok := s.outstanding[c]
+	delete(s.outstanding, c)
+	return ok
+}
+
+func (s *Shadow) recycle(c *Change) {
+	if c.scratch != nil {
+		s.pool.scratch.Put(c.scratch)
+	}
+	c.Runs, c.Data, c.scratch = nil, nil, nil
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mapping
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"github.com/memspan/memspan/internal/memfd"
+)
+
+// mergeStep is how much is merged before others get a turn at the shadow.
+const mergeStep = 256 << 10
+
+// Merge brings in what the server holds now at the span's offset off. Where
+// remote differs from the image, its bytes are stored, unless the user has
+// changed them and they were not collected and acknowledged since: those stay
+// on top, and differ from the server's for the next Collect. No other byte is
+// touched, so stores of other bytes at the same time lose nothing; and a byte
+// that is stored to during Merge keeps the user's value. A shadow without an
+// image takes remote as it is.
+func (s *Shadow) Merge(off int64, remote []byte) error {
+	at, err := s.locate(off, int64(len(remote)))
+	if err != nil {
+		return err
+	}
+	for len(remote) > 0 {
+		n := min(mergeStep-at.start%mergeStep, int64(len(remote)))
+		if err := s.mergePiece(at.start, remote[:n]); err != nil {
+			return err
+		}
+		at.start, remote = at.start+n, remote[n:]
+	}
+	return nil
+}
+
+func (s *Shadow) mergePiece(at int64, remote []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if !s.image {
+		memfd.Copy(s.region.alias[at:at+int64(len(remote))], remote)
+		return nil
+	}
+	for len(remote) > 0 {
+		n := min(pageSize-at%pageSize, int64(len(remote)))
+		if !bytes.Equal(s.region.image[at:at+n], remote[:n]) {
+			s.mergePage(at, remote[:n])
+		}
+		at, remote = at+n, remote[n:]
+	}
+	return nil
+}
+
+// mergePage merges within one page, word by word.
+func (s *Shadow) mergePage(at int64, remote []byte) {
+	for len(remote) > 0 {
+		word := at &^ 7
+		image := s.region.image[word : word+8]
+		was := binary.NativeEndian.Uint64(image)
+		var n int
+		var now uint64
+		if word == at && len(remote) >= 8 {
+			n, now = 8, binary.NativeEndian.Uint64(remote)
+		} else { // the range begins or ends within this word
+			var b [8]byte
+			copy(b[:], image)
+			n = copy(b[at-word:], remote)
+			now = binary.NativeEndian.Uint64(b[:])
+		}
+		if changed := nonZero(now ^ was); changed != 0 {
+			storeUnchanged(s.region.alias, word, was, now, changed)
+			binary.NativeEndian.PutUint64(image, now)
+		}
+		at, remote = at+int64(n), remote[n:]
+	}
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/memspan/memspan/internal/userfault"
+)
+
+// idleTimeout is how long memory waits in a pool for its next use.
+const idleTimeout = 10 * time.Second
+
+const (
+	minCapacity = 64 << 10
+	maxCapacity = 1 << 46 // what processors can address, with room for the other mappings
+)
+
+// ErrClosed is returned for a closed pool or mapping.
+var ErrClosed = errors.New("mapping: closed")
+
+// A Pool keeps the memory of closed shadows for the next ones: touching new
+// pages costs more than receiving their contents. What it keeps is bounded in
+// bytes and goes back to the system when idle for ten seconds. Its methods may
+// be called concurrently.
+type Pool struct {
+	limit   int64
+	scratch sync.Pool // *scratch
+
+	probe    sync.Once
+	probeErr error // why pages cannot be tracked here; set by probe
+
+	mu        sync.Mutex
+	idle      []*region // longest idle first
+	idleBytes int64
+	closed    bool
+	timer     *time.Timer // will run expire; nil when nothing was idle
+	expiring  sync.WaitGroup
+}
+
+// NewPool returns a pool that keeps at most limit bytes of the system's
+// memory idle.
+func NewPool(limit int64) *Pool {
+	return &Pool{limit: limit}
+}
+
+// Idle returns how many bytes of the system's memory the pool holds for reuse.
+func (p *Pool) Idle() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.idleBytes
+}
+
+// Close gives all idle memory back and waits for the pool's own work to end.
+// Shadows that are still open stay usable; their memory goes when they close.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	if p.timer != nil && p.timer.Stop() {
+		p.expiring.Done()
+	}
+	idle := p.idle
+	p.idle, p.idleBytes = nil, 0
+	p.mu.Unlock()
+	err := closeRegions(idle)
+	p.expiring.Wait()
+	return err
+}
+
+// startTimer sees to it that the region longest idle expires. The caller holds
+// mu.
+func (p *Pool) startTimer() {
+	if p.timer != nil || len(p.idle) == 0 {
+		return
+	}
+	p.expiring.Add(1)
+	p.timer = time.AfterFunc(time.Until(p.idle[0].idleSince.Add(idleTimeout)), p.expire)
+}
+
+// expire gives back what has been idle for long enough.
+func (p *Pool) expire() {
+	defer p.expiring.Done()
+	p.mu.Lock()
+	now := time.Now()
+	n := 0
+	for n < len(p.idle) && now.Sub(p.idle[n].idleSince) >= idleTimeout {
+		p.idleBytes -= p.idle[n].resident
+		n++
+	}
+	old := slices.Clone(p.idle[:n])
+	p.idle = slices.Delete(p.idle, 0, n)
+	p.timer = nil
+	p.startTimer()
+	p.mu.Unlock()
+	// Nobody to tell: what a failing munmap holds is lost to this process.
+	_ = closeRegions(old)
+}
+
+// mode chooses how changes are found.
+func (p *Pool) mode(t Tracking) (Tracking, error) {
+	switch t {
+	case Compare, Named:
+		return t, nil
+	case Auto, Pages:
+		p.probe.Do(func() { p.probeErr = userfault.Probe() })
+		if p.probeErr == nil {
+			return Pages, nil
+		}
+		if t == Auto {
+			return Compare, nil
+		}
+		return t, fmt.Errorf("mapping: %w", p.probeErr)
+	default:
+		return t, fmt.Errorf("mapping: unknown tracking %d", t)
+	}
+}
+
+// get returns a region of at least size bytes. What it holds is whatever its
+// last user left there.
+func (p *Pool) get(size int64, tracked bool) (*region, error) {
+	if size > maxCapacity {
+		return nil, fmt.Errorf("mapping: %d bytes are more than a mapping can have (%d)", size, int64(maxCapacity))
+	}
+	capacity := max(minCapacity, int64(1)<<bits.Len64(uint64(size-1)))
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, ErrClosed
+	}
+	// The one used last: its pages are the likeliest to be in a cache.
+	for i := len(p.idle) - 1; i >= 0; i-- {
+		if r := p.idle[i]; r.capacity() == capacity && r.tracked() == tracked {
+			p.idle = slices.Delete(p.idle, i, i+1)
+			p.idleBytes -= r.resident
+			p.mu.Unlock()
+			return r, nil
+		}
+	}
+	p.mu.Unlock()
+	return newRegion(capacity, tracked)
+}
+
+// put takes back a region that nobody uses any more.
+func (p *Pool) put(r *region) error {
+	size, err := r.size()
+	if err != nil || size > p.limit {
+		return errors.Join(err, r.close())
+	}
+	r.resident = size
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return r.close()
+	}
+	r.idleSince = time.Now()
+	p.idle = append(p.idle, r)
+	p.idleBytes += size
+	n := 0
+	for p.idleBytes > p.limit {
+		p.idleBytes -= p.idle[n].resident
+		n++
+	}
+	out := slices.Clone(p.idle[:n])
+	p.idle = slices.Delete(p.idle, 0, n)
+	p.startTimer()
+	p.mu.Unlock()
+	return closeRegions(out)
+}
+
+func closeRegions(regions []*region) error {
+	var errs []error
+	for _, r := range regions {
+		errs = append(errs, r.close())
+	}
+	return errors.Join(errs...)
+}
+
+// pageSize is the unit of tracking.
+var pageSize = int64(os.Getpagesize())

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package mapping
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/memspan/memspan/internal/userfault"
+)
+
+// A region is a shadow's memory: its bytes and the image.
+type region struct {
+	user    []byte // the bytes as the user sees them
+	alias   []byte // the same
+	image   []byte
+	tracker *userfault.Tracker // always nil here
+
+	// While idle in a pool:
+	resident  int64
+	idleSince time.Time
+}
+
+func newRegion(capacity int64, tracked bool) (*region, error) {
+	if tracked {
+		return nil, fmt.Errorf("mapping: %w", userfault.Probe())
+	}
+	if int64(int(2*capacity)) != 2*capacity {
+		return nil, fmt.Errorf("mapping: %d bytes are more than this machine can address", capacity)
+	}
+	mem := alignedBytes(int(2 * capacity))
+	return &region{user: mem[:capacity:capacity], alias: mem[:capacity:capacity], image: mem[capacity:]}, nil
+}
+
+func (r *region) capacity() int64 { return int64(len(r.alias)) }
+
+func (r *region) tracked() bool { return false }
+
+// size returns what the region costs the system.
+func (r *region) size() (int64, error) { return 2 * r.capacity(), nil }
+
+// touched returns the first piece of [off, end) that may hold anything but
+// zeros: all of it.
+func (r *region) touched(_ half, off, end int64) (lo, hi int64) { return off, end }
+
+func (r *region) close() error { return nil }

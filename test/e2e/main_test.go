@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/memspan/memspan/tier/vram"
+)
+
+// roleEnv says what a child process of a test is.
+const roleEnv = "MEMSPAN_E2E_ROLE"
+
+// TestMain runs the tests or, in their children, a worker, a server or a
+// client.
+func TestMain(m *testing.M) {
+	if os.Getenv("MEMSPAN_WORKER") == "1" {
+		exit(vram.Worker(context.Background()))
+	}
+	role := os.Getenv(roleEnv)
+	if role == "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	c := &console{json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)}
+	switch ctx := context.Background(); role {
+	case "server":
+		exit(serveRole(ctx, c))
+	case "holder":
+		exit(holderRole(ctx, c))
+	case "locker":
+		exit(lockerRole(ctx, c))
+	case "busy":
+		exit(busyRole(ctx, c))
+	case "mapper":
+		exit(mapperRole(ctx, c))
+	case "bulk":
+		exit(bulkRole(ctx, c))
+	default:
+		exit(fmt.Errorf("unknown role %q", role))
+	}
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// A console is a child's line to its test: JSON values in both directions.
+type console struct {
+	in  *json.Decoder
+	out *json.Encoder
+}
+
+func (c *console) say(v any) error  { return c.out.Encode(v) }
+func (c *console) hear(v any) error { return c.in.Decode(v) }
+
+// wait returns when the test has let go.
+func (c *console) wait() error {
+	var v any
+	if err := c.in.Decode(&v); err != io.EOF {
+		return fmt.Errorf("the test said %v, want the end (%v)", v, err)
+	}
+	return nil
+}
+
+// A process is the test's side of a child.
+type process struct {
+	t    testing.TB
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *json.Decoder
+	over bool
+}
+
+// startProcess runs a command that ends when its standard input does, at the
+// latest with the test.
+func startProcess(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	check(t, err)
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	p := &process{t: t, cmd: cmd, in: in, out: json.NewDecoder(out)}
+	t.Cleanup(p.end)
+	return p
+}
+
+// child runs this binary in a role, with args as the first it hears.
+func child(t testing.TB, role string, args any) *process {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	p := startProcess(t, cmd)
+	p.say(args)
+	return p
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+func (p *process) say(v any) {
+	p.t.Helper()
+	check(p.t, json.NewEncoder(p.in).Encode(v))
+}
+
+func (p *process) hear(v any) {
+	p.t.Helper()
+	if err := p.out.Decode(v); err != nil {
+		p.t.Fatalf("%s process %d: %v", p.cmd.Path, p.pid(), err)
+	}
+}
+
+// kill ends the process as kill -9 does.
+func (p *process) kill() {
+	p.t.Helper()
+	p.over = true
+	check(p.t, p.cmd.Process.Kill())
+	p.in.Close()
+	p.cmd.Wait() // says that it was killed
+}
+
+// end lets the process go, and waits until it has ended well. Race reports and
+// panics make it end badly.
+func (p *process) end() {
+	if p.over {
+		return
+	}
+	p.over = true
+	p.in.Close()
+	patience := time.AfterFunc(time.Minute, func() { p.cmd.Process.Kill() })
+	defer patience.Stop()
+	if err := p.cmd.Wait(); err != nil {
+		p.t.Errorf("process %d: %v", p.pid(), err)
+	}
+}
+
+func check(t testing.TB, err error) {
+	if err != nil {
+		t.Helper()
+		t.Fatal(err)
+	}
+}
+
+// want checks that err is of the given kind.
+func want(t testing.TB, what string, err, kind error) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Errorf("%s: error %v, want %v", what, err, kind)
+	}
+}
+
+// eventually polls what no event tells, until it is so.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still not: %s", what)
+		}
+	}
+}
+
+// slow reports whether tests may take minutes.
+func slow() bool { return os.Getenv("MEMSPAN_SLOW") != "" }

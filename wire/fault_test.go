@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/memspan/memspan/wire"
+)
+
+// faultyFrames returns frames whose data parts are encoded in each way.
+func faultyFrames() map[string]frame {
+	prefix := wire.AppendTransfer(nil, wire.MemoryCommand{Memory: 1, Size: 5000})
+	return map[string]frame{
+		"raw":    {kind: wire.KindTransfer, id: 9, prefix: prefix, data: random(5000)},
+		"fill":   {kind: wire.KindTransfer, id: 9, prefix: prefix, data: pattern(5000)},
+		"s2":     {kind: wire.KindTransfer, id: 9, prefix: prefix, data: text(5000)},
+		"prefix": {kind: wire.KindRead, id: 9, prefix: prefix},
+	}
+}
+
+// A link that is cut anywhere in a frame ends in an error and never in data.
+func TestCutLink(t *testing.T) {
+	for _, cfg := range []wire.Config{{Compress: true}, {Compress: true, Sums: true}} {
+		for name, f := range faultyFrames() {
+			t.Run(fmt.Sprintf("%s/sums=%v", name, cfg.Sums), func(t *testing.T) {
+				whole := encode(t, cfg, f)
+				for cut := range whole {
+					_, err := readFrame(wire.NewConn(newMemConn(whole[:cut]), cfg))
+					switch {
+					case err == nil:
+						t.Fatalf("cut after %d of %d bytes: a frame was delivered", cut, len(whole))
+					case cut == 0 && err != io.EOF:
+						t.Fatalf("cut between frames: %v, want io.EOF", err)
+					case cut > 0 && (!errors.Is(err, wire.PeerLost) || !errors.Is(err, io.ErrUnexpectedEOF)):
+						t.Fatalf("cut after %d of %d bytes: %v, want PeerLost", cut, len(whole), err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// With sums, a byte that changes on its way never goes unnoticed; without,
+// one in a header never does.
+func TestFlippedBytes(t *testing.T) {
+	for _, cfg := range []wire.Config{{Compress: true}, {Compress: true, Sums: true}} {
+		for name, f := range faultyFrames() {
+			t.Run(fmt.Sprintf("%s/sums=%v", name, cfg.Sums), func(t *testing.T) {
+				whole := encode(t, cfg, f)
+				end := len(whole)
+				if !cfg.Sums {
+					end = wire.HeaderSize
+				}
+				for i := range end {
+					for _, flip := range []byte{1, 0x80, 0xff} {
+						bad := slices.Clone(whole)
+						bad[i] ^= flip
+						_, err := readFrame(wire.NewConn(newMemConn(bad), cfg))
+						var version *wire.VersionError
+						ok := errors.Is(err, wire.Corrupt)
+						switch {
+						case i < 4:
+							ok = errors.Is(err, wire.ErrMagic)
+						case i == 4:
+							ok = errors.As(err, &version) && version.Got == int(bad[4])
+						}
+						if !ok {
+							t.Fatalf("byte %d of %d changed by %#x: %v", i, len(whole), flip, err)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// After an error nothing more is read: where the next frame begins is unknown.
+func TestErrorsOfReadingLast(t *testing.T) {
+	good := encode(t, wire.Config{}, frame{kind: wire.KindEvent})
+	bad := slices.Clone(good)
+	bad[10] ^= 1
+	c := wire.NewConn(newMemConn(append(bad, good...)), wire.Config{})
+	_, first := c.ReadHeader()
+	_, second := c.ReadHeader()
+	if !errors.Is(first, wire.ErrHeaderSum) || second != first {
+		t.Errorf("first %v, then %v", first, second)
+	}
+	if _, err := c.ReadPrefix(nil); err != first {
+		t.Errorf("then %v", err)
+	}
+	if err := c.ReadData(nil); err != first {
+		t.Errorf("then %v", err)
+	}
+}
+
+func TestSumsAreInsistedOn(t *testing.T) {
+	c := wire.NewConn(newMemConn(encode(t, wire.Config{}, frame{kind: wire.KindTransfer, data: random(10)})), wire.Config{Sums: true})
+	if _, err := c.ReadHeader(); !errors.Is(err, wire.ErrSum) {
+		t.Errorf("%v, want ErrSum", err)
+	}
+}
+
+func TestEncodedDataMustBeAgreedOn(t *testing.T) {
+	c := wire.NewConn(newMemConn(encode(t, wire.Config{Compress: true}, frame{kind: wire.KindTransfer, data: text(10_000)})), wire.Config{})
+	if _, err := c.ReadHeader(); !errors.Is(err, wire.ErrMalformed) {
+		t.Errorf("%v, want ErrMalformed", err)
+	}
+}
+
+// s2 data that announces another length than the header, or is no s2 at all.
+func TestBombs(t *testing.T) {
+	bomb := []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 1, 2, 3} // 4 GiB - 1
+	longer := encode(t, wire.Config{Compress: true}, frame{kind: wire.KindTransfer, data: text(100_000)})[wire.HeaderSize:]
+	for name, payload := range map[string][]byte{"4 GiB": bomb, "longer": longer, "garbage": {0x90, 0x4e, 0xff, 0xff}, "cut": longer[:len(longer)-1]} {
+		h := wire.Header{Kind: wire.KindTransfer, Encoding: wire.EncodingS2, Length: uint32(len(payload)), Raw: 10_000}
+		c := wire.NewConn(newMemConn(append(h.Append(nil), payload...)), wire.Config{Compress: true})
+		if _, err := readFrame(c); !errors.Is(err, wire.ErrEncoding) || !errors.Is(err, wire.Corrupt) {
+			t.Errorf("%s: %v, want ErrEncoding", name, err)
+		}
+	}
+}
+
+// A header that announces much costs nothing until the bytes come.
+func TestAnnouncedLengthsTakeNoMemory(t *testing.T) {
+	h := wire.Header{Kind: wire.KindFlush, Length: wire.MaxPrefix, Prefix: wire.MaxPrefix}
+	head := h.Append(nil)
+	var before, after runtime.MemStats
+	c := wire.NewConn(newMemConn(head), wire.Config{})
+	runtime.ReadMemStats(&before)
+	if _, err := c.ReadHeader(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ReadPrefix(nil); !errors.Is(err, wire.PeerLost) {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 64<<10 {
+		t.Errorf("a header of a prefix of %d bytes took %d bytes of memory", h.Prefix, took)
+	}
+}
+
+// in calls f in a goroutine of its own and returns its error's channel.
+func in(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return done
+}
+
+func discardFrame(c *wire.Conn) error {
+	_, err := readFrame(c)
+	return err
+}
+
+const stallTimeout = 30 * time.Second
+
+func pipes(t *testing.T) (raw net.Conn, c *wire.Conn) {
+	a, b := net.Pipe()
+	c = wire.NewConn(b, wire.Config{IOTimeout: stallTimeout, Sums: true})
+	t.Cleanup(func() { a.Close(); c.Close() })
+	return a, c
+}
+
+// A peer that stops anywhere within a frame ends it with Stalled, no earlier
+// than the timeout and not much later.
+func TestStalledSender(t *testing.T) {
+	whole := encode(t, wire.Config{Sums: true}, frame{kind: wire.KindTransfer, prefix: random(28), data: random(20_000)})
+	for _, sent := range []int{1, 31, 32, 40, 60, 61, 10_000, len(whole) - 4, len(whole) - 1} {
+		synctest.Test(t, func(t *testing.T) {
+			raw, c := pipes(t)
+			done := in(func() error { return discardFrame(c) })
+			if _, err := raw.Write(whole[:sent]); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			err := <-done
+			if !errors.Is(err, wire.Stalled) || errors.Is(err, wire.PeerLost) {
+				t.Errorf("stalled after %d bytes: %v", sent, err)
+			}
+			if took := time.Since(start); took < stallTimeout || took > stallTimeout*3/2 {
+				t.Errorf("stalled after %d bytes: found out after %v", sent, took)
+			}
+		})
+	}
+}
+
+// Only the first frame has to come soon: later a peer may be silent for ever.
+func TestIdlePeer(t *testing.T) {
+	f := frame{kind: wire.KindRead, prefix: random(28)}
+	one := encode(t, wire.Config{Sums: true}, f)
+	synctest.Test(t, func(t *testing.T) {
+		_, c := pipes(t)
+		if err := discardFrame(c); !errors.Is(err, wire.Stalled) {
+			t.Errorf("no first frame: %v, want Stalled", err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		raw, c := pipes(t)
+		for range 3 {
+			done := in(func() error { return discardFrame(c) })
+			if _, err := raw.Write(one); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			done = in(func() error { return discardFrame(c) })
+			time.Sleep(24 * time.Hour)
+			select {
+			case err := <-done:
+				t.Fatalf("an idle connection ended: %v", err)
+			default:
+			}
+			if _, err := raw.Write(one); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatalf("after a day: %v", err)
+			}
+		}
+	})
+}
+
+// A peer that is slow, but moves, never times out, in either direction.
+func TestSlowPeer(t *testing.T) {
+	f := frame{kind: wire.KindTransfer, prefix: random(28), data: random(200)}
+	whole := encode(t, wire.Config{Sums: true}, f)
+	synctest.Test(t, func(t *testing.T) {
+		raw, c := pipes(t)
+		done := in(func() error { return discardFrame(c) })
+		for i := range whole { // two hours
+			time.Sleep(stallTimeout * 9 / 10)
+			if _, err := raw.Write(whole[i : i+1]); err != nil {
+				t.Fatalf("byte %d: %v", i, err)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+
+		done = in(func() error { return f.write(c) })
+		got := make([]byte, len(whole))
+		for i := range got {
+			time.Sleep(stallTimeout * 9 / 10)
+			if _, err := raw.Read(got[i : i+1]); err != nil {
+				t.Fatalf("byte %d: %v", i, err)
+			}
+		}
+		if err := <-done; err != nil || !bytes.Equal(got, whole) {
+			t.Errorf("sent: %v", err)
+		}
+	})
+}
+
+// A peer that stops reading ends a write with Stalled, and all later ones.
+func TestStalledReceiver(t *testing.T) {
+	for _, f := range []frame{
+		{kind: wire.KindRead, prefix: random(28)},
+		{kind: wire.KindTransfer, prefix: random(28), data: random(wire.MaxData)},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			raw, c := pipes(t)
+			done := in(func() error { return f.write(c) })
+			if _, err := io.ReadFull(raw, make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; !errors.Is(err, wire.Stalled) {
+				t.Errorf("write: %v, want Stalled", err)
+			}
+			go io.Copy(io.Discard, raw)
+			if err := f.write(c); !errors.Is(err, wire.Stalled) {
+				t.Errorf("the write after: %v, want Stalled", err)
+			}
+		})
+	}
+}
+
+// A deadline that the owner sets, for instance for a handshake, holds.
+func TestOwnersDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		raw, c := pipes(t)
+		if err := c.NetConn().SetDeadline(time.Now().Add(stallTimeout / 2)); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		err := discardFrame(c)
+		if !errors.Is(err, wire.Stalled) || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%v, want a deadline exceeded", err)
+		}
+		if took := time.Since(start); took != stallTimeout/2 {
+			t.Errorf("took %v", took)
+		}
+		raw.Close()
+	})
+}
+
+// The low-water mark of a TCP socket must not make a slow peer look like one
+// that stalled, nor keep the last bytes of a frame back.
+func TestSlowPeerOverTCP(t *testing.T) {
+	const timeout = 400 * time.Millisecond
+	a, b := dialTCP(t)
+	c := wire.NewConn(b, wire.Config{IOTimeout: timeout})
+	t.Cleanup(func() { a.Close(); c.Close() })
+	f := frame{kind: wire.KindTransfer, prefix: random(28), data: random(200_000)}
+	whole := encode(t, wire.Config{}, f)
+	done := make(chan error, 1)
+	go func() {
+		got, err := readFrame(c)
+		if err == nil && !got.equal(f) {
+			err = errors.New("wrong bytes")
+		}
+		done <- err
+	}()
+	for piece := range slices.Chunk(whole, 10_000) { // a second: more than the timeout
+		time.Sleep(timeout / 8)
+		if _, err := a.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The same the other way round: a sender whose socket buffers are full for
+// longer than the timeout, while its peer takes bytes out slowly.
+func TestSlowReceiverOverTCP(t *testing.T) {
+	const timeout = 400 * time.Millisecond
+	a, b := dialTCP(t)
+	c := wire.NewConn(b, wire.Config{IOTimeout: timeout})
+	t.Cleanup(func() { a.Close(); c.Close() })
+	f := frame{kind: wire.KindTransfer, data: random(wire.MaxData)}
+	const frames = 12
+	done := in(func() error {
+		for range frames {
+			if err := f.write(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	left := frames * len(encode(t, wire.Config{}, f))
+	buf := make([]byte, 200_000)
+	for left > 0 {
+		time.Sleep(timeout / 16)
+		n, err := a.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left -= n
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStalledReceiverOverTCP(t *testing.T) {
+	for _, dial := range []func(testing.TB) (net.Conn, net.Conn){dialTCP, dialUnix} {
+		a, b := dial(t)
+		c := wire.NewConn(b, wire.Config{IOTimeout: 50 * time.Millisecond})
+		t.Cleanup(func() { a.Close(); c.Close() })
+		var err error
+		for err == nil { // until the socket's buffers are full
+			err = c.WriteFrame(wire.Header{Kind: wire.KindTransfer}, nil, make([]byte, wire.MaxData))
+		}
+		if !errors.Is(err, wire.Stalled) {
+			t.Errorf("%v, want Stalled", err)
+		}
+	}
+}
