@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/memspan/memspan/internal/fdpass"
@@ -139,8 +140,19 @@ func (c *Client) Open(ctx context.Context, name string) (*Span, error) {
 
 // List describes all spans of the server.
 func (c *Client) List(ctx context.Context) ([]SpanStat, error) {
-	list, err := ask[[]SpanStat](ctx, c, control.OpList, nil)
-	return list, failed("list", "", 0, 0, err)
+	var list []SpanStat
+	for after, more := "", true; more; {
+		page, err := ask[control.Listed](ctx, c, control.OpList, control.List{After: after})
+		if err != nil {
+			return nil, failed("list", "", 0, 0, err)
+		}
+		list = append(list, page.Spans...)
+		if more = page.More && len(page.Spans) > 0; more {
+			after = page.Spans[len(page.Spans)-1].ID
+		}
+	}
+	slices.SortStableFunc(list, func(a, b SpanStat) int { return a.Created.Compare(b.Created) })
+	return list, nil
 }
 
 // Stats describes the server as a whole.

@@ -35,13 +35,13 @@ func DefaultAddress() string {
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 		return filepath.Join(dir, "memspan.sock")
 	}
-	return filepath.Join(os.TempDir(), "memspan-"+strconv.Itoa(os.Getuid()), "memspan.sock")
+	return "/tmp/memspan-" + strconv.Itoa(os.Getuid()) + "/memspan.sock"
 }
 
 // Dial connects to the server at address:
 //
 //	""                          DefaultAddress()
-//	unix:PATH, or a path        a unix socket; mappings are direct
+//	unix:PATH, or a path        a unix socket of this user's or root's; mappings are direct
 //	tcp://HOST:PORT             plain TCP with a token, on loopback only
 //	tls://HOST:PORT             TLS 1.3, the server's certificate verified
 //	tls://HOST:PORT#FINGERPRINT TLS 1.3, the certificate known by its SHA-256
@@ -55,7 +55,7 @@ func Dial(ctx context.Context, address string, opts *Options) (*Client, error) {
 		return nil, err
 	}
 	if address == "" {
-		address = DefaultAddress()
+		address = "unix:" + DefaultAddress()
 	}
 	to, err := parseAddress(address)
 	if err != nil {
@@ -133,6 +133,9 @@ func (d *dialer) failed(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		e.Code, e.Err = ErrCanceled, context.Cause(ctx)
+	case errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "certificate"):
+		e.Code = ErrUnauthenticated
+		e.Message += ": the server wants another client certificate; give it in Options.TLS"
 	case errors.As(err, &reason):
 		e.Code = reason
 	case errors.As(err, &op) && op.Op == "dial":
@@ -171,7 +174,11 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
 	var fds *fdpass.Conn
 	switch {
 	case d.network == "unix":
-		fds = fdpass.New(nc.(*net.UnixConn))
+		conn := nc.(*net.UnixConn)
+		if err := trusted(conn); err != nil {
+			return nil, err
+		}
+		fds = fdpass.New(conn)
 		nc = fds
 	case d.tls:
 		tc := tls.Client(wire.Progress(nc, d.IOTimeout), d.tlsConfig())
@@ -196,6 +203,23 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
 	}
 	conn.SetCompress(hello.Compress && welcome.Compress)
 	return newClient(conn, fds, queue, welcome, d.Options), nil
+}
+
+// trusted refuses sockets that another user has put where the daemon's is
+// looked for.
+func trusted(conn *net.UnixConn) error {
+	uid, _, pid, err := fdpass.PeerCred(conn)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil // the directory's permissions have to do
+	case err != nil:
+		return err
+	}
+	if me := os.Getuid(); uid != me && uid != 0 && me != 0 {
+		return &Error{Code: ErrUnauthenticated, Message: fmt.Sprintf(
+			"the server, process %d, belongs to user %d, not to you (%d) or root", pid, uid, me)}
+	}
+	return nil
 }
 
 // greet exchanges the first frames.
@@ -278,13 +302,12 @@ func tlsError(err error) error {
 }
 
 // A sendQueue looks at what waits in a socket to be sent.
-type sendQueue struct{ raw syscall.RawConn }
+type sendQueue struct{ socket *sockopt.Socket }
 
 func newSendQueue(nc net.Conn) sendQueue {
 	if sc, ok := nc.(syscall.Conn); ok {
-		raw, err := sc.SyscallConn()
-		if err == nil {
-			return sendQueue{raw}
+		if socket, err := sockopt.Of(sc); err == nil {
+			return sendQueue{socket}
 		}
 	}
 	return sendQueue{}
@@ -292,10 +315,10 @@ func newSendQueue(nc net.Conn) sendQueue {
 
 // len returns how many bytes wait, 0 if that cannot be known.
 func (q sendQueue) len() int {
-	if q.raw == nil {
+	if q.socket == nil {
 		return 0
 	}
-	n, err := sockopt.SendQueue(q.raw)
+	n, err := q.socket.SendQueue()
 	if err != nil {
 		return 0
 	}

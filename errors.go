@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/memspan/memspan/mapping"
 	"github.com/memspan/memspan/wire"
 )
 
@@ -80,6 +81,8 @@ func codeOf(err error) Code {
 		return code
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return ErrCanceled
+	case errors.Is(err, mapping.ErrClosed): // with its pool, by Client.Close
+		return ErrClosed
 	case errors.Is(err, errors.ErrUnsupported):
 		return ErrUnsupported
 	}

@@ -324,7 +324,8 @@ func (m *Mapping) flush(ctx context.Context, ranges []Range) (Commit, error) {
 
 // Invalidate takes in what others committed to the ranges, or to all of the
 // mapping if none are given. Bytes that were stored here and not flushed stay
-// on top. For a direct mapping it does nothing: there is nothing to take in.
+// on top. A direct mapping has others' stores at once, but for those of a GPU to
+// the span of a ReadOnly one, which Invalidate brings.
 // A WriteOnly shadow buffer has nothing to compare with: ErrWrongMode.
 func (m *Mapping) Invalidate(ctx context.Context, ranges ...Range) error {
 	if err := m.begin(ctx); err != nil {
@@ -338,6 +339,8 @@ func (m *Mapping) Invalidate(ctx context.Context, ranges ...Range) error {
 		err = &Error{Code: ErrWrongMode, Message: "the mapping is write-only"}
 	case m.shadow != nil:
 		err = m.shadow.invalidate(ctx, ranges)
+	default:
+		_, err = ask[nothing](ctx, m.span.client, control.OpInvalidate, control.Flush{Mapping: m.id, Ranges: ranges})
 	}
 	return m.failed("invalidate", err)
 }

@@ -5,6 +5,7 @@ package memspan_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"path/filepath"
 	"sync"
@@ -15,20 +16,24 @@ import (
 	"github.com/memspan/memspan/server"
 )
 
-const token = "open sesame"
+const secret = "open sesame"
 
 // A service is a server in this process, with an address of each kind.
 type service struct {
 	*server.Server
-	once           sync.Once
 	unix, tcp, tls string
+	cert           tls.Certificate
 	fingerprint    string
+	roots          *x509.CertPool
+
+	listeners sync.WaitGroup
+	once      sync.Once
 }
 
 // serve starts a server of RAM alone that ends with the test.
 func serve(t testing.TB, cfg server.Config) *service {
 	t.Helper()
-	cfg.Token = token
+	cfg.Token = secret
 	if cfg.HostBudget == 0 {
 		cfg.HostBudget = 1 << 30
 	}
@@ -36,39 +41,42 @@ func serve(t testing.TB, cfg server.Config) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := make(chan error, 3)
-	listen := func(network, addr string, wrap func(net.Listener) net.Listener) string {
-		ln, err := net.Listen(network, addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() { served <- srv.Serve(context.Background(), wrap(ln)) }()
-		return ln.Addr().String()
-	}
-	plain := func(ln net.Listener) net.Listener { return ln }
-	cert, fingerprint, err := server.SelfSigned(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &service{Server: srv, fingerprint: fingerprint}
-	s.unix = "unix:" + listen("unix", filepath.Join(t.TempDir(), "s"), plain)
-	s.tcp = "tcp://" + listen("tcp", "127.0.0.1:0", plain)
-	s.tls = "tls://" + listen("tcp", "127.0.0.1:0", func(ln net.Listener) net.Listener {
-		return server.TLSListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}})
-	})
+	s := &service{Server: srv, roots: x509.NewCertPool()}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := s.stop(ctx); err != nil {
 			t.Error(err)
 		}
-		for range 3 {
-			if err := <-served; err != nil {
-				t.Error(err)
-			}
-		}
+		s.listeners.Wait()
+	})
+	s.cert, s.fingerprint, err = server.SelfSigned(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.roots.AddCert(s.cert.Leaf)
+	plain := func(ln net.Listener) net.Listener { return ln }
+	s.unix = s.listen(t, "unix:", "unix", filepath.Join(t.TempDir(), "s"), plain)
+	s.tcp = s.listen(t, "tcp://", "tcp", "127.0.0.1:0", plain)
+	s.tls = s.listen(t, "tls://", "tcp", "127.0.0.1:0", func(ln net.Listener) net.Listener {
+		return server.TLSListener(ln, &tls.Config{Certificates: []tls.Certificate{s.cert}})
 	})
 	return s
+}
+
+// listen serves at one more address and returns it with the prefix.
+func (s *service) listen(t testing.TB, prefix, network, addr string, wrap func(net.Listener) net.Listener) string {
+	t.Helper()
+	ln, err := net.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.listeners.Go(func() {
+		if err := s.Serve(context.Background(), wrap(ln)); err != nil {
+			t.Error(err)
+		}
+	})
+	return prefix + ln.Addr().String()
 }
 
 // stop shuts the server down, once.
@@ -83,7 +91,7 @@ func dial(t testing.TB, address string, opts *memspan.Options) *memspan.Client {
 	if opts == nil {
 		opts = new(memspan.Options)
 	}
-	opts.Token = token
+	opts.Token = secret
 	c, err := memspan.Dial(t.Context(), address, opts)
 	if err != nil {
 		t.Fatal(err)

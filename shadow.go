@@ -145,7 +145,8 @@ func (sh *shadow) flush(ctx context.Context, ranges []Range) error {
 		err = serr
 	}
 	if f.sent {
-		sh.last, sh.known = Commit{f.version, f.holders}, true
+		sh.last = Commit{f.version, f.holders}
+		sh.known = err == nil && len(f.errs) == 0 // else not all is answered
 	}
 	if err != nil {
 		return err

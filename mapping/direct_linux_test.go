@@ -66,7 +66,7 @@ func TestDirectIsTheSameMemory(t *testing.T) {
 
 func TestDirectReadOnly(t *testing.T) {
 	r, _ := passed(t, 8192)
-	f, err := r.ReadOnly()
+	f, err := r.Reopen(false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestDirectReadOnly(t *testing.T) {
 	if err := memfd.Guard(func() { d.Bytes()[0] = 1 }); !errors.As(err, &fault) {
 		t.Errorf("store to a read-only mapping: %v", err)
 	}
-	if f, err = r.ReadOnly(); err != nil {
+	if f, err = r.Reopen(false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := mapping.NewDirect(f, 8192, 0, 10, true); !errors.Is(err, syscall.EACCES) {

@@ -4,7 +4,6 @@ package mapping
 
 import (
 	"bytes"
-	"encoding/binary"
 
 	"github.com/memspan/memspan/internal/memfd"
 )
@@ -56,24 +55,13 @@ func (s *Shadow) mergePiece(at int64, remote []byte) error {
 
 // mergePage merges within one page, word by word.
 func (s *Shadow) mergePage(at int64, remote []byte) {
-	for len(remote) > 0 {
-		word := at &^ 7
-		image := s.region.image[word : word+8]
-		was := binary.NativeEndian.Uint64(image)
-		var n int
-		var now uint64
-		if word == at && len(remote) >= 8 {
-			n, now = 8, binary.NativeEndian.Uint64(remote)
-		} else { // the range begins or ends within this word
-			var b [8]byte
-			copy(b[:], image)
-			n = copy(b[at-word:], remote)
-			now = binary.NativeEndian.Uint64(b[:])
-		}
-		if changed := nonZero(now ^ was); changed != 0 {
-			storeUnchanged(s.region.alias, word, was, now, changed)
-			binary.NativeEndian.PutUint64(image, now)
-		}
-		at, remote = at+int64(n), remote[n:]
-	}
+	begin := at &^ 7
+	n := (at+int64(len(remote))+7)&^7 - begin // whole words
+	user, image := s.region.alias[begin:begin+n], s.region.image[begin:begin+n]
+	now := append(s.words[:0], image...) // remote, and what is beside it in its words
+	copy(now[at-begin:], remote)
+	s.words = now
+	storeUnchanged(user, image, now)
+	// Not word by word: each atomic store would have to wait for the one here.
+	copy(image, now)
 }

@@ -74,6 +74,7 @@ type Shadow struct {
 	filled      []extent             // until armed
 	pending     bitmap               // Pages: candidates that the kernel no longer reports
 	written     []userfault.Range    // room for the kernel's answer
+	words       []byte               // room for a page of Merge's
 	outstanding map[*Change]struct{} // handed out and not settled
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -180,36 +181,57 @@ func TestConcurrentWriterLosesNothing(t *testing.T) {
 }
 
 // The user's value stays when the user and another client write the same byte,
-// even if the user's store falls into the Merge.
+// even if the user's store falls into the Merge: the writer goes through a few
+// words, slowly, while they are merged over and over.
 func TestMergeNeverUndoesAStoreOfTheSameByte(t *testing.T) {
 	bothTrackings(t, func(t *testing.T, tracking mapping.Tracking) {
+		const n = 64
 		srv := make(server, blockSize)
-		p := newPool(t)
-		for round := range 200 {
-			sh := srv.open(t, p, 0, blockSize, tracking)
-			mem := sh.Bytes()
-			remote := bytes.Repeat([]byte{byte(round) | 0x80}, blockSize)
-			var started, user sync.WaitGroup
-			started.Add(1)
-			user.Go(func() {
-				started.Done()
-				for i := 0; i < len(mem); i += 3 {
-					mem[i] = 1
+		sh := srv.open(t, newPool(t), 0, n, tracking)
+		mem := sh.Bytes()
+		var epochs, written atomic.Int64
+		var writer sync.WaitGroup
+		defer writer.Wait()
+		const last = 2000
+		// Neither what the server has before nor what comes from it.
+		value := func(epoch int64) byte { return byte(1 + epoch%2) }
+		stop := make(chan struct{})
+		defer close(stop)
+		writer.Go(func() {
+			for epoch := int64(1); epoch <= last; epoch++ {
+				for epochs.Load() < epoch {
+					select {
+					case <-stop:
+						return
+					default:
+						runtime.Gosched()
+					}
 				}
-			})
-			started.Wait()
-			if err := sh.Merge(0, remote); err != nil {
-				t.Fatal(err)
+				for i := range mem {
+					for range i*7%16 + 10 {
+						written.Load() // some time
+					}
+					mem[i] = value(epoch)
+				}
+				written.Store(epoch)
 			}
-			user.Wait()
+		})
+		for epoch := int64(1); epoch <= last; epoch++ {
+			epochs.Store(epoch)
+			for round := byte(0); written.Load() < epoch; round++ {
+				for i := range srv[:n] {
+					srv[i] = 0x80 | round
+				}
+				if err := sh.Merge(0, srv[:n]); err != nil {
+					t.Fatal(err)
+				}
+			}
 			for i, b := range mem {
-				if want := remote[i]; i%3 == 0 && b != 1 || i%3 != 0 && b != want {
-					t.Fatalf("round %d: byte %d is %#x", round, i, b)
+				if b != value(epoch) {
+					t.Fatalf("epoch %d: byte %d is %#x, the user's store was undone", epoch, i, b)
 				}
 			}
-			if err := sh.Close(); err != nil {
-				t.Fatal(err)
-			}
+			srv.flush(t, sh, 0, n)
 		}
 	})
 }
@@ -270,8 +292,10 @@ func TestSettling(t *testing.T) {
 
 		// What failed on its way is found again, what was before it is not.
 		errSend := errors.New("link cut")
+		var failed *mapping.Change
 		err := sh.Collect(context.Background(), 0, 4*blockSize, func(c *mapping.Change) error {
 			if c.Block == 1 {
+				failed = c
 				return errSend
 			}
 			sh.Ack(c)
@@ -280,6 +304,7 @@ func TestSettling(t *testing.T) {
 		if !errors.Is(err, errSend) {
 			t.Fatalf("Collect: %v", err)
 		}
+		sh.Ack(failed) // it is settled
 		expect("after a failed yield", want[1:])
 		sh.Ack(again[1]) // much too late
 

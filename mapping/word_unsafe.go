@@ -3,23 +3,33 @@
 package mapping
 
 import (
+	"encoding/binary"
 	"sync/atomic"
 	"unsafe"
 )
 
-// storeUnchanged stores those bytes of now that changed selects into the word
-// at mem[at:at+8], where the word still has was's bytes; at is a multiple of
-// eight. The user's threads may be storing to the word by plain instructions:
-// a compare-and-swap fails if one of them came between, so that none is undone.
-func storeUnchanged(mem []byte, at int64, was, now, changed uint64) {
-	// Right because mem begins at a page boundary, so the word is aligned, and
-	// the slice expression checks that all of it is there.
-	word := (*uint64)(unsafe.Pointer(unsafe.SliceData(mem[at : at+8])))
-	for {
-		user := atomic.LoadUint64(word)
-		take := changed &^ nonZero(user^was)
-		if take == 0 || atomic.CompareAndSwapUint64(word, user, user&^take|now&take) {
-			return
+// storeUnchanged stores to user the bytes in which now differs from was, where
+// user still has was's. All three are of the same length, a multiple of eight,
+// and user begins at a multiple of eight in memory. The user's threads may be
+// storing there by plain instructions: a compare-and-swap fails if one of them
+// came between, so that none is undone.
+func storeUnchanged(user, was, now []byte) {
+	// Right because these are user's own bytes, aligned as said above.
+	words := unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(user))), len(user)/8)
+	for i := range words {
+		w, n := binary.NativeEndian.Uint64(was), binary.NativeEndian.Uint64(now)
+		was, now = was[8:], now[8:]
+		// Where the user changed nothing, which is almost everywhere, the
+		// whole word can go.
+		if w == n || atomic.CompareAndSwapUint64(&words[i], w, n) {
+			continue
+		}
+		for {
+			u := atomic.LoadUint64(&words[i])
+			take := nonZero(n^w) &^ nonZero(u^w)
+			if take == 0 || atomic.CompareAndSwapUint64(&words[i], u, u&^take|n&take) {
+				break
+			}
 		}
 	}
 }

@@ -4,10 +4,11 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/memspan/memspan/span"
@@ -116,7 +117,7 @@ func (s *session) control(ctx context.Context, req control.Request) (any, error)
 	case control.OpFree:
 		return call(ctx, req.Args, s.free)
 	case control.OpList:
-		return s.list()
+		return call(ctx, req.Args, s.list)
 	case control.OpStat:
 		return call(ctx, req.Args, s.stat)
 	case control.OpStats:
@@ -169,10 +170,8 @@ func (s *session) alloc(ctx context.Context, a control.Alloc) (control.Opened, e
 		return control.Opened{}, err
 	}
 	opened, err := s.addHandle(sp)
-	if err != nil {
-		sp.Free()
-	}
-	return opened, err
+	// The handle has the span retained, or nothing has.
+	return opened, errors.Join(err, sp.Forsake())
 }
 
 func (s *session) open(_ context.Context, a control.Open) (control.Opened, error) {
@@ -212,22 +211,16 @@ func spanInfo(sp *span.Span) control.SpanInfo {
 }
 
 func (s *session) closeHandle(_ context.Context, a control.Handle) (none, error) {
-	sp, err := s.dropHandle(a.Handle)
-	if err == nil {
-		sp.Forsake()
-	}
-	return none{}, err
-}
-
-func (s *session) dropHandle(handle uint64) (*span.Span, error) {
-	sp, err := s.span(handle)
-	if err != nil {
-		return nil, err
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.handles, handle)
-	return sp, nil
+	sp := s.handles[a.Handle]
+	s.countRest(a.Handle)
+	delete(s.handles, a.Handle)
+	s.mu.Unlock()
+	if sp == nil {
+		_, err := s.span(a.Handle)
+		return none{}, err
+	}
+	return none{}, sp.Forsake()
 }
 
 func (s *session) free(_ context.Context, a control.Handle) (none, error) {
@@ -235,18 +228,34 @@ func (s *session) free(_ context.Context, a control.Handle) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
+	s.mu.Lock()
+	s.countRest(a.Handle)
+	s.mu.Unlock()
 	// The handle stays: later uses of it learn that the span was freed.
 	return none{}, sp.Free()
 }
 
-func (s *session) list() ([]control.SpanStat, error) {
-	list := []control.SpanStat{}
-	for _, sp := range s.srv.store.List() {
+// listPage is how many spans one answer to OpList describes: well within what
+// fits into a message.
+const listPage = 256
+
+func (s *session) list(_ context.Context, a control.List) (control.Listed, error) {
+	all := s.srv.store.List()
+	slices.SortFunc(all, func(x, y *span.Span) int { return cmp.Compare(x.ID.String(), y.ID.String()) })
+	listed := control.Listed{Spans: []control.SpanStat{}}
+	for _, sp := range all {
+		if sp.ID.String() <= a.After {
+			continue
+		}
+		if len(listed.Spans) == listPage {
+			listed.More = true
+			break
+		}
 		if st, err := spanStat(sp); err == nil { // else it was freed meanwhile
-			list = append(list, st)
+			listed.Spans = append(listed.Spans, st)
 		}
 	}
-	return list, nil
+	return listed, nil
 }
 
 func (s *session) stat(_ context.Context, a control.Handle) (control.SpanStat, error) {
@@ -329,33 +338,29 @@ func (s *session) addMapping(m *mapping) (uint64, error) {
 		return 0, &wire.Error{Code: wire.Limit, Op: "map", Span: m.span.Label(),
 			Message: fmt.Sprintf("the session has %d mappings: unmap some", len(s.mappings))}
 	}
-	id := newHandle(s.mappings)
-	s.mappings[id] = m
-	return id, nil
+	m.id = newHandle(s.mappings)
+	s.mappings[m.id] = m
+	return m.id, nil
 }
 
 func (s *session) mapDirect(ctx context.Context, h wire.Header, m *mapping) error {
-	var id uint64
-	ready := make(chan struct{}) // closed when id is set
 	d, err := m.span.MapDirect(ctx, m.off, m.n, m.write, func() {
-		<-ready
-		s.event(control.Event{Event: control.EventFreed, Mapping: id, Message: "the span was freed"})
+		select {
+		case s.freed <- m:
+		default: // the client has more mappings than it may: it can do without
+		}
 	})
 	if err != nil {
 		return s.replyError(h, err)
 	}
 	m.direct = d
-	id, err = s.addMapping(m)
-	close(ready)
+	f, size, err := d.File()
 	if err == nil {
-		var f *os.File
-		var size int64
-		var done func()
-		if f, size, done, err = d.File(); err == nil {
-			defer done()
+		defer f.Close()
+		var id uint64
+		if id, err = s.addMapping(m); err == nil {
 			return s.passFile(h, control.Mapped{Mapping: id, Direct: true, Size: size}, f)
 		}
-		s.takeMapping(id)
 	}
 	d.Close(ctx, false)
 	return s.replyError(h, err)
@@ -442,6 +447,7 @@ func (s *session) takeMapping(id uint64) *mapping {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := s.mappings[id]
+	s.countRest(id)
 	delete(s.mappings, id)
 	return m
 }

@@ -7,18 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/wire"
 )
-
-// counter counts jobs in the lane.
-type counter struct{ n atomic.Int32 }
-
-func (c *counter) add(n int32) { c.n.Add(n) }
-func (c *counter) load() int32 { return c.n.Load() }
 
 // vkSuccess is the VkResult of a request that was carried out.
 const vkSuccess = 0
@@ -83,10 +76,11 @@ func (s *session) startData(ctx context.Context, h wire.Header) error {
 	} else if err := s.conn.Discard(); err != nil {
 		return err
 	}
-	if size <= inlineData && s.queued.load() == 0 {
-		return s.carryOut(ctx, j)
+	if s.queued.Add(1) == 1 && size <= inlineData {
+		err := s.carryOut(ctx, j)
+		s.jobDone(nil)
+		return err
 	}
-	s.queued.add(1)
 	s.lane <- j
 	return nil
 }
@@ -124,12 +118,24 @@ func (s *session) read(ctx context.Context, j *dataJob) error {
 	if err != nil {
 		return err
 	}
-	defer s.srv.store.PutScratch(data)
-	data = data.Slice(0, n)
-	if err := sp.Read(ctx, off, data); err != nil {
+	if err := sp.Read(ctx, off, data.Slice(0, n)); err != nil {
+		s.srv.store.PutScratch(data)
 		return s.failData(j, err)
 	}
-	return s.answer(j, wire.AppendResult(nil, vkSuccess), data.Bytes())
+	j.data = data
+	if n <= inlineData {
+		return s.answerRead(j)
+	}
+	// The next block is copied while this one is sent.
+	s.queued.Add(1)
+	s.replies <- j
+	return nil
+}
+
+// answerRead sends what read has brought to staging memory.
+func (s *session) answerRead(j *dataJob) error {
+	defer s.srv.store.PutScratch(j.data)
+	return s.answer(j, wire.AppendResult(nil, vkSuccess), j.data.Bytes()[:j.command.Size])
 }
 
 // signed turns a command's range into a span's. What does not fit is outside
@@ -147,33 +153,44 @@ func (s *session) transfer(ctx context.Context, j *dataJob) error {
 		return s.failData(j, err)
 	}
 	off, n, err := signed(j.command)
+	changed := false
 	if err == nil {
-		err = sp.Write(ctx, off, j.data.Slice(0, n))
+		changed, err = sp.Write(ctx, off, j.data.Slice(0, n))
 	}
-	s.count(sp, j.header, err)
+	s.count(j.command.Memory, sp, j.header, changed)
 	if err != nil {
 		return s.failData(j, err)
 	}
 	return s.answer(j, wire.AppendResult(nil, vkSuccess))
 }
 
-// count notes that a frame changed its span. All frames of one write or flush
-// are one commit, counted with the last. It returns the span's version.
-func (s *session) count(sp *span.Span, h wire.Header, err error) uint64 {
-	changed := err == nil || errors.Is(err, span.ErrDebt)
+// count notes whether a frame, sent for a handle or a mapping, changed its
+// span. All frames of one write or flush are one commit, counted with the last.
+// It returns the span's version.
+func (s *session) count(id uint64, sp *span.Span, h wire.Header, changed bool) uint64 {
 	s.mu.Lock()
-	changed = changed || s.pending[sp]
+	_, before := s.pending[id]
+	changed = changed || before
 	more := h.Flags&wire.FlagMore != 0
 	if more && changed {
-		s.pending[sp] = true
+		s.pending[id] = sp
 	} else {
-		delete(s.pending, sp)
+		delete(s.pending, id)
 	}
 	s.mu.Unlock()
 	if changed && !more {
 		return sp.CountCommit()
 	}
 	return sp.Version()
+}
+
+// countRest counts what frames changed for a handle or a mapping that is going
+// away. The caller holds mu.
+func (s *session) countRest(id uint64) {
+	if sp := s.pending[id]; sp != nil {
+		delete(s.pending, id)
+		sp.CountCommit()
+	}
 }
 
 func (s *session) flush(ctx context.Context, j *dataJob) error {
@@ -187,9 +204,13 @@ func (s *session) flush(ctx context.Context, j *dataJob) error {
 	}
 	// wire.AnyVersion and span.AnyVersion are one number.
 	done, err := m.span.Flush(ctx, int(j.flush.Block), j.flush.Base, runs, j.data.Slice(0, int64(j.flush.DataLen())))
-	version := s.count(m.span, j.header, err)
+	version := s.count(j.flush.Mapping, m.span, j.header, err == nil || errors.Is(err, span.ErrDebt))
 	if err != nil {
-		return s.failData(j, err)
+		we := wireError(err)
+		if we.Code == wire.Debt { // committed: the next flush is based on it
+			we.Version = done.Version
+		}
+		return s.failData(j, we)
 	}
 	return s.answer(j, wire.FlushReply{Block: done.Version, Span: version, Holders: uint32(done.Holders)}.Append(nil))
 }

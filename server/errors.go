@@ -26,6 +26,7 @@ var codes = [...]struct {
 	{span.ErrFreed, wire.Freed},
 	{span.ErrLimit, wire.Limit},
 	{span.ErrNotHeld, wire.NotHeld},
+	{span.ErrNotMapped, wire.NotMapped},
 	{coherency.ErrDataLoss, wire.DataLoss},
 	{coherency.ErrConflict, wire.Conflict},
 	{coherency.ErrPinned, wire.Pinned},

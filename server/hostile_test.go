@@ -355,6 +355,7 @@ func TestSessionLimit(t *testing.T) {
 	connect(t, "unix", socket).greet()
 	second := connect(t, "unix", socket).greet()
 	third := connect(t, "unix", socket)
+	code(t, "one session too many", third.hello(control.Hello{Protocol: wire.Version}), wire.Limit)
 	third.ended("one session too many")
 	second.raw.Close()
 	for { // as soon as the server has noticed, there is room

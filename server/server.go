@@ -49,13 +49,13 @@ type Config struct {
 // Limits bound what peers may ask for. Zero fields have the stated defaults.
 type Limits struct {
 	Sessions int   // connections at a time; 256
-	Spans    int   // 65536
+	Spans    int   // 16384, or what the process can hold open if that is less
 	SpanSize int64 // bytes; 1 TiB
-	Handles  int   // of one session; 4096
+	Handles  int   // of one session; 16384
 	Mappings int   // of one session; 4096
 	Locks    int   // of one session, waiting ones included; 4096
 	Requests int   // control requests of one session under way; 256
-	Map      int64 // bytes of one shadow mapping; 32 GiB
+	Map      int64 // bytes of one shadow mapping; 16 GiB
 }
 
 func (l Limits) withDefaults() Limits {
@@ -65,8 +65,9 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	set(&l.Sessions, 256)
-	set(&l.Spans, 1<<16)
-	set(&l.Handles, 4096)
+	set(&l.Spans, 1<<14)
+	l.Spans = min(l.Spans, memfd.MaxRegions())
+	set(&l.Handles, 1<<14)
 	set(&l.Mappings, 4096)
 	set(&l.Locks, 4096)
 	set(&l.Requests, 256)
@@ -74,7 +75,7 @@ func (l Limits) withDefaults() Limits {
 		l.SpanSize = 1 << 40
 	}
 	if l.Map == 0 {
-		l.Map = 32 << 30
+		l.Map = 16 << 30
 	}
 	return l
 }
@@ -96,11 +97,11 @@ type Server struct {
 	vram  *vram.Tier // nil: absent
 
 	nextOwner atomic.Uint64
-	nextName  atomic.Uint64
 	work      sync.WaitGroup // sessions and listeners
 
-	mu        sync.Mutex // guards what follows
-	sessions  map[*session]struct{}
+	mu        sync.Mutex            // guards what follows
+	sessions  map[*session]struct{} // those that are shaking hands too
+	admitted  int                   // of them, those that are not
 	listeners map[net.Listener]struct{}
 	closing   bool
 }
@@ -204,20 +205,27 @@ func (srv *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer srv.work.Done()
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
-	for {
+	for wait := time.Duration(0); ; {
 		nc, err := ln.Accept()
-		if err != nil {
-			ln.Close()
+		if err == nil {
+			wait = 0
+			srv.start(ctx, nc)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
 			srv.mu.Lock()
 			delete(srv.listeners, ln)
-			closing := srv.closing || ctx.Err() != nil
 			srv.mu.Unlock()
-			if closing || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return fmt.Errorf("server: accept on %v: %w", ln.Addr(), err)
+			return nil
 		}
-		srv.start(ctx, nc)
+		// Out of descriptors, or a connection that broke before it began: no
+		// reason to take the spans down.
+		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+		srv.log.Error("accept", "listener", ln.Addr(), "error", err, "retry", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -237,35 +245,52 @@ func (srv *Server) admissible(ln net.Listener) error {
 	return nil
 }
 
-// start runs a session on nc, unless there are too many.
+// start runs a session on nc, unless too many are shaking hands: strangers
+// must not be able to lock anybody out for longer than that takes.
 func (srv *Server) start(ctx context.Context, nc net.Conn) {
 	s := newSession(srv, nc)
 	srv.mu.Lock()
-	refuse := wire.Code(0)
-	switch {
-	case srv.closing:
-		refuse = wire.Closed
-	case len(srv.sessions) >= srv.limits.Sessions:
-		refuse = wire.Limit
-	default:
+	full := len(srv.sessions)-srv.admitted >= srv.limits.Sessions
+	if !srv.closing && !full {
 		srv.sessions[s] = struct{}{}
 		srv.work.Add(1)
-	}
-	srv.mu.Unlock()
-	if refuse != 0 {
-		// Nothing is said: a peer that has not proved anything yet must not
-		// cost a write that may block.
-		srv.log.Warn("session refused", "peer", nc.RemoteAddr(), "reason", refuse)
-		nc.Close()
+		srv.mu.Unlock()
+		go func() {
+			defer srv.work.Done()
+			s.serve(ctx)
+		}()
 		return
 	}
-	go func() {
-		defer srv.work.Done()
-		s.serve(ctx)
-		srv.mu.Lock()
-		delete(srv.sessions, s)
-		srv.mu.Unlock()
-	}()
+	srv.mu.Unlock()
+	// Nothing is said: a peer that has not proved anything yet must not cost a
+	// write that may block.
+	srv.log.Warn("connection refused", "peer", nc.RemoteAddr(), "closing", !full)
+	nc.Close()
+}
+
+// admit counts a session that has proved who it is. It returns the error to
+// tell the client if there are too many.
+func (srv *Server) admit(s *session) error {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	switch {
+	case srv.closing:
+		return &wire.Error{Code: wire.Closed, Op: "dial", Message: "the server is stopping"}
+	case srv.admitted >= srv.limits.Sessions:
+		return &wire.Error{Code: wire.Limit, Op: "dial", Message: fmt.Sprintf("the server has %d sessions", srv.admitted)}
+	}
+	s.admitted = true
+	srv.admitted++
+	return nil
+}
+
+func (srv *Server) dismiss(s *session) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	delete(srv.sessions, s)
+	if s.admitted {
+		srv.admitted--
+	}
 }
 
 // Shutdown stops accepting, tells sessions that the server is closing, lets

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
@@ -40,15 +41,17 @@ type session struct {
 
 	// Set by the handshake, immutable once established is closed.
 	established chan struct{}
+	admitted    bool          // guarded by the server's mu
 	ended       chan struct{} // closed when serve returns
 	conn        *wire.Conn
 	direct      bool
 	local       bool // nobody but this machine's user can be on the other side
 
-	prefix   []byte // of the data frame being received; readFrames' own
-	lane     chan *dataJob
-	laneBusy sync.WaitGroup
-	queued   counter // jobs in the lane
+	prefix  []byte // of the data frame being received; readFrames' own
+	lane    chan *dataJob
+	replies chan *dataJob // large answers to reads
+	queued  atomic.Int32  // data jobs under way
+	freed   chan *mapping // whose span was freed
 
 	requests sync.WaitGroup // control goroutines
 
@@ -58,13 +61,14 @@ type session struct {
 	locks    map[uint64]heldLock
 	waiting  int                                // for locks
 	cancels  map[uint64]context.CancelCauseFunc // control requests under way, by request id
-	pending  map[*span.Span]bool                // changed by frames of a write whose last is to come
+	pending  map[uint64]*span.Span              // by handle or mapping: changed by frames of a write whose last is to come
 	draining bool
 	quiet    chan struct{} // closed when draining and nothing is left to wait for
 }
 
 // A mapping is what a client has mapped.
 type mapping struct {
+	id     uint64 // guarded by the session's mu; 0 until it is known to the client
 	span   *span.Span
 	off, n int64
 	direct *span.Direct // or nil
@@ -80,10 +84,11 @@ type heldLock struct {
 
 // stagingPerSession bounds the blocks that a session has between its
 // connection and a tier: those in the lane, one being received, one being
-// carried out, and one that an operation may need beside them.
+// carried out, one being sent, one waiting for that, and what operations may
+// need beside them.
 const (
 	laneLength        = 3
-	stagingPerSession = laneLength + 3
+	stagingPerSession = laneLength + 5
 )
 
 func newSession(srv *Server, nc net.Conn) *session {
@@ -94,11 +99,13 @@ func newSession(srv *Server, nc net.Conn) *session {
 		owner:       owner,
 		log:         srv.log.With("session", uint64(owner)),
 		lane:        make(chan *dataJob, laneLength),
+		replies:     make(chan *dataJob),
+		freed:       make(chan *mapping, srv.limits.Mappings),
 		handles:     make(map[uint64]*span.Span),
 		mappings:    make(map[uint64]*mapping),
 		locks:       make(map[uint64]heldLock),
 		cancels:     make(map[uint64]context.CancelCauseFunc),
-		pending:     make(map[*span.Span]bool),
+		pending:     make(map[uint64]*span.Span),
 		quiet:       make(chan struct{}),
 		established: make(chan struct{}),
 		ended:       make(chan struct{}),
@@ -111,6 +118,7 @@ func (s *session) serve(ctx context.Context) {
 	// in good order.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	defer s.srv.dismiss(s)
 	defer close(s.ended)
 	defer s.raw.Close()
 	start := time.Now()
@@ -120,15 +128,25 @@ func (s *session) serve(ctx context.Context) {
 	}
 	close(s.established)
 	s.log.Debug("session begins", "peer", s.raw.RemoteAddr(), "handshake", time.Since(start))
-	s.laneBusy.Go(func() {
+	var lane, replies, events sync.WaitGroup
+	lane.Go(func() {
 		for j := range s.lane {
-			if err := s.carryOut(ctx, j); err != nil {
-				s.raw.Close() // the reply could not be written
-			}
-			s.queued.add(-1)
+			s.jobDone(s.carryOut(ctx, j))
+		}
+	})
+	replies.Go(func() {
+		for j := range s.replies {
+			s.jobDone(s.answerRead(j))
+		}
+	})
+	events.Go(func() {
+		for m := range s.freed {
 			s.mu.Lock()
-			s.settle()
+			id := m.id
 			s.mu.Unlock()
+			if id != 0 { // else the map request has yet to be answered
+				s.event(control.Event{Event: control.EventFreed, Mapping: id, Message: "the span was freed"})
+			}
 		}
 	})
 	err := s.readFrames(ctx)
@@ -136,10 +154,26 @@ func (s *session) serve(ctx context.Context) {
 	cancel(errGone)
 	s.conn.Close()
 	close(s.lane)
-	s.laneBusy.Wait()
+	lane.Wait()
+	close(s.replies)
+	replies.Wait()
 	s.requests.Wait()
-	s.cleanUp()
+	s.cleanUp() // no span knows of this session's mappings any more
+	close(s.freed)
+	events.Wait()
 	s.log.Debug("session ends", "reason", err)
+}
+
+// jobDone notes that a data job is over; err says that its answer could not be
+// written.
+func (s *session) jobDone(err error) {
+	if err != nil {
+		s.raw.Close()
+	}
+	s.queued.Add(-1)
+	s.mu.Lock()
+	s.settle()
+	s.mu.Unlock()
 }
 
 var errGone = fmt.Errorf("the connection is gone: %w", net.ErrClosed)
@@ -199,6 +233,9 @@ func (s *session) handshake(ctx context.Context) error {
 	if !trusted && !s.authentic(hello.Token) {
 		s.refuse(h, wire.Unauthenticated, "the token is missing or wrong; give the one that the server was started with (--token-file)")
 		return errors.New("token is missing or wrong")
+	}
+	if err := s.srv.admit(s); err != nil {
+		return errors.Join(err, s.replyError(h, err))
 	}
 	compress := hello.Compress && !s.local
 	err = s.reply(h, control.Welcome{
@@ -272,7 +309,11 @@ func (s *session) reply(h wire.Header, v any) error {
 	if err != nil {
 		return err
 	}
-	return s.conn.WriteFrame(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, nil, payload)
+	err = s.conn.WriteFrame(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, nil, payload)
+	if errors.Is(err, wire.ErrTooLarge) { // nothing was written
+		return s.refuse(h, wire.Limit, fmt.Sprintf("the answer of %d bytes is too large: ask for less at once", len(payload)))
+	}
+	return err
 }
 
 func (s *session) refuse(h wire.Header, code wire.Code, message string) error {
@@ -296,6 +337,8 @@ func newHandle[V any](taken map[uint64]V) uint64 {
 // under way and nothing is mapped, or ctx ends, and closes the connection.
 func (s *session) drain(ctx context.Context) {
 	defer s.raw.Close()
+	stop := context.AfterFunc(ctx, func() { s.raw.Close() }) // the event may have to wait
+	defer stop()
 	select {
 	case <-s.established:
 	default:
@@ -316,7 +359,7 @@ func (s *session) drain(ctx context.Context) {
 // settle closes quiet if the session is draining and has nothing left to do.
 // The caller holds mu and calls it whenever something ended.
 func (s *session) settle() {
-	if !s.draining || len(s.cancels) > 0 || len(s.mappings) > 0 || s.queued.load() > 0 {
+	if !s.draining || len(s.cancels) > 0 || len(s.mappings) > 0 || s.queued.Load() > 0 {
 		return
 	}
 	select {
@@ -343,17 +386,24 @@ func (s *session) event(e control.Event) {
 // mappings are committed as unclean.
 func (s *session) cleanUp() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.mappings {
+	mappings, locks, handles, pending := s.mappings, s.locks, s.handles, s.pending
+	s.mappings, s.locks, s.handles, s.pending = nil, nil, nil, nil
+	s.mu.Unlock()
+	for _, sp := range pending {
+		sp.CountCommit()
+	}
+	for _, m := range mappings {
 		if err := m.close(context.Background(), true); err != nil && !errors.Is(err, span.ErrFreed) {
 			s.log.Error("releasing a dead client's mapping", "error", err)
 		}
 	}
-	for _, l := range s.locks {
+	for _, l := range locks {
 		l.span.UnlockAll(s.owner, true)
 	}
-	for _, sp := range s.handles {
-		sp.Forsake()
+	for _, sp := range handles {
+		if err := sp.Forsake(); err != nil {
+			s.log.Error("freeing a dead client's span", "error", err)
+		}
 	}
 }
 

@@ -19,6 +19,9 @@ func (l *blockLock) idle() bool {
 
 // lockBlock waits for block b. It fails if ctx ends or the span is freed.
 func (s *Span) lockBlock(ctx context.Context, b int, write bool) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	s.mu.Lock()
 	waiting := false
 	for {

@@ -138,10 +138,31 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 	if err != nil {
 		return Committed{}, false, err
 	}
+	if from != a && from != hostAgent && from != coherency.NoAgent {
+		return p.fromDevice(ctx, from)
+	}
 	c, err = p.dst.changeLocked(ctx, p.b, AnyVersion, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.move(ctx, a, from)
 	})
 	return c, a != hostAgent, err
+}
+
+// fromDevice copies from a device to RAM. The device is read before the
+// destination is touched: it may die meanwhile.
+func (p copyPiece) fromDevice(ctx context.Context, from coherency.Agent) (c Committed, device bool, err error) {
+	staging, err := p.dst.store.Scratch(ctx)
+	if err != nil {
+		return Committed{}, false, err
+	}
+	defer p.dst.store.PutScratch(staging)
+	part := staging.Slice(0, p.n)
+	if err := p.src.spaces[from].Read(ctx, p.sb, p.soff, part); err != nil {
+		return Committed{}, false, err
+	}
+	c, err = p.dst.changeLocked(ctx, p.b, AnyVersion, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+		return p.dst.spaces[a].Write(ctx, p.b, p.off, part)
+	})
+	return c, false, err
 }
 
 // lock locks the destination for writing and the source for reading, in the
@@ -196,8 +217,8 @@ func (p copyPiece) prepare(ctx context.Context, a coherency.Agent) (coherency.Ag
 	return from, nil
 }
 
-// move copies the bytes to agent a of the destination; one side of it is RAM,
-// or both are of one tier.
+// move copies the bytes to agent a of the destination, from RAM or within the
+// tier.
 func (p copyPiece) move(ctx context.Context, a, from coherency.Agent) error {
 	dst := p.dst.spaces[a]
 	switch {
@@ -205,18 +226,12 @@ func (p copyPiece) move(ctx context.Context, a, from coherency.Agent) error {
 		return dst.Fill(ctx, p.b, p.off, p.n, 0)
 	case from == a:
 		return dst.Copy(ctx, p.b, p.off, p.src.spaces[a], p.sb, p.soff, p.n)
-	case from == hostAgent:
-		m, err := p.src.host.Memory(p.sb, p.soff, p.n)
-		if err != nil {
-			return err
-		}
-		return dst.Write(ctx, p.b, p.off, m)
 	}
-	m, err := p.dst.host.Memory(p.b, p.off, p.n)
+	m, err := p.src.host.Memory(p.sb, p.soff, p.n)
 	if err != nil {
 		return err
 	}
-	return p.src.spaces[from].Read(ctx, p.sb, p.soff, m)
+	return dst.Write(ctx, p.b, p.off, m)
 }
 
 // Upload makes the device's copy current. Where the device has edits that the
@@ -248,11 +263,8 @@ func (s *Span) transfer(ctx context.Context, op string, to coherency.Tier, ahead
 	if dst == device {
 		src = hostAgent
 	}
-	if !force {
-		if b, ok := s.firstIn(ahead); ok {
-			return Committed{}, s.fail(op, int64(b)*tier.BlockSize, s.blockLen(b), fmt.Errorf(
-				"%w: the span is %s: the other side's copy is stale; force it to win over the newer edits, or use sync", coherency.ErrConflict, ahead))
-		}
+	if b, err := s.refusal(ahead, force); err != nil {
+		return Committed{}, s.fail(op, int64(b)*tier.BlockSize, s.blockLen(b), err)
 	}
 	res := newResult()
 	g, gctx := errgroup.WithContext(ctx)
@@ -270,27 +282,44 @@ func (s *Span) transfer(ctx context.Context, op string, to coherency.Tier, ahead
 	return Committed{Version: done.Version, Holders: s.holders()}, s.fail(op, 0, 0, err)
 }
 
-func (s *Span) firstIn(state coherency.State) (b int, ok bool) {
+// refusal returns why the span as a whole cannot be transferred, and the first
+// block concerned, so that nothing is done if not everything can be.
+func (s *Span) refusal(ahead coherency.State, force bool) (b int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.freed {
-		return 0, false
+		return 0, ErrFreed
 	}
 	for b := range s.Blocks() {
-		if s.dir.State(b) == state && s.dir.Version(b) != 0 {
-			return b, true
+		if err := s.blockRefusal(b, ahead, force); err != nil {
+			return b, err
 		}
 	}
-	return 0, false
+	return 0, nil
+}
+
+// blockRefusal is refusal for one block; the caller holds mu.
+func (s *Span) blockRefusal(b int, ahead coherency.State, force bool) error {
+	if _, err := s.source(b); err != nil {
+		return err
+	}
+	switch edits := s.dir.State(b) == ahead && s.dir.Version(b) != 0; {
+	case edits && !force:
+		return fmt.Errorf("%w: the span is %s: the other side's copy is stale; force it to win over the newer edits, or use sync",
+			coherency.ErrConflict, ahead)
+	case edits && s.exposed(b):
+		return fmt.Errorf("%w: a client has the block mapped for writing", coherency.ErrPinned)
+	}
+	return nil
 }
 
 func (s *Span) transferBlock(ctx context.Context, b int, src, dst coherency.Agent, ahead coherency.State, force bool, res *result) error {
 	s.mu.Lock()
+	if err := s.blockRefusal(b, ahead, force); err != nil { // it changed since the check
+		s.mu.Unlock()
+		return err
+	}
 	if s.dir.State(b) == ahead && s.dir.Version(b) != 0 {
-		if !force { // it got ahead since the check
-			s.mu.Unlock()
-			return coherency.ErrConflict
-		}
 		c, err := s.dir.Adopt(b, src)
 		if err == nil {
 			s.record(b, c.Version, []Run{{0, uint32(s.blockLen(b))}})
@@ -374,16 +403,21 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 		return err
 	}
 	defer s.unlockBlock(b, true)
+	if err := s.evict(ctx, b, a); err != nil {
+		return err
+	}
+	s.spaces[a].Drop(b)
+	return nil
+}
+
+// evict takes a's copy out of the directory, written back first if need be.
+func (s *Span) evict(ctx context.Context, b int, a coherency.Agent) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
 		c, done, err := s.dir.Evict(b, a)
-		if err != nil {
+		if err != nil || done {
 			return err
-		}
-		if done {
-			s.spaces[a].Drop(b)
-			return nil
 		}
 		if err := s.carryLocked(ctx, c); err != nil {
 			return err
@@ -394,6 +428,7 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 // Accept ends every loss of the span: what survives of each lost block, or
 // zeros, becomes its new version.
 func (s *Span) Accept(ctx context.Context) (Committed, error) {
+	accepted := false
 	for b := range s.Blocks() {
 		if err := s.lockBlock(ctx, b, true); err != nil {
 			return Committed{}, s.fail("accept", 0, 0, err)
@@ -407,9 +442,14 @@ func (s *Span) Accept(ctx context.Context) (Committed, error) {
 				return Committed{}, s.fail("accept", 0, 0, err)
 			}
 			s.record(b, version, []Run{{0, uint32(s.blockLen(b))}})
+			accepted = true
 		}
 		s.mu.Unlock()
 		s.unlockBlock(b, true)
 	}
-	return Committed{Version: s.CountCommit(), Holders: s.holders()}, nil
+	version := s.Version()
+	if accepted {
+		version = s.CountCommit()
+	}
+	return Committed{Version: version, Holders: s.holders()}, nil
 }

@@ -28,8 +28,9 @@ type Direct struct {
 
 	closeOnce sync.Once
 
-	// Which of RAM's copies the mapping keeps from being evicted; guarded by
-	// the span's mu.
+	// Guarded by the span's mu. Pinned are the copies in RAM that the mapping
+	// keeps from being evicted.
+	closed    bool
 	pinnedAll bool
 	pinned    []int
 }
@@ -37,8 +38,8 @@ type Direct struct {
 // MapDirect brings bytes [off, off+n) to RAM and keeps them there. If they are
 // all there already its cost does not depend on n. Whoever gets File may read,
 // and if writable store, anywhere in the span: the kernel shares pages, and
-// the range is a promise of the holder. onFree is called, from another
-// goroutine's Free, when the span goes.
+// the range is a promise of the holder. onFree is called when the span goes,
+// by whoever frees it; it must not wait for anything, nor call the span.
 func (s *Span) MapDirect(ctx context.Context, off, n int64, writable bool, onFree func()) (*Direct, error) {
 	if err := s.checkRange(off, n); err != nil {
 		return nil, s.fail("map", off, n, err)
@@ -59,7 +60,6 @@ func (s *Span) MapDirect(ctx context.Context, off, n int64, writable bool, onFre
 		d.pinnedAll = true
 	}
 	s.mu.Unlock()
-	s.host.Share()
 	if d.pinnedAll {
 		return d, nil
 	}
@@ -143,22 +143,12 @@ func (d *Direct) blocks(ctx context.Context, e Extent, f func(ctx context.Contex
 	return g.Wait()
 }
 
-// File returns the descriptor of the span's memory, byte i of which is byte i
-// of the span, and its size. It can be mapped writable only if the mapping is.
-// The caller must not use it after it called done.
-func (d *Direct) File() (f *os.File, size int64, done func(), err error) {
-	region, err := d.span.host.Region()
-	if err != nil {
-		return nil, 0, nil, d.span.fail("map", d.off, d.n, err)
-	}
-	if d.writable {
-		return region.File(), region.Size(), func() {}, nil
-	}
-	ro, err := region.ReadOnly()
-	if err != nil {
-		return nil, 0, nil, d.span.fail("map", d.off, d.n, err)
-	}
-	return ro, region.Size(), func() { ro.Close() }, nil
+// File returns a descriptor of the span's memory, byte i of which is byte i of
+// the span, and its size. It can be mapped writable only if the mapping is. The
+// caller closes it.
+func (d *Direct) File() (f *os.File, size int64, err error) {
+	f, size, err = d.span.host.Share(d.writable)
+	return f, size, d.span.fail("map", d.off, d.n, err)
 }
 
 // Flush makes what was stored in the extents (none: the whole mapping) a new
@@ -184,7 +174,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 	changed := false
 	holders := s.store.Tiers()
 	for _, e := range extents {
-		err := d.blocks(context.WithoutCancel(ctx), e, func(ctx context.Context, b int) error {
+		err := d.blocks(ctx, e, func(ctx context.Context, b int) error {
 			c, did, err := d.releaseBlock(ctx, b, unclean)
 			mu.Lock()
 			defer mu.Unlock()
@@ -197,10 +187,6 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 		})
 		if err != nil {
 			errs = append(errs, err)
-		}
-		if ctx.Err() != nil {
-			errs = append(errs, context.Cause(ctx))
-			break
 		}
 	}
 	version := s.Version()
@@ -222,12 +208,18 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 		return Committed{}, false, err
 	}
 	defer s.unlockBlock(b, true)
-	m, err := s.host.Memory(b, 0, s.blockLen(b))
+	if !d.writable {
+		return d.held(b), false, nil
+	}
+	s.mu.Lock()
+	err = d.usable(b)
+	s.mu.Unlock()
 	if err != nil {
 		return Committed{}, false, err
 	}
-	if !d.writable {
-		return d.held(b), false, nil
+	m, err := s.host.Memory(b, 0, s.blockLen(b))
+	if err != nil {
+		return Committed{}, false, err
 	}
 	var sum uint64
 	if err := memfd.Guard(func() { sum = maphash.Bytes(s.seed, m.Bytes()) }); err != nil {
@@ -239,13 +231,10 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 		s.mu.Unlock()
 		return d.held(b), false, nil
 	}
-	if _, ready, err := s.dir.BeginWrite(b, hostAgent, false, AnyVersion); err != nil || !ready {
-		// Not ready: RAM's copy is stale though it is pinned. It cannot be,
-		// unless the block was lost and accepted meanwhile.
+	// RAM is current and nothing is under way: there is nothing to fetch.
+	_, _, err = s.dir.BeginWrite(b, hostAgent, false, AnyVersion)
+	if err != nil {
 		s.mu.Unlock()
-		if err == nil {
-			err = coherency.ErrConflict
-		}
 		return Committed{}, false, err
 	}
 	commit, err := s.dir.Commit(b, hostAgent)
@@ -264,6 +253,21 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 	s.mu.Unlock()
 	c, err = s.push(ctx, b, hostAgent, commit)
 	return c, true, err
+}
+
+// usable reports why block b cannot be released: the mapping was closed, or
+// RAM's copy is not current, which takes a loss to happen. The caller holds the
+// span's mu and the block's lock.
+func (d *Direct) usable(b int) error {
+	switch _, err := d.span.source(b); {
+	case d.closed:
+		return ErrNotMapped
+	case err != nil:
+		return err
+	case !d.span.dir.Valid(b, hostAgent):
+		return fmt.Errorf("%w: block %d was replaced while it was mapped", coherency.ErrConflict, b)
+	}
+	return nil
 }
 
 func (d *Direct) held(b int) Committed {
@@ -291,6 +295,7 @@ func (d *Direct) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.direct, d)
+	d.closed = true
 	if d.pinnedAll {
 		s.dir.UnpinAll(hostAgent)
 	}
@@ -298,12 +303,4 @@ func (d *Direct) close() {
 		s.dir.Unpin(b, hostAgent)
 	}
 	d.pinnedAll, d.pinned = false, nil
-}
-
-// revoke tells the mapping's owner that the span is gone. The caller holds the
-// span's mu.
-func (d *Direct) revoke() {
-	if d.onFree != nil {
-		go d.onFree()
-	}
 }

@@ -19,6 +19,8 @@ var (
 	ErrLimit    = errors.New("limit reached")
 	ErrNotHeld  = errors.New("lock is not held")
 
+	ErrNotMapped = errors.New("the mapping was closed")
+
 	// ErrDebt: the version is committed and held by one tier at least, but
 	// not by all that the write policy asks for. The store goes on trying.
 	ErrDebt = errors.New("committed, but the write policy is not met yet")

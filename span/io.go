@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/internal/memfd"
@@ -84,13 +85,14 @@ func (s *Span) source(b int) (coherency.Agent, error) {
 
 // Write stores src at bytes [off, off+src.Len), whatever was there, and meets
 // the write policy before it returns. Each block's part is stored whole or not
-// at all. It does not count a commit: see CountCommit.
-func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) error {
+// at all; changed tells whether any was. It does not count a commit: see
+// CountCommit.
+func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) (changed bool, err error) {
 	if err := s.checkRange(off, src.Len); err != nil {
-		return s.fail("write", off, src.Len, err)
+		return false, s.fail("write", off, src.Len, err)
 	}
 	var debt error // does not keep the blocks that follow from being stored
-	err := pieces(off, src.Len, func(b int, blockOff, rangeOff, n int64) error {
+	err = pieces(off, src.Len, func(b int, blockOff, rangeOff, n int64) error {
 		part := src.Slice(rangeOff, n)
 		_, err := s.change(ctx, b, AnyVersion, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
 			return s.spaces[a].Write(ctx, b, blockOff, part)
@@ -98,9 +100,10 @@ func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) error {
 		if errors.Is(err, ErrDebt) {
 			debt, err = err, nil
 		}
+		changed = changed || err == nil
 		return err
 	})
-	return s.fail("write", off, src.Len, cmp.Or(err, debt))
+	return changed, s.fail("write", off, src.Len, cmp.Or(err, debt))
 }
 
 // Flush stores the byte runs of block b that a shadow mapping changed since
@@ -113,21 +116,47 @@ func (s *Span) Flush(ctx context.Context, b int, base uint64, runs []Run, data t
 	}
 	start := int64(b)*tier.BlockSize + int64(runs[0].Offset)
 	hull := int64(runs[len(runs)-1].end() - runs[0].Offset)
-	done, err := s.change(ctx, b, base, runs, func(ctx context.Context, a coherency.Agent) error {
-		return s.applyRuns(ctx, b, a, runs, data)
-	})
+	done, err := s.flush(ctx, b, base, runs, data)
 	return done, s.fail("flush", start, hull, err)
 }
 
-// patchRuns is how many runs a tier outside this process is given one by one.
-// More are patched into a copy of the block here.
-const patchRuns = 4
-
-func (s *Span) applyRuns(ctx context.Context, b int, a coherency.Agent, runs []Run, data tier.Memory) error {
-	space := s.spaces[a]
-	if a != hostAgent && len(runs) > patchRuns {
-		return s.patch(ctx, b, space, runs, data)
+func (s *Span) flush(ctx context.Context, b int, base uint64, runs []Run, data tier.Memory) (Committed, error) {
+	if err := s.lockBlock(ctx, b, true); err != nil {
+		return Committed{}, err
 	}
+	defer s.unlockBlock(b, true)
+	a := s.writeAgent(b)
+	if a == hostAgent || len(runs) == 1 {
+		return s.changeLocked(ctx, b, base, runs, func(ctx context.Context, a coherency.Agent) error {
+			return s.writeRuns(ctx, b, s.spaces[a], runs, data)
+		})
+	}
+	// A tier outside this process gets one write, which is done whole or not
+	// at all: the runs are patched into a copy first.
+	staging, err := s.store.Scratch(ctx)
+	if err != nil {
+		return Committed{}, err
+	}
+	defer s.store.PutScratch(staging)
+	if err := s.fetch(ctx, b, a); err != nil {
+		return Committed{}, err
+	}
+	first := int64(runs[0].Offset)
+	hull := staging.Slice(0, int64(runs[len(runs)-1].end())-first)
+	if err := s.spaces[a].Read(ctx, b, first, hull); err != nil {
+		return Committed{}, err
+	}
+	from, to := data.Bytes(), hull.Bytes()
+	for _, r := range runs {
+		memfd.Copy(to[int64(r.Offset)-first:], from[:r.Length])
+		from = from[r.Length:]
+	}
+	return s.changeLocked(ctx, b, base, runs, func(ctx context.Context, a coherency.Agent) error {
+		return s.spaces[a].Write(ctx, b, first, hull)
+	})
+}
+
+func (s *Span) writeRuns(ctx context.Context, b int, space tier.Space, runs []Run, data tier.Memory) error {
 	from := int64(0)
 	for _, r := range runs {
 		if err := space.Write(ctx, b, int64(r.Offset), data.Slice(from, int64(r.Length))); err != nil {
@@ -136,25 +165,6 @@ func (s *Span) applyRuns(ctx context.Context, b int, a coherency.Agent, runs []R
 		from += int64(r.Length)
 	}
 	return nil
-}
-
-func (s *Span) patch(ctx context.Context, b int, space tier.Space, runs []Run, data tier.Memory) error {
-	staging, err := s.store.Scratch(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.store.PutScratch(staging)
-	first := int64(runs[0].Offset)
-	hull := staging.Slice(0, int64(runs[len(runs)-1].end())-first)
-	if err := space.Read(ctx, b, first, hull); err != nil {
-		return err
-	}
-	from, to := data.Bytes(), hull.Bytes()
-	for _, r := range runs {
-		memfd.Copy(to[int64(r.Offset)-first:], from[:r.Length])
-		from = from[r.Length:]
-	}
-	return space.Write(ctx, b, first, hull)
 }
 
 // change makes a new version of block b: it brings the block's bytes to the
@@ -183,9 +193,10 @@ func (s *Span) changeLocked(ctx context.Context, b int, base uint64, runs []Run,
 	err := apply(context.WithoutCancel(ctx), a)
 	s.mu.Lock()
 	if err != nil {
-		// The bytes may be half written. If the agent died meanwhile the
-		// directory knows already, and refuses.
-		_ = s.dir.Abort(b, a, true)
+		// If the agent died meanwhile the directory knows already, and
+		// refuses.
+		_ = s.dir.Abort(b, a, errors.Is(err, tier.ErrLost))
+		delete(s.sums, b)
 		s.mu.Unlock()
 		return Committed{}, err
 	}
@@ -208,7 +219,7 @@ func (s *Span) record(b int, version uint64, runs []Run) {
 	}
 	h := s.history[b]
 	if h == nil {
-		h = new(history)
+		h = &history{floor: version - 1}
 		s.history[b] = h
 	}
 	h.add(version, runs)
@@ -219,12 +230,21 @@ func (s *Span) record(b int, version uint64, runs []Run) {
 func (s *Span) writeAgent(b int) coherency.Agent {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for d := range s.direct {
-		if d.writable && d.covers(b) {
-			return hostAgent
-		}
+	if s.exposed(b) {
+		return hostAgent
 	}
 	return s.prefer
+}
+
+// exposed reports whether clients may store to block b in RAM at any time. The
+// caller holds mu.
+func (s *Span) exposed(b int) bool {
+	for d := range s.direct {
+		if d.writable && d.covers(b) {
+			return true
+		}
+	}
+	return false
 }
 
 // beginWrite checks for conflicts with base and makes agent a ready to be
@@ -272,13 +292,43 @@ func (s *Span) fetch(ctx context.Context, b int, a coherency.Agent) error {
 // carryLocked carries out one step of a plan and completes it. It is called
 // with mu held and gives it up while bytes move.
 func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
+	exposed := c.Src == hostAgent && s.exposed(c.Block)
 	s.mu.Unlock()
-	err := s.carry(ctx, c)
+	var err error
+	var sum uint64
+	if exposed {
+		sum, err = s.carryExposed(ctx, c)
+	} else {
+		err = s.carry(ctx, c)
+	}
 	s.mu.Lock()
+	if exposed && s.sums[c.Block] != sum {
+		// Clients have stored since the last release. What was copied is no
+		// version; the next release finds no sum and makes it stale.
+		delete(s.sums, c.Block)
+	}
 	if _, cerr := s.dir.Complete(c, err == nil); err == nil {
 		err = cerr
 	}
 	return err
+}
+
+// carryExposed carries out a copy from RAM that clients may be storing to, and
+// returns the sum of what was copied.
+func (s *Span) carryExposed(ctx context.Context, c coherency.Copy) (sum uint64, err error) {
+	if err := s.spaces[c.Dst].Reserve(ctx, c.Block); err != nil {
+		return 0, err
+	}
+	staging, err := s.store.Scratch(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer s.store.PutScratch(staging)
+	staging = staging.Slice(0, s.blockLen(c.Block))
+	if err := s.host.Read(ctx, c.Block, 0, staging); err != nil {
+		return 0, err
+	}
+	return maphash.Bytes(s.seed, staging.Bytes()), s.spaces[c.Dst].Write(ctx, c.Block, 0, staging)
 }
 
 func (s *Span) carry(ctx context.Context, c coherency.Copy) error {
@@ -399,7 +449,9 @@ func (s *Span) payDebt(ctx context.Context) error {
 	}
 	err := errors.Join(errs...)
 	s.mu.Lock()
-	s.lastErr = err
+	if err != nil || s.due.Len() == 0 {
+		s.lastErr = err
+	}
 	s.mu.Unlock()
 	return err
 }

@@ -75,10 +75,10 @@ func (s *Span) Lock(ctx context.Context, owner Owner, off, n int64, exclusive bo
 		select {
 		case <-w.ready: // granted in the meantime: take it back
 			if w.err == nil {
-				s.locks.drop(func(l rangeLock) bool { return l.id == w.lock.id })
 				if w.abandoned { // nobody was told
-					s.locks.abandoned = append(s.locks.abandoned, w.lock.extent)
+					s.locks.abandon(w.lock.extent)
 				}
+				s.locks.drop(func(l rangeLock) bool { return l.id == w.lock.id })
 			}
 		default:
 			s.locks.queue = slices.DeleteFunc(s.locks.queue, func(q *lockWaiter) bool { return q == w })
@@ -110,7 +110,7 @@ func (s *Span) UnlockAll(owner Owner, died bool) {
 	defer s.mu.Unlock()
 	for _, l := range s.locks.held {
 		if l.owner == owner && l.exclusive && died {
-			s.locks.abandoned = append(s.locks.abandoned, l.extent)
+			s.locks.abandon(l.extent)
 		}
 	}
 	s.locks.drop(func(l rangeLock) bool { return l.owner == owner })
@@ -143,6 +143,30 @@ func (r *rangeLocks) grant() {
 		close(w.ready)
 		return true
 	})
+}
+
+// maxAbandoned bounds the memory of dead holders. Beyond it what lies between
+// two abandoned ranges counts as abandoned too.
+const maxAbandoned = 256
+
+// abandon notes that an exclusive holder of e died.
+func (r *rangeLocks) abandon(e extent) {
+	rest := r.abandoned[:0]
+	for _, a := range r.abandoned {
+		if a.off <= e.end && e.off <= a.end {
+			e = extent{min(a.off, e.off), max(a.end, e.end)}
+		} else {
+			rest = append(rest, a)
+		}
+	}
+	r.abandoned = append(rest, e)
+	if len(r.abandoned) > maxAbandoned {
+		hull := r.abandoned[0]
+		for _, a := range r.abandoned[1:] {
+			hull = extent{min(a.off, hull.off), max(a.end, hull.end)}
+		}
+		r.abandoned = []extent{hull}
+	}
 }
 
 // tell reports whether e touches abandoned bytes, which it then no longer are.

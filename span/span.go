@@ -43,14 +43,12 @@ type Span struct {
 	lastErr error               // why
 }
 
-// build makes the span's storage and directory. The caller of add holds mu;
-// build releases it.
+// build makes the span's storage and directory, before anybody else can find
+// the span.
 func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
-	defer s.mu.Unlock()
 	defer func() {
 		if err != nil {
-			s.freed = true
-			s.closeSpaces()
+			err = errors.Join(err, s.closeSpaces())
 		}
 	}()
 	blocks := s.Blocks()
@@ -62,23 +60,20 @@ func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
 		s.spaces = append(s.spaces, space)
 	}
 	s.host = s.spaces[hostAgent].(*host.Space) // tiers[0] is the host tier
-
-	var zeroed coherency.AgentMask
-	if s.prefer == hostAgent {
-		fresh, err := s.host.Zeroed()
-		if err != nil {
-			return err
-		}
-		if fresh {
-			zeroed = 1 << hostAgent
-		}
-	}
 	for b := range blocks {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := s.spaces[s.prefer].Reserve(ctx, b); err != nil {
 			return err
 		}
 	}
+	var zeroed coherency.AgentMask
+	if s.prefer == hostAgent {
+		zeroed = 1 << hostAgent
+	}
 	s.seed = maphash.MakeSeed()
+	s.users = 1
 	s.dir, err = coherency.NewManager(coherency.Config{
 		Agents: s.store.agents,
 		Home:   home,
@@ -134,30 +129,37 @@ func (s *Span) Retain() error {
 
 // Forsake notes that a user is gone. A span without a name is freed with its
 // last.
-func (s *Span) Forsake() {
+func (s *Span) Forsake() error {
 	s.mu.Lock()
 	s.users--
-	last := s.users == 0 && s.Name == "" && !s.freed
-	s.mu.Unlock()
-	if last {
-		s.Free()
+	if s.users > 0 || s.Name != "" || s.freed {
+		s.mu.Unlock()
+		return nil
 	}
+	return s.freeLocked()
 }
 
 // Free removes the span and gives its memory back. It waits for operations in
 // progress on blocks, which end by themselves; those that wait for a block or
-// a lock fail with ErrFreed. Clients that have its pages mapped keep them.
+// a lock fail with ErrFreed. Clients that have it mapped read zeros from then
+// on.
 func (s *Span) Free() error {
 	s.mu.Lock()
 	if s.freed {
 		s.mu.Unlock()
 		return s.fail("free", 0, 0, ErrFreed)
 	}
+	return s.freeLocked()
+}
+
+// freeLocked is Free; the caller holds mu, which it gives up.
+func (s *Span) freeLocked() error {
 	s.freed = true
 	s.locks.fail(ErrFreed)
 	for d := range s.direct {
-		d.revoke()
+		d.onFree()
 	}
+	s.sums, s.history, s.due = nil, nil, coherency.SyncQueue{}
 	var drained chan struct{}
 	if len(s.busy) > 0 {
 		drained = make(chan struct{})
@@ -171,8 +173,6 @@ func (s *Span) Free() error {
 	if drained != nil {
 		<-drained
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	return s.closeSpaces()
 }
 

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -32,7 +31,16 @@ const block = tier.BlockSize
 // fail and die at will. The real one is tested with the server.
 type device struct {
 	*host.Tier
-	broken atomic.Bool // writes fail
+	broken  atomic.Bool                  // writes fail
+	onRead  atomic.Pointer[func() error] // called before reads
+	onWrite atomic.Pointer[func() error] // called before writes
+}
+
+func run(hook *atomic.Pointer[func() error]) error {
+	if f := hook.Load(); f != nil {
+		return (*f)()
+	}
+	return nil
 }
 
 var errBroken = errors.New("device is broken")
@@ -53,7 +61,17 @@ func (s *deviceSpace) Write(ctx context.Context, b int, off int64, src tier.Memo
 	if s.dev.broken.Load() {
 		return errBroken
 	}
+	if err := run(&s.dev.onWrite); err != nil {
+		return err
+	}
 	return s.Space.Write(ctx, b, off, src)
+}
+
+func (s *deviceSpace) Read(ctx context.Context, b int, off int64, dst tier.Memory) error {
+	if err := run(&s.dev.onRead); err != nil {
+		return err
+	}
+	return s.Space.Read(ctx, b, off, dst)
 }
 
 func (s *deviceSpace) Copy(ctx context.Context, b int, off int64, src tier.Space, sb int, soff, n int64) error {
@@ -112,7 +130,7 @@ func memory(t testing.TB, p []byte) tier.Memory {
 
 func write(t testing.TB, s *span.Span, off int64, p []byte) {
 	t.Helper()
-	if err := s.Write(t.Context(), off, memory(t, p)); err != nil {
+	if _, err := s.Write(t.Context(), off, memory(t, p)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -172,11 +190,11 @@ func TestReusedMemoryReadsAsZeros(t *testing.T) {
 		if got := read(t, s, 0, 2*block); !bytes.Equal(got, make([]byte, 2*block)) {
 			t.Fatal("a new span shows another's bytes")
 		}
-		d, err := s.MapDirect(t.Context(), 0, 2*block, false, nil)
+		d, err := s.MapDirect(t.Context(), 0, 2*block, false, nothing)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, size, done, err := d.File()
+		f, size, err := d.File()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +205,7 @@ func TestReusedMemoryReadsAsZeros(t *testing.T) {
 		if !bytes.Equal(seen, make([]byte, size)) {
 			t.Fatal("a direct mapping of a new span shows another's bytes")
 		}
-		done()
+		f.Close()
 		d.Close(t.Context(), false)
 		s.Free()
 		s = alloc(t, st, span.Info{Size: 2 * block, Tier: coherency.Host, Home: coherency.Host})
@@ -226,7 +244,7 @@ func TestRanges(t *testing.T) {
 	s := alloc(t, st, span.Info{Size: 100, Tier: coherency.Host, Home: coherency.Host})
 	m := memory(t, make([]byte, 50))
 	for _, off := range []int64{-1, 51, 100, 1 << 62, -1 << 62} {
-		if err := s.Write(t.Context(), off, m); !errors.Is(err, span.ErrRange) {
+		if _, err := s.Write(t.Context(), off, m); !errors.Is(err, span.ErrRange) {
 			t.Errorf("write at %d: %v", off, err)
 		}
 		if err := s.Read(t.Context(), off, m); !errors.Is(err, span.ErrRange) {
@@ -235,7 +253,7 @@ func TestRanges(t *testing.T) {
 		if _, err := s.Fill(t.Context(), off, 50, 1); !errors.Is(err, span.ErrRange) {
 			t.Errorf("fill at %d: %v", off, err)
 		}
-		if _, err := s.MapDirect(t.Context(), off, 50, true, nil); !errors.Is(err, span.ErrRange) {
+		if _, err := s.MapDirect(t.Context(), off, 50, true, nothing); !errors.Is(err, span.ErrRange) {
 			t.Errorf("map at %d: %v", off, err)
 		}
 	}
@@ -520,7 +538,7 @@ func TestLoss(t *testing.T) {
 	if !errors.As(err, &loss) || loss.Lost != 2 || loss.Survivor != 1 {
 		t.Fatalf("read of a lost block: %v", err)
 	}
-	if err := s.Write(t.Context(), 1, m); !errors.Is(err, coherency.ErrDataLoss) {
+	if _, err := s.Write(t.Context(), 1, m); !errors.Is(err, coherency.ErrDataLoss) {
 		t.Fatalf("partial write to a lost block: %v", err)
 	}
 	if stat, _ := s.Stat(); stat.Lost != 2 {
@@ -539,30 +557,17 @@ func TestLoss(t *testing.T) {
 	}
 }
 
-func mapDirect(t *testing.T, s *span.Span, off, n int64, writable bool) (*span.Direct, []byte) {
+func mapDirect(t *testing.T, s *span.Span, off, n int64) (*span.Direct, []byte) {
 	t.Helper()
-	d, err := s.MapDirect(t.Context(), off, n, writable, nil)
+	d, err := s.MapDirect(t.Context(), off, n, true, nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, size, done, err := d.File()
+	f, size, err := d.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer done()
-	if !writable {
-		p := make([]byte, size)
-		if _, err := f.ReadAt(p, 0); err != nil {
-			t.Fatal(err)
-		}
-		return d, p
-	}
-	// Another process would get a descriptor of its own.
-	own, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := memfd.Open(own, size)
+	r, err := memfd.Open(f, size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -570,13 +575,15 @@ func mapDirect(t *testing.T, s *span.Span, off, n int64, writable bool) (*span.D
 	return d, r.Bytes()
 }
 
+func nothing() {}
+
 func TestDirectMapping(t *testing.T) {
 	st := newStore(t)
 	for _, where := range tiers {
 		t.Run(where.String(), func(t *testing.T) {
 			s := alloc(t, st, span.Info{Size: 3 * block, Tier: where, Home: where, Policy: coherency.WriteThrough})
 			write(t, s, 0, pattern(3*block, 3))
-			d, p := mapDirect(t, s, 0, 3*block, true)
+			d, p := mapDirect(t, s, 0, 3*block)
 			if !bytes.Equal(p[:3*block], pattern(3*block, 3)) {
 				t.Fatal("the mapping does not show the span")
 			}
@@ -619,15 +626,15 @@ func TestDirectMapping(t *testing.T) {
 func TestDirectMappingCannotBeTruncated(t *testing.T) {
 	st := newStore(t)
 	s := alloc(t, st, span.Info{Size: block, Tier: coherency.Host, Home: coherency.Host})
-	d, err := s.MapDirect(t.Context(), 0, block, true, nil)
+	d, err := s.MapDirect(t.Context(), 0, block, true, nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _, done, err := d.File()
+	f, _, err := d.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer done()
+	defer f.Close()
 	if err := f.Truncate(0); err == nil {
 		t.Fatal("the memory can be truncated")
 	}
@@ -708,10 +715,11 @@ func TestFreed(t *testing.T) {
 		t.Errorf("open: %v", err)
 	}
 	m := memory(t, make([]byte, 1))
-	_, mapErr := s.MapDirect(t.Context(), 0, 1, true, nil)
+	_, mapErr := s.MapDirect(t.Context(), 0, 1, true, nothing)
 	_, lockErr := func() (any, error) { _, _, err := s.Lock(t.Context(), 1, 0, 1, true); return nil, err }()
+	_, writeErr := s.Write(t.Context(), 0, m)
 	for op, err := range map[string]error{
-		"free": s.Free(), "read": s.Read(t.Context(), 0, m), "write": s.Write(t.Context(), 0, m), "map": mapErr, "lock": lockErr,
+		"free": s.Free(), "read": s.Read(t.Context(), 0, m), "write": writeErr, "map": mapErr, "lock": lockErr,
 	} {
 		if !errors.Is(err, span.ErrFreed) {
 			t.Errorf("%s: %v", op, err)
@@ -737,7 +745,7 @@ func TestBlocksAreNeverTorn(t *testing.T) {
 								t.Error(err)
 							}
 						}
-						if err := s.Write(t.Context(), off, mine); err != nil {
+						if _, err := s.Write(t.Context(), off, mine); err != nil {
 							t.Error(err)
 							return
 						}

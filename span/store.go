@@ -50,9 +50,10 @@ type Store struct {
 	scratch  *scratch
 	epoch    atomic.Uint64
 
-	mu     sync.RWMutex // guards what follows
-	byID   map[ID]*Span
-	byName map[string]*Span
+	mu       sync.RWMutex // guards what follows
+	byID     map[ID]*Span
+	byName   map[string]*Span // nil values: names of spans being made
+	building int              // spans being made
 
 	debts  chan struct{} // wakes the goroutine that pays debts; one slot
 	stop   context.CancelFunc
@@ -159,8 +160,8 @@ type Info struct {
 // maxName is the most bytes a span's name may have.
 const maxName = 255
 
-// Alloc makes a span that reads as zeros. ID and Created of info are set by
-// the store. The tier's memory is taken now, so that a later write cannot fail
+// Alloc makes a span that reads as zeros, with one user: see Retain. ID and
+// Created of info are set by the store. The tier's memory is taken now, so that a later write cannot fail
 // for want of it; other tiers' as copies are made there.
 func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
 	fail := func(err error) (*Span, error) {
@@ -183,12 +184,12 @@ func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
 	rand.Read(info.ID[:])
 	info.Created = time.Now()
 	s := &Span{Info: info, store: st, prefer: prefer, busy: make(map[int]*blockLock)}
-	if err := st.add(s); err != nil {
+	if err := st.reserve(info.Name); err != nil {
 		return fail(err)
 	}
-	// Others may find the span now: they wait for its mutex until it is whole.
-	if err := s.build(ctx, home); err != nil {
-		st.remove(s)
+	err = s.build(ctx, home)
+	st.publish(s, err == nil)
+	if err != nil {
 		return fail(err)
 	}
 	return s, nil
@@ -204,22 +205,37 @@ func checkName(name string) error {
 	return nil
 }
 
-// add puts s, its mutex held, where it can be found.
-func (st *Store) add(s *Span) error {
+// reserve takes a name, if there is one, for a span being made.
+func (st *Store) reserve(name string) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.byID) >= st.maxSpans {
+	if len(st.byID)+st.building >= st.maxSpans {
 		return fmt.Errorf("%w: %d spans", ErrLimit, st.maxSpans)
 	}
-	if s.Name != "" {
-		if st.byName[s.Name] != nil {
+	if name != "" {
+		if _, taken := st.byName[name]; taken {
 			return ErrExists
 		}
-		st.byName[s.Name] = s
+		st.byName[name] = nil
 	}
-	st.byID[s.ID] = s
-	s.mu.Lock()
+	st.building++
 	return nil
+}
+
+// publish makes s found from now on, or gives its name free.
+func (st *Store) publish(s *Span, whole bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.building--
+	switch {
+	case whole:
+		st.byID[s.ID] = s
+		if s.Name != "" {
+			st.byName[s.Name] = s
+		}
+	case s.Name != "":
+		delete(st.byName, s.Name)
+	}
 }
 
 func (st *Store) remove(s *Span) {
@@ -235,7 +251,7 @@ func (st *Store) remove(s *Span) {
 func (st *Store) Open(name string) (*Span, error) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
-	if s := st.byName[name]; s != nil && name != "" {
+	if s := st.byName[name]; s != nil {
 		return s, nil
 	}
 	var id ID
@@ -325,7 +341,7 @@ const (
 
 // payDebts tries again what a write policy asked for and a tier refused.
 func (st *Store) payDebts(ctx context.Context) {
-	wait := firstRetry
+	wait, armed := firstRetry, false
 	timer := time.NewTimer(wait)
 	timer.Stop()
 	defer timer.Stop()
@@ -334,8 +350,11 @@ func (st *Store) payDebts(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-st.debts:
-			wait = firstRetry
-			timer.Reset(wait)
+			// A debt that comes while others wait must not put them off.
+			if !armed {
+				wait, armed = firstRetry, true
+				timer.Reset(wait)
+			}
 			continue
 		case <-timer.C:
 		}
@@ -345,7 +364,7 @@ func (st *Store) payDebts(ctx context.Context) {
 				owing = true
 			}
 		}
-		if owing {
+		if armed = owing; owing {
 			wait = min(2*wait, lastRetry)
 			timer.Reset(wait)
 		}

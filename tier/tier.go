@@ -83,6 +83,9 @@ type Tier interface {
 // BlockSize bytes but for the last, which ends where the span ends. Offsets
 // are within the block.
 //
+// A call that fails has changed nothing, unless its error is ErrLost: then the
+// bytes it was to change may be damaged.
+//
 // Calls for different blocks may run concurrently; the caller sees to it that
 // nobody writes a block while another call reads or writes it. A call that is
 // cancelled may still be under way in a worker: it returns when it no longer

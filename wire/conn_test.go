@@ -5,11 +5,13 @@ package wire_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/memspan/memspan/wire"
 )
@@ -67,6 +69,41 @@ func TestFramesArriveAsTheyWereSent(t *testing.T) {
 				t.Fatal(err)
 			}
 			compareStats(t, client.Stats().Sent, server.Stats().Received, frames)
+		})
+	}
+}
+
+// Every frame arrives on its own, though nothing comes after it.
+func TestRequestAndReply(t *testing.T) {
+	for _, tr := range transports() {
+		t.Run(tr.name, func(t *testing.T) {
+			client, server := tr.conns(t)
+			frames := sampleFrames()
+			done := in(func() error {
+				for range frames {
+					f, err := readFrame(server)
+					if err != nil {
+						return err
+					}
+					f.flags |= wire.FlagReply
+					if err := f.write(server); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			for i, f := range frames {
+				if err := f.write(client); err != nil {
+					t.Fatal(err)
+				}
+				f.flags |= wire.FlagReply
+				if got, err := readFrame(client); err != nil || !got.equal(f) {
+					t.Fatalf("frame %d: %v", i, err)
+				}
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
 }
@@ -131,10 +168,10 @@ func TestConcurrentWriters(t *testing.T) {
 
 // A reader may leave any part of a frame unread.
 func TestSkippedParts(t *testing.T) {
-	for _, cfg := range []wire.Config{{}, {Sums: true}, {Compress: true}} {
-		t.Run(fmt.Sprintf("%+v", cfg), func(t *testing.T) {
-			f := frame{kind: wire.KindFlush, id: 7, prefix: random(50), data: text(100_000)}
-			c := wire.NewConn(newMemConn(encode(t, cfg, f, f, f, f, f)), cfg)
+	f := frame{kind: wire.KindFlush, id: 7, prefix: random(50), data: text(100_000)}
+	for _, sum := range []bool{false, true} {
+		for _, encoding := range []wire.Encoding{wire.EncodingRaw, wire.EncodingS2} {
+			c := wire.NewConn(newMemConn(bytes.Repeat(f.bytes(encoding, sum), 5)), wire.Config{Sums: sum, Compress: true})
 			for i, read := range []func() error{
 				func() error { return nil },
 				func() error { _, err := c.ReadPrefix(nil); return err },
@@ -142,16 +179,16 @@ func TestSkippedParts(t *testing.T) {
 				c.Discard,
 			} {
 				if _, err := c.ReadHeader(); err != nil {
-					t.Fatalf("frame %d: %v", i, err)
+					t.Fatalf("%v, sum %v, frame %d: %v", encoding, sum, i, err)
 				}
 				if err := read(); err != nil {
-					t.Fatalf("frame %d: %v", i, err)
+					t.Fatalf("%v, sum %v, frame %d: %v", encoding, sum, i, err)
 				}
 			}
 			if got, err := readFrame(c); err != nil || !got.equal(f) {
-				t.Fatalf("the last frame: %v", err)
+				t.Fatalf("%v, sum %v, the last frame: %v", encoding, sum, err)
 			}
-		})
+		}
 	}
 }
 
@@ -229,33 +266,158 @@ func TestClosedConnection(t *testing.T) {
 	}
 }
 
-// Reading and writing small frames in steady state takes no memory.
-func TestSmallFramesDoNotAllocate(t *testing.T) {
-	for _, cfg := range []wire.Config{{IOTimeout: ioTimeout}, {IOTimeout: ioTimeout, Sums: true, Compress: true}} {
-		data, prefix := text(512), random(28)
-		one := encode(t, cfg, frame{kind: wire.KindTransfer, prefix: prefix, data: data})
+// Reading and writing frames in steady state takes no memory, whatever their
+// encoding.
+func TestFramesDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool forget")
+	}
+	plain := wire.Config{IOTimeout: ioTimeout}
+	all := wire.Config{IOTimeout: ioTimeout, Sums: true, Compress: true}
+	for _, c := range []struct {
+		name string
+		cfg  wire.Config
+		data []byte
+	}{
+		{"small", plain, random(512)},
+		{"small with a sum", all, random(512)},
+		{"4 KiB", plain, random(4096)},
+		{"1 MiB", plain, random(wire.MaxData)},
+		{"1 MiB with a sum", all, random(wire.MaxData)},
+		{"fill", all, pattern(wire.MaxData)},
+		{"s2", all, text(wire.MaxData)},
+	} {
+		prefix := random(28)
+		one := encode(t, c.cfg, frame{kind: wire.KindTransfer, prefix: prefix, data: c.data})
 		mc := newMemConn(nil)
-		c := wire.NewConn(mc, cfg)
-		dst, buf := make([]byte, len(data)), make([]byte, 0, 64)
-		got := testing.AllocsPerRun(100, func() {
+		conn := wire.NewConn(mc, c.cfg)
+		dst, buf := make([]byte, len(c.data)), make([]byte, 0, 64)
+		got := testing.AllocsPerRun(50, func() {
 			mc.out.Reset()
-			if err := c.WriteFrame(wire.Header{Kind: wire.KindTransfer}, prefix, data); err != nil {
+			if err := conn.WriteFrame(wire.Header{Kind: wire.KindTransfer}, prefix, c.data); err != nil {
 				t.Fatal(err)
 			}
 			mc.in.Reset(one)
-			h, err := c.ReadHeader()
+			h, err := conn.ReadHeader()
 			if err != nil || int(h.Raw) != len(dst) {
 				t.Fatal(h, err)
 			}
-			if _, err := c.ReadPrefix(buf); err != nil {
+			if _, err := conn.ReadPrefix(buf); err != nil {
 				t.Fatal(err)
 			}
-			if err := c.ReadData(dst); err != nil {
+			if err := conn.ReadData(dst); err != nil {
 				t.Fatal(err)
 			}
 		})
-		if got != 0 {
-			t.Errorf("%+v: %v allocations per frame written and read", cfg, got)
+		if got >= 1 {
+			t.Errorf("%s: %v allocations per frame written and read", c.name, got)
 		}
+	}
+}
+
+// What a connection encodes it encodes because that is shorter, and only once
+// it may. In the bubble the processor takes no time and the link does.
+func TestEncodingIsChosenByWhatItSaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mc := newMemConn(nil)
+		c := wire.NewConn(linkConn{mc, 50e6, time.Sleep}, wire.Config{})
+		for _, s := range []struct {
+			compress bool
+			name     string
+			data     []byte
+			want     wire.Encoding
+		}{
+			{false, "pattern, before it is agreed on", pattern(wire.MaxData), wire.EncodingRaw},
+			{false, "text, before it is agreed on", text(wire.MaxData), wire.EncodingRaw},
+			{true, "pattern", pattern(wire.MaxData), wire.EncodingFill},
+			{true, "zeros", make([]byte, 4096), wire.EncodingFill},
+			{true, "text", text(wire.MaxData), wire.EncodingS2},
+			{true, "random", random(wire.MaxData), wire.EncodingRaw},
+			{true, "a short pattern", pattern(4095), wire.EncodingRaw},
+			{true, "all but a pattern", append(pattern(4096), 0), wire.EncodingS2},
+			{true, "all but a pattern, at its beginning", append([]byte{0}, pattern(4096)...), wire.EncodingS2},
+			{true, "a pattern that the end cuts", pattern(4099), wire.EncodingFill},
+		} {
+			c.SetCompress(s.compress)
+			mc.out.Reset()
+			if err := c.WriteFrame(wire.Header{Kind: wire.KindTransfer}, nil, s.data); err != nil {
+				t.Fatal(err)
+			}
+			h, err := wire.ParseHeader(mc.out.Bytes())
+			if err != nil || h.Encoding != s.want {
+				t.Errorf("%s: sent as %v, %v; want %v", s.name, h.Encoding, err, s.want)
+			}
+		}
+	})
+}
+
+// On a link that is faster than the encoder, data is sent as it is; when the
+// link turns slow, it is compressed, and when it is fast again, no more.
+func TestEncodingFollowsTheLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mc := newMemConn(nil)
+		link := &linkConn{mc, 10e9, time.Sleep}
+		c := wire.NewConn(link, wire.Config{Compress: true})
+		data := append(random(wire.MaxData/2), text(wire.MaxData/2)...)
+		for _, s := range []struct {
+			perSecond float64
+			want      wire.Encoding
+		}{{10e9, wire.EncodingRaw}, {20e6, wire.EncodingS2}, {10e9, wire.EncodingRaw}} {
+			link.perSecond = s.perSecond
+			var got wire.Encoding
+			for range 100 { // until the averages have followed
+				mc.out.Reset()
+				if err := c.WriteFrame(wire.Header{Kind: wire.KindTransfer}, nil, data); err != nil {
+					t.Fatal(err)
+				}
+				h, err := wire.ParseHeader(mc.out.Bytes())
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = h.Encoding
+			}
+			if got != s.want {
+				t.Errorf("at %g bytes/s: sent as %v, want %v", s.perSecond, got, s.want)
+			}
+		}
+	})
+}
+
+// Data that somebody else changes while it is sent arrives as a mixture, in a
+// frame that is in order, and bytes that nobody changed arrive as they are.
+func TestDataThatChangesWhileItIsSent(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race is the test")
+	}
+	for _, cfg := range []wire.Config{{Sums: true}, {Compress: true}, {Sums: true, Compress: true}} {
+		mc := newMemConn(nil)
+		c := wire.NewConn(linkConn{mc, 100e6, spin}, cfg)
+		data, want := text(256<<10), text(256<<10)
+		var stop atomic.Bool
+		var wg sync.WaitGroup
+		wg.Go(func() { // scribbles on every other KiB
+			for i := byte(0); !stop.Load(); i++ {
+				for off := 0; off < len(data); off += 2 << 10 {
+					copy(data[off:off+1<<10], want[i:])
+				}
+			}
+		})
+		for range 50 {
+			mc.out.Reset()
+			if err := c.WriteFrame(wire.Header{Kind: wire.KindRead}, nil, data); err != nil {
+				t.Fatal(err)
+			}
+			got, err := readFrame(wire.NewConn(newMemConn(mc.out.Bytes()), cfg))
+			if err != nil {
+				t.Fatalf("%+v: %v", cfg, err)
+			}
+			for off := 1 << 10; off < len(data); off += 2 << 10 {
+				if !bytes.Equal(got.data[off:off+1<<10], want[off:off+1<<10]) {
+					t.Fatalf("%+v: bytes at %d were changed by nobody and arrived changed", cfg, off)
+				}
+			}
+		}
+		stop.Store(true)
+		wg.Wait()
 	}
 }

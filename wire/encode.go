@@ -15,11 +15,13 @@ import (
 const (
 	minEncode   = 4 << 10    // data shorter than this is never encoded
 	sampleSize  = 4 << 10    // of each of the two pieces that are tried first
-	firstLink   = 125e6      // bytes/s assumed of a link before it is known: 1 Gbit/s
-	firstEncode = 700e6      // bytes/s assumed of the encoder before it is known
-	decodeRate  = 900e6      // bytes/s assumed of the peer's decoder
 	leastGain   = 1.0 / 8    // of the data must be saved
+	minMeasured = 16 << 10   // writes shorter than this say nothing about the link
 	scratchSize = 1200 << 10 // holds MaxData encoded by s2, compressible or not
+
+	firstLink   = 125e6 // bytes/s assumed of a link before it is known: 1 Gbit/s
+	firstEncode = 700e6 // bytes/s assumed of the encoder before it is known
+	decodeRate  = 900e6 // bytes/s assumed of the peer's decoder
 )
 
 var scratchPool = sync.Pool{New: func() any {
@@ -59,67 +61,77 @@ func (r *rate) perSecond(unknown float64) float64 {
 
 // wrote tells that a frame of n bytes took the connection d.
 func (e *encoder) wrote(n int, d time.Duration) {
+	if n < minMeasured {
+		return
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.link.add(n, d)
 }
 
-// pays reports whether encoding saves time if it saves the given share of the
-// data: the bytes saved must take the link longer than encoding and decoding
-// take the processors.
+// encoded tells that encoding n bytes took d.
+func (e *encoder) encoded(n int, d time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.cpu.add(n, d)
+}
+
+// pays reports whether encoding is worth it if it saves the given share of the
+// data. Frames follow each other through this side's processor, the link and
+// the peer's processor: the link must save more time than encoding takes, and
+// the peer must not become slower than the link was.
 func (e *encoder) pays(gain float64) bool {
 	if gain < leastGain {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return gain/e.link.perSecond(firstLink) > 1/e.cpu.perSecond(firstEncode)+1/decodeRate
+	link := e.link.perSecond(firstLink)
+	return gain/link > 1/e.cpu.perSecond(firstEncode) && link < decodeRate
 }
 
-// encoded is a data part in another encoding than raw.
+// encoded is a data part in another encoding than raw. Its memory is scratch,
+// which goes back to the pool when it has been sent.
 type encoded struct {
 	encoding Encoding
 	data     []byte
 	scratch  *[]byte
 }
 
-func (e encoded) release() { putScratch(e.scratch) }
-
 // encode returns data, raw bytes long in all, in a shorter encoding, or false
-// if it is better sent as it is. The caller releases the result.
+// if it is better sent as it is.
 //
 // The data may be memory that another process is writing. Nothing here trusts
 // two looks at it to see the same: constant reads each byte once, and s2 gets
 // a copy, since it would otherwise repeat, at places nobody wrote, bytes that
 // were overwritten while it worked.
 func (e *encoder) encode(data [][]byte, raw int) (encoded, bool) {
-	out := getScratch()
+	dst := getScratch()
 	if pattern, ok := constant(data); ok {
-		return encoded{EncodingFill, append((*out)[:0], pattern[:]...), out}, true
+		return encoded{EncodingFill, append((*dst)[:0], pattern[:]...), dst}, true
 	}
-	if src := getScratch(); e.pays(sample(*out, *src, data, raw)) {
-		defer putScratch(src)
+	src := getScratch()
+	defer putScratch(src)
+	if e.pays(e.sample(*dst, *src, data, raw)) {
 		start := time.Now()
 		n := 0
 		for _, d := range data {
 			n += memfd.Copy((*src)[n:], d)
 		}
-		enc := s2.Encode(*out, (*src)[:n])
-		e.mu.Lock()
-		e.cpu.add(raw, time.Since(start))
-		e.mu.Unlock()
-		if len(enc) <= raw-int(float64(raw)*leastGain) {
-			return encoded{EncodingS2, enc, out}, true
+		out := s2.Encode(*dst, (*src)[:n])
+		e.encoded(n, time.Since(start))
+		if float64(len(out)) <= float64(raw)*(1-leastGain) {
+			return encoded{EncodingS2, out, dst}, true
 		}
-	} else {
-		putScratch(src)
 	}
-	putScratch(out)
+	putScratch(dst)
 	return encoded{}, false
 }
 
-// sample returns the share of the data that encoding a part of it saves.
-func sample(dst, src []byte, data [][]byte, raw int) float64 {
+// sample encodes two pieces of the data and returns what share of them that
+// saves.
+func (e *encoder) sample(dst, src []byte, data [][]byte, raw int) float64 {
+	start := time.Now()
 	tried, left := 0, 0
 	for _, at := range [2]int{raw / 8, raw - raw/8 - sampleSize} {
 		n := 0
@@ -134,7 +146,8 @@ func sample(dst, src []byte, data [][]byte, raw int) float64 {
 		tried += n
 		left += min(n, len(s2.Encode(dst, src[:n])))
 	}
-	return 1 - float64(left)/float64(max(tried, 1))
+	e.encoded(tried, time.Since(start))
+	return 1 - float64(left)/float64(tried)
 }
 
 // constant reports whether data is 4 bytes repeated, and which.

@@ -4,6 +4,7 @@ package wire_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,70 +19,86 @@ import (
 	"github.com/memspan/memspan/wire"
 )
 
-// faultyFrames returns frames whose data parts are encoded in each way.
-func faultyFrames() map[string]frame {
-	prefix := wire.AppendTransfer(nil, wire.MemoryCommand{Memory: 1, Size: 5000})
-	return map[string]frame{
-		"raw":    {kind: wire.KindTransfer, id: 9, prefix: prefix, data: random(5000)},
-		"fill":   {kind: wire.KindTransfer, id: 9, prefix: prefix, data: pattern(5000)},
-		"s2":     {kind: wire.KindTransfer, id: 9, prefix: prefix, data: text(5000)},
-		"prefix": {kind: wire.KindRead, id: 9, prefix: prefix},
-	}
+// A sentFrame is a frame as it is on the wire.
+type sentFrame struct {
+	name  string
+	sum   bool
+	bytes []byte
 }
+
+// sentFrames returns frames of all encodings, as sent with and without a sum.
+func sentFrames() (all []sentFrame) {
+	prefix := wire.AppendTransfer(nil, wire.MemoryCommand{Memory: 1, Size: 5000})
+	for _, sum := range []bool{false, true} {
+		for _, f := range []struct {
+			name     string
+			data     []byte
+			encoding wire.Encoding
+		}{
+			{"raw", random(5000), wire.EncodingRaw},
+			{"fill", pattern(5000), wire.EncodingFill},
+			{"s2", text(5000), wire.EncodingS2},
+			{"no data", nil, wire.EncodingRaw},
+		} {
+			fr := frame{kind: wire.KindTransfer, id: 9, prefix: prefix, data: f.data}
+			all = append(all, sentFrame{fmt.Sprintf("%s, sum %v", f.name, sum), sum, fr.bytes(f.encoding, sum)})
+		}
+	}
+	return all
+}
+
+func (s sentFrame) config() wire.Config { return wire.Config{Compress: true, Sums: s.sum} }
 
 // A link that is cut anywhere in a frame ends in an error and never in data.
 func TestCutLink(t *testing.T) {
-	for _, cfg := range []wire.Config{{Compress: true}, {Compress: true, Sums: true}} {
-		for name, f := range faultyFrames() {
-			t.Run(fmt.Sprintf("%s/sums=%v", name, cfg.Sums), func(t *testing.T) {
-				whole := encode(t, cfg, f)
-				for cut := range whole {
-					_, err := readFrame(wire.NewConn(newMemConn(whole[:cut]), cfg))
-					switch {
-					case err == nil:
-						t.Fatalf("cut after %d of %d bytes: a frame was delivered", cut, len(whole))
-					case cut == 0 && err != io.EOF:
-						t.Fatalf("cut between frames: %v, want io.EOF", err)
-					case cut > 0 && (!errors.Is(err, wire.PeerLost) || !errors.Is(err, io.ErrUnexpectedEOF)):
-						t.Fatalf("cut after %d of %d bytes: %v, want PeerLost", cut, len(whole), err)
-					}
+	for _, s := range sentFrames() {
+		t.Run(s.name, func(t *testing.T) {
+			for cut := range s.bytes {
+				_, err := readFrame(wire.NewConn(newMemConn(s.bytes[:cut]), s.config()))
+				switch {
+				case err == nil:
+					t.Fatalf("cut after %d of %d bytes: a frame was delivered", cut, len(s.bytes))
+				case cut == 0 && err != io.EOF:
+					t.Fatalf("cut between frames: %v, want io.EOF", err)
+				case cut > 0 && (!errors.Is(err, wire.PeerLost) || !errors.Is(err, io.ErrUnexpectedEOF)):
+					t.Fatalf("cut after %d of %d bytes: %v, want PeerLost", cut, len(s.bytes), err)
 				}
-			})
-		}
+			}
+			if _, err := readFrame(wire.NewConn(newMemConn(s.bytes), s.config())); err != nil {
+				t.Fatalf("not cut: %v", err)
+			}
+		})
 	}
 }
 
 // With sums, a byte that changes on its way never goes unnoticed; without,
 // one in a header never does.
 func TestFlippedBytes(t *testing.T) {
-	for _, cfg := range []wire.Config{{Compress: true}, {Compress: true, Sums: true}} {
-		for name, f := range faultyFrames() {
-			t.Run(fmt.Sprintf("%s/sums=%v", name, cfg.Sums), func(t *testing.T) {
-				whole := encode(t, cfg, f)
-				end := len(whole)
-				if !cfg.Sums {
-					end = wire.HeaderSize
-				}
-				for i := range end {
-					for _, flip := range []byte{1, 0x80, 0xff} {
-						bad := slices.Clone(whole)
-						bad[i] ^= flip
-						_, err := readFrame(wire.NewConn(newMemConn(bad), cfg))
-						var version *wire.VersionError
-						ok := errors.Is(err, wire.Corrupt)
-						switch {
-						case i < 4:
-							ok = errors.Is(err, wire.ErrMagic)
-						case i == 4:
-							ok = errors.As(err, &version) && version.Got == int(bad[4])
-						}
-						if !ok {
-							t.Fatalf("byte %d of %d changed by %#x: %v", i, len(whole), flip, err)
-						}
+	for _, s := range sentFrames() {
+		t.Run(s.name, func(t *testing.T) {
+			end := len(s.bytes)
+			if !s.sum {
+				end = wire.HeaderSize
+			}
+			for i := range end {
+				for _, flip := range []byte{1, 0x80, 0xff} {
+					bad := slices.Clone(s.bytes)
+					bad[i] ^= flip
+					_, err := readFrame(wire.NewConn(newMemConn(bad), s.config()))
+					var version *wire.VersionError
+					ok := errors.Is(err, wire.Corrupt)
+					switch {
+					case i < 4:
+						ok = errors.Is(err, wire.ErrMagic)
+					case i == 4:
+						ok = errors.As(err, &version) && version.Got == int(bad[4])
+					}
+					if !ok {
+						t.Fatalf("byte %d of %d changed by %#x: %v", i, len(s.bytes), flip, err)
 					}
 				}
-			})
-		}
+			}
+		})
 	}
 }
 
@@ -112,7 +129,8 @@ func TestSumsAreInsistedOn(t *testing.T) {
 }
 
 func TestEncodedDataMustBeAgreedOn(t *testing.T) {
-	c := wire.NewConn(newMemConn(encode(t, wire.Config{Compress: true}, frame{kind: wire.KindTransfer, data: text(10_000)})), wire.Config{})
+	f := frame{kind: wire.KindTransfer, data: text(10_000)}
+	c := wire.NewConn(newMemConn(f.bytes(wire.EncodingS2, false)), wire.Config{})
 	if _, err := c.ReadHeader(); !errors.Is(err, wire.ErrMalformed) {
 		t.Errorf("%v, want ErrMalformed", err)
 	}
@@ -121,7 +139,7 @@ func TestEncodedDataMustBeAgreedOn(t *testing.T) {
 // s2 data that announces another length than the header, or is no s2 at all.
 func TestBombs(t *testing.T) {
 	bomb := []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 1, 2, 3} // 4 GiB - 1
-	longer := encode(t, wire.Config{Compress: true}, frame{kind: wire.KindTransfer, data: text(100_000)})[wire.HeaderSize:]
+	longer := frame{data: text(100_000)}.bytes(wire.EncodingS2, false)[wire.HeaderSize:]
 	for name, payload := range map[string][]byte{"4 GiB": bomb, "longer": longer, "garbage": {0x90, 0x4e, 0xff, 0xff}, "cut": longer[:len(longer)-1]} {
 		h := wire.Header{Kind: wire.KindTransfer, Encoding: wire.EncodingS2, Length: uint32(len(payload)), Raw: 10_000}
 		c := wire.NewConn(newMemConn(append(h.Append(nil), payload...)), wire.Config{Compress: true})
@@ -131,23 +149,38 @@ func TestBombs(t *testing.T) {
 	}
 }
 
-// A header that announces much costs nothing until the bytes come.
+// What a message announces costs nothing until the bytes come.
 func TestAnnouncedLengthsTakeNoMemory(t *testing.T) {
-	h := wire.Header{Kind: wire.KindFlush, Length: wire.MaxPrefix, Prefix: wire.MaxPrefix}
-	head := h.Append(nil)
-	var before, after runtime.MemStats
+	head := wire.Header{Kind: wire.KindFlush, Length: wire.MaxPrefix, Prefix: wire.MaxPrefix}.Append(nil)
 	c := wire.NewConn(newMemConn(head), wire.Config{})
+	if took := allocated(func() {
+		if _, err := c.ReadHeader(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.ReadPrefix(nil); !errors.Is(err, wire.PeerLost) {
+			t.Fatal(err)
+		}
+	}); took > 64<<10 {
+		t.Errorf("a header of a prefix of %d bytes took %d bytes of memory", wire.MaxPrefix, took)
+	}
+
+	runs := binary.AppendUvarint(make([]byte, 24), 1<<19)
+	if took := allocated(func() {
+		if _, err := wire.ParseFlush(append(runs, 0, 1, 1, 1), nil); !errors.Is(err, wire.ErrMalformed) {
+			t.Fatal(err)
+		}
+	}); took > 64<<10 {
+		t.Errorf("a flush of %d runs took %d bytes of memory", 1<<19, took)
+	}
+}
+
+// allocated returns how much memory f takes, with that of others meanwhile.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if _, err := c.ReadHeader(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.ReadPrefix(nil); !errors.Is(err, wire.PeerLost) {
-		t.Fatal(err)
-	}
+	f()
 	runtime.ReadMemStats(&after)
-	if took := after.TotalAlloc - before.TotalAlloc; took > 64<<10 {
-		t.Errorf("a header of a prefix of %d bytes took %d bytes of memory", h.Prefix, took)
-	}
+	return after.TotalAlloc - before.TotalAlloc
 }
 
 // in calls f in a goroutine of its own and returns its error's channel.

@@ -9,6 +9,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
+	"hash/crc32"
 	"io"
 	"math/big"
 	mathrand "math/rand/v2"
@@ -18,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"go.uber.org/goleak"
 
 	"github.com/memspan/memspan/wire"
@@ -97,6 +100,43 @@ func encode(t testing.TB, cfg wire.Config, frames ...frame) []byte {
 	return slices.Clone(mc.out.Bytes())
 }
 
+// bytes returns the frame as sent in the given encoding, built from the
+// protocol's description and not by a connection, which chooses for itself.
+func (f frame) bytes(encoding wire.Encoding, sum bool) []byte {
+	data := f.data
+	switch encoding {
+	case wire.EncodingS2:
+		data = s2.Encode(nil, data)
+	case wire.EncodingFill:
+		data = data[:4]
+	}
+	h := wire.Header{
+		Kind: f.kind, Flags: f.flags, Encoding: encoding, ID: f.id,
+		Length: uint32(len(f.prefix) + len(data)), Raw: uint32(len(f.data)), Prefix: uint32(len(f.prefix)),
+	}
+	if sum {
+		h.Flags |= wire.FlagSum
+	}
+	payload := append(slices.Clone(f.prefix), data...)
+	b := append(h.Append(nil), payload...)
+	if sum {
+		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(payload, crc32.MakeTable(crc32.Castagnoli)))
+	}
+	return b
+}
+
+// A linkConn is a memConn that carries so many bytes per second.
+type linkConn struct {
+	*memConn
+	perSecond float64
+	wait      func(time.Duration)
+}
+
+func (c linkConn) Write(b []byte) (int, error) {
+	c.wait(time.Duration(float64(len(b)) / c.perSecond * 1e9))
+	return c.memConn.Write(b)
+}
+
 // A transport makes both ends of a connection.
 type transport struct {
 	name string
@@ -116,6 +156,7 @@ func transports() []transport {
 		{"pipe+sums", dialPipe, sums},
 		{"unix", dialUnix, plain},
 		{"tcp", dialTCP, plain},
+		{"tcp without timeout", dialTCP, wire.Config{}}, // a low-water mark that is wrong hangs
 		{"tcp+sums", dialTCP, sums},
 		{"tcp+s2", dialTCP, s2},
 		{"tcp+sums+s2", dialTCP, both},

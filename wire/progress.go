@@ -36,8 +36,8 @@ const (
 type ProgressConn struct {
 	net.Conn
 	timeout time.Duration   // 0: none
-	raw     syscall.RawConn // nil if the connection does not show its socket
-	tcp     bool
+	socket  *sockopt.Socket // nil if the connection does not show it
+	tcp     bool            // and its low-water mark can be set
 
 	idle     atomic.Bool // reads may take for ever
 	lowWater int         // of the socket, as the reader has set it
@@ -60,13 +60,12 @@ func Progress(nc net.Conn, ioTimeout time.Duration) *ProgressConn {
 	p := &ProgressConn{Conn: nc, timeout: ioTimeout, lowWater: 1}
 	p.reading.set, p.writing.set = nc.SetReadDeadline, nc.SetWriteDeadline
 	if sc, ok := nc.(syscall.Conn); ok {
-		p.raw, _ = sc.SyscallConn() // without it, only the socket's options are missing
+		p.socket, _ = sockopt.Of(sc) // without, it is slower, no more
 	}
-	if addr, ok := nc.RemoteAddr().(*net.TCPAddr); ok && p.raw != nil {
+	if addr, ok := nc.RemoteAddr().(*net.TCPAddr); ok && p.socket != nil {
 		p.tcp = true
 		if addr.IP.IsLoopback() {
-			// Refused where cubic is not built in: slower, no more.
-			_ = sockopt.SetCongestion(p.raw, "cubic")
+			_ = p.socket.SetCongestion("cubic") // where there is no cubic: as before
 		}
 	}
 	return p
@@ -187,7 +186,7 @@ func (p *ProgressConn) setLowWater(n int) {
 	if !p.tcp || n == p.lowWater {
 		return
 	}
-	if sockopt.SetReceiveLowWater(p.raw, n) != nil {
+	if p.socket.SetReceiveLowWater(n) != nil {
 		p.tcp = false // not on this system
 	}
 	p.lowWater = n
@@ -262,10 +261,13 @@ func (p *ProgressConn) repeat(n int, write func(done int) (int, error)) (done in
 // sendQueue returns how many bytes wait in the socket for the peer, 0 if that
 // cannot be known.
 func (p *ProgressConn) sendQueue() int {
-	if p.raw == nil {
+	if p.socket == nil {
 		return 0
 	}
-	n, _ := sockopt.SendQueue(p.raw)
+	n, err := p.socket.SendQueue()
+	if err != nil {
+		return 0
+	}
 	return n
 }
 

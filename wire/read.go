@@ -31,8 +31,9 @@ type reader struct {
 	prefix int    // bytes of the prefix not delivered yet
 	data   int    // bytes of the data part, as sent, not delivered yet
 	sum    uint32 // of the payload so far
-	open   bool   // the payload, or its sum, has not been read to its end
-	err    error  // set for good by the first failed read
+	fill   [4]byte
+	open   bool  // the payload, or its sum, has not been read to its end
+	err    error // set for good by the first failed read
 }
 
 // ReadHeader waits for the next frame and returns its header. What has not
@@ -137,11 +138,10 @@ func (c *Conn) readData(dst []byte, h Header) error {
 	in := &c.in
 	switch h.Encoding {
 	case EncodingFill:
-		var pattern [4]byte
-		if err := c.readEncoded(pattern[:]); err != nil {
+		if err := c.readEncoded(in.fill[:]); err != nil {
 			return err
 		}
-		fillPattern(dst, pattern)
+		fillPattern(dst, in.fill)
 		return nil
 	case EncodingS2:
 		scratch := getScratch()

@@ -8,17 +8,15 @@ import (
 	"hash/crc32"
 	"os"
 	"time"
-
-	"github.com/memspan/memspan/internal/memfd"
 )
 
 const (
-	// smallPayload is the longest payload that is copied behind its header
-	// and leaves in one plain write.
+	// smallPayload is the longest payload, as sent, that is copied behind its
+	// header and leaves in one plain write.
 	smallPayload = 4 << 10
-	// sumChunk is how much data is copied and summed before it is written, so
-	// that it is still in the processor's cache when the kernel takes it.
-	sumChunk = 128 << 10
+	// sumChunk is how much data is summed before it is written, so that it is
+	// still in the processor's cache when the kernel takes it.
+	sumChunk = 256 << 10
 	// keepBuffer is the largest buffer that a connection keeps.
 	keepBuffer = 64 << 10
 )
@@ -29,9 +27,8 @@ const (
 // can still be used, and those of a connection that broke or stalled.
 //
 // Data is written straight from the pieces' memory, or encoded if the
-// connection compresses and it pays. Should somebody else change that memory
-// meanwhile, the peer receives a mixture of old and new bytes, never a frame
-// that does not decode or whose sum is wrong.
+// connection compresses and it pays. It must not change until WriteFrame
+// returns: on a connection with sums the peer would find the frame corrupt.
 func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
 	raw := 0
 	for _, d := range data {
@@ -44,15 +41,106 @@ func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
 		return fmt.Errorf("%w: write %d bytes of data in one frame, at most %d", ErrTooLarge, raw, MaxData)
 	}
 	h.Prefix, h.Raw = uint32(len(prefix)), uint32(raw)
+	h.Encoding, h.Length = EncodingRaw, uint32(len(prefix)+raw)
+	var one [1][]byte // data as it is sent, if that is not how it was given
+	private := false  // nobody else can change the data
 	if raw >= minEncode && c.compress.Load() {
 		if e, ok := c.enc.encode(data, raw); ok {
-			defer e.release()
-			h.Encoding = e.encoding
-			return c.write(h, prefix, true, e.data)
+			defer putScratch(e.scratch)
+			one[0], data, private = e.data, one[:], true
+			h.Encoding, h.Length = e.encoding, uint32(len(prefix)+len(e.data))
 		}
 	}
-	h.Encoding = EncodingRaw
-	return c.write(h, prefix, false, data...)
+	if h.Length <= smallPayload {
+		return c.writeSmall(h, prefix, data)
+	}
+	var sum uint32
+	if c.sums {
+		sum = crc32.Checksum(prefix, castagnoli)
+		if private {
+			sum = crc32.Update(sum, castagnoli, data[0])
+		} else {
+			scratch := getScratch()
+			defer putScratch(scratch)
+			one[0], sum = copySummed(*scratch, data, sum)
+			data = one[:]
+		}
+	}
+	return c.writeLarge(h, prefix, data, sum)
+}
+
+// copySummed copies data to dst and returns it there, with the sum over it
+// added to sum. Memory that another process writes could change between
+// summing and sending. The copy is not in vain: it is what takes the data out
+// of main memory, sum and kernel find it in the processor's cache.
+func copySummed(dst []byte, data [][]byte, sum uint32) ([]byte, uint32) {
+	n := 0
+	for _, d := range data {
+		for len(d) > 0 {
+			m := copy(dst[n:], d[:min(len(d), sumChunk)])
+			sum = crc32.Update(sum, castagnoli, dst[n:n+m])
+			n, d = n+m, d[m:]
+		}
+	}
+	return dst[:n], sum
+}
+
+// writeSmall writes a frame in one piece.
+func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if c.writeErr != nil {
+		return c.writeErr
+	}
+	c.begin(&h, prefix)
+	for _, d := range data {
+		c.out = append(c.out, d...)
+	}
+	if h.Has(FlagSum) {
+		c.out = appendSum(c.out, crc32.Checksum(c.out[HeaderSize:], castagnoli))
+	}
+	_, err := c.nc.Write(c.out)
+	return c.finish(h, err)
+}
+
+// writeLarge writes a frame whose data is taken from where it is. sum is the
+// payload's, if the connection needs one.
+func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte, sum uint32) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if c.writeErr != nil {
+		return c.writeErr
+	}
+	c.begin(&h, prefix)
+	var tail []byte
+	if h.Has(FlagSum) {
+		tail = appendSum(c.tail[:0], sum)
+	}
+	start := time.Now()
+	err := c.gather(data, tail)
+	c.enc.wrote(int(h.Length), time.Since(start))
+	return c.finish(h, err)
+}
+
+// gather writes c.out, data and tail one after the other.
+func (c *Conn) gather(data [][]byte, tail []byte) error {
+	if !c.layered {
+		return c.progress.writeBuffers(c.out, data, tail)
+	}
+	c.progress.hold()
+	_, err := c.nc.Write(c.out)
+	for _, d := range data {
+		if err == nil {
+			_, err = c.nc.Write(d)
+		}
+	}
+	if err == nil && len(tail) > 0 {
+		_, err = c.nc.Write(tail)
+	}
+	if rerr := c.progress.release(); err == nil {
+		err = rerr
+	}
+	return err
 }
 
 // WriteFrameFiles writes a frame with a data part that is not encoded and with
@@ -72,7 +160,7 @@ func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	if c.writeErr != nil {
 		return c.writeErr
 	}
-	c.begin(&h)
+	c.begin(&h, nil)
 	c.out = append(c.out, data...)
 	if h.Has(FlagSum) {
 		c.out = appendSum(c.out, crc32.Checksum(data, castagnoli))
@@ -80,73 +168,8 @@ func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	return c.finish(h, c.progress.writeFiles(to, c.out, files))
 }
 
-// write completes h and writes the frame. private says that nobody else can
-// change the data.
-func (c *Conn) write(h Header, prefix []byte, private bool, data ...[]byte) error {
-	size := 0
-	for _, d := range data {
-		size += len(d)
-	}
-	h.Length = uint32(len(prefix) + size)
-
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
-	if c.writeErr != nil {
-		return c.writeErr
-	}
-	c.begin(&h)
-	c.out = append(c.out, prefix...)
-	if len(prefix)+size <= smallPayload {
-		for _, d := range data {
-			c.out = append(c.out, d...)
-		}
-		if h.Has(FlagSum) {
-			c.out = appendSum(c.out, crc32.Checksum(c.out[HeaderSize:], castagnoli))
-		}
-		_, err := c.nc.Write(c.out)
-		return c.finish(h, err)
-	}
-	start := time.Now()
-	var err error
-	switch {
-	case !h.Has(FlagSum):
-		err = c.gather(c.out, data, nil)
-	case private:
-		sum := crc32.Checksum(c.out[HeaderSize:], castagnoli)
-		for _, d := range data {
-			sum = crc32.Update(sum, castagnoli, d)
-		}
-		err = c.gather(c.out, data, appendSum(c.tail[:0], sum))
-	default:
-		err = c.writeSummed(data)
-	}
-	c.enc.wrote(int(h.Length), time.Since(start))
-	return c.finish(h, err)
-}
-
-// gather writes the pieces of a frame one after the other.
-func (c *Conn) gather(head []byte, data [][]byte, tail []byte) error {
-	if !c.layered {
-		return c.progress.writeBuffers(head, data, tail)
-	}
-	c.progress.hold()
-	_, err := c.nc.Write(head)
-	for _, d := range data {
-		if err == nil {
-			_, err = c.nc.Write(d)
-		}
-	}
-	if err == nil && len(tail) > 0 {
-		_, err = c.nc.Write(tail)
-	}
-	if rerr := c.progress.release(); err == nil {
-		err = rerr
-	}
-	return err
-}
-
-// begin starts a frame in c.out.
-func (c *Conn) begin(h *Header) {
+// begin starts a frame in c.out, by its header and prefix.
+func (c *Conn) begin(h *Header, prefix []byte) {
 	h.Flags &^= FlagSum
 	if c.sums && h.Length > 0 {
 		h.Flags |= FlagSum
@@ -154,7 +177,7 @@ func (c *Conn) begin(h *Header) {
 	if cap(c.out) > keepBuffer {
 		c.out = nil
 	}
-	c.out = h.Append(c.out[:0])
+	c.out = append(h.Append(c.out[:0]), prefix...)
 }
 
 func appendSum(dst []byte, sum uint32) []byte { return binary.LittleEndian.AppendUint32(dst, sum) }
@@ -168,29 +191,4 @@ func (c *Conn) finish(h Header, err error) error {
 	c.sent.frames[h.Kind].Add(1)
 	c.sent.countData(h)
 	return nil
-}
-
-// writeSummed writes c.out, which holds header and prefix, then data, then the
-// sum. The data is copied first, piece by piece: memory that another process
-// writes could change between summing and sending, and what is copied here
-// from main memory the kernel copies from the processor's cache.
-func (c *Conn) writeSummed(data [][]byte) error {
-	scratch := getScratch()
-	defer putScratch(scratch)
-	n, head := 0, c.out // scratch[:n] is not written yet, nor is head
-	sum := crc32.Checksum(head[HeaderSize:], castagnoli)
-	for _, d := range data {
-		for len(d) > 0 {
-			m := memfd.Copy((*scratch)[n:sumChunk], d)
-			sum = crc32.Update(sum, castagnoli, (*scratch)[n:n+m])
-			n, d = n+m, d[m:]
-			if n == sumChunk {
-				if err := c.gather(head, [][]byte{(*scratch)[:n]}, nil); err != nil {
-					return err
-				}
-				n, head = 0, nil
-			}
-		}
-	}
-	return c.gather(head, nil, appendSum((*scratch)[:n], sum))
 }

@@ -97,7 +97,7 @@ func checkSharing() check {
 		return c
 	}
 	defer region.Close()
-	f, err := region.ReadOnly()
+	f, err := region.Reopen(false)
 	if err != nil {
 		// Everything but read-only mappings needs no /proc.
 		c.State, c.Found = stateLimited, err.Error()

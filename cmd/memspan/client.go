@@ -119,7 +119,6 @@ func hint(err error) string {
 		{memspan.ErrExists, "Choose another name, or replace the span: memspan put --replace"},
 		{memspan.ErrTierAbsent, "See what this machine offers: memspan doctor"},
 		{memspan.ErrBudget, "Free spans (memspan rm), or start the daemon with a larger --vram-budget or --host-budget."},
-		{memspan.ErrUnauthenticated, "Give the token that the daemon was started with: --token-file FILE"},
 		{memspan.ErrDataLoss, "The newest bytes were lost with the device that held them. Remove the span and put it again."},
 	} {
 		if errors.Is(err, h.code) {

@@ -71,7 +71,7 @@ Exit status: 0 all went well, 1 something failed, 2 the command line is wrong.`,
 func args(check cobra.PositionalArgs, want string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if check(cmd, args) != nil {
-			return usagef("%s takes %s, not %d arguments", cmd.CommandPath(), want, len(args))
+			return usagef("%s takes %s; it was given %d", cmd.CommandPath(), want, len(args))
 		}
 		return nil
 	}

@@ -50,11 +50,7 @@ func TestScript(t *testing.T) {
 			if bin != "" {
 				env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
 			}
-			for _, v := range os.Environ() {
-				if strings.HasPrefix(v, "VK_") || strings.HasPrefix(v, "GOCOVERDIR=") {
-					env.Vars = append(env.Vars, v)
-				}
-			}
+			env.Vars = append(env.Vars, inherited()...)
 			run := filepath.Join(env.WorkDir, ".run")
 			env.Setenv("XDG_RUNTIME_DIR", run)
 			env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, ".config"))
@@ -69,7 +65,7 @@ func TestScript(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":  cmdServe,
-			"stop":   cmdStop,
+			"end":    cmdEnd,
 			"exit":   cmdExit,
 			"json":   cmdJSON,
 			"random": cmdRandom,
@@ -80,6 +76,19 @@ func TestScript(t *testing.T) {
 	})
 }
 
+// inherited are the variables that scripts have from their test: which Vulkan
+// drivers there are, where coverage goes, and that programs built with the race
+// detector need not sit a second before they exit.
+func inherited() []string {
+	env := []string{"GORACE=atexit_sleep_ms=0"}
+	for _, v := range os.Environ() {
+		if strings.HasPrefix(v, "VK_") || strings.HasPrefix(v, "GOCOVERDIR=") {
+			env = append(env, v)
+		}
+	}
+	return env
+}
+
 // daemons are those that a script has started, by name.
 type daemons map[string]*testDaemon
 
@@ -87,8 +96,17 @@ type daemons map[string]*testDaemon
 type daemonsKey struct{}
 
 type testDaemon struct {
-	cmd    *exec.Cmd
-	exited chan error
+	cmd     *exec.Cmd
+	manager net.PacketConn // told how the daemon is doing
+	exited  chan error
+}
+
+// notified returns the next thing that the daemon tells its service manager.
+func (d *testDaemon) notified() (string, error) {
+	d.manager.SetReadDeadline(time.Now().Add(patience))
+	buf := make([]byte, 64)
+	n, _, err := d.manager.ReadFrom(buf)
+	return string(buf[:max(n, 0)]), err
 }
 
 // serve NAME [ARG...] starts 'memspan serve ARG...' and waits until it says
@@ -99,9 +117,10 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: serve NAME [ARG...]")
 	}
 	name := args[0]
-	ready, err := net.ListenPacket("unixgram", ts.MkAbs(name+".notify"))
+	os.Remove(ts.MkAbs(name + ".notify")) // of an earlier one of that name
+	manager, err := net.ListenPacket("unixgram", ts.MkAbs(name+".notify"))
 	ts.Check(err)
-	defer ready.Close()
+	ts.Defer(func() { manager.Close() })
 	log, err := os.Create(ts.MkAbs(name + ".log"))
 	ts.Check(err)
 	defer log.Close()
@@ -109,12 +128,12 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	cmd := exec.Command(program, append([]string{"serve", "--json"}, args[1:]...)...)
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = environ(ts, "NOTIFY_SOCKET="+ready.LocalAddr().String())
+	cmd.Env = environ(ts, "NOTIFY_SOCKET="+manager.LocalAddr().String())
 	cmd.Stderr = log
 	stdout, err := cmd.StdoutPipe()
 	ts.Check(err)
 	ts.Check(cmd.Start())
-	d := &testDaemon{cmd, make(chan error, 1)}
+	d := &testDaemon{cmd, manager, make(chan error, 1)}
 	var said struct{ Addresses []string }
 	decoded := make(chan error, 1)
 	go func() {
@@ -132,11 +151,8 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	if err := <-decoded; err != nil {
 		failed("says nothing", err)
 	}
-	ready.SetReadDeadline(time.Now().Add(patience))
-	buf := make([]byte, 64)
-	n, _, err := ready.ReadFrom(buf)
-	if err != nil || string(buf[:n]) != "READY=1" {
-		failed(fmt.Sprintf("notified %q", buf[:n]), err)
+	if state, err := d.notified(); err != nil || state != "READY=1" {
+		failed(fmt.Sprintf("notified %q", state), err)
 	}
 	for _, address := range said.Addresses {
 		scheme, _, _ := strings.Cut(address, ":")
@@ -159,13 +175,7 @@ func lookPath(ts *testscript.TestScript, name string) (string, error) {
 
 // environ returns the script's variables that a daemon needs, and more.
 func environ(ts *testscript.TestScript, more ...string) []string {
-	env := more
-	for _, v := range os.Environ() {
-		name, _, _ := strings.Cut(v, "=")
-		if strings.HasPrefix(name, "VK_") || name == "GOCOVERDIR" {
-			env = append(env, v)
-		}
-	}
+	env := append(inherited(), more...)
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "MEMSPAN_SOCKET"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
@@ -174,11 +184,11 @@ func environ(ts *testscript.TestScript, more ...string) []string {
 	return env
 }
 
-// stop NAME sends a daemon SIGTERM and waits for it to exit 0; with ! it kills
+// end NAME sends a daemon SIGTERM and waits for it to exit 0; with ! it kills
 // the daemon.
-func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+func cmdEnd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 {
-		ts.Fatalf("usage: [!] stop NAME")
+		ts.Fatalf("usage: [!] end NAME")
 	}
 	d := ts.Value(daemonsKey{}).(daemons)[args[0]]
 	if d == nil {
@@ -189,14 +199,19 @@ func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
 		sig = syscall.SIGKILL
 	}
 	ts.Check(d.cmd.Process.Signal(sig))
+	if !neg {
+		if state, err := d.notified(); err != nil || state != "STOPPING=1" {
+			ts.Fatalf("daemon %s notified %q: %v", args[0], state, err)
+		}
+	}
 	select {
 	case err := <-d.exited:
 		d.exited <- err // for the deferred wait
 		if err != nil && !neg {
-			ts.Fatalf("daemon %s: %v\n%s", args[0], err, ts.ReadFile(args[0]+".log"))
+			ts.Fatalf("daemon %s: %v", args[0], err)
 		}
 	case <-time.After(patience):
-		ts.Fatalf("daemon %s does not stop\n%s", args[0], ts.ReadFile(args[0]+".log"))
+		ts.Fatalf("daemon %s does not stop", args[0])
 	}
 }
 

@@ -80,8 +80,8 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.Var(&f.vramBudget, "vram-budget", "most device memory that spans may take (default 80 % of the device's)")
 	flags.StringVar(&f.vramDevice, "vram-device", "", "GPU to use: its `index`, the beginning of its UUID or part of its name (default the first discrete one)")
 	flags.BoolVar(&f.noVRAM, "no-vram", false, "hold spans in RAM only")
-	flags.DurationVar(&f.ioTimeout, "io-timeout", 30*time.Second, "end connections that make no progress for this `long`; slow ones go on")
-	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "what to log: debug, info, warn or error")
+	flags.DurationVar(&f.ioTimeout, "io-timeout", 30*time.Second, "end connections that make no progress for this `duration`; slow ones go on")
+	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
 	flags.StringSliceVar(&f.hide, "vram-hide", nil, "memory properties to treat as absent: host-visible, host-coherent")
 	flags.BoolVar(&f.untilEOF, "until-eof", false, "stop when standard input ends")
@@ -127,18 +127,16 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 			return srv.Serve(ctx, ln.Listener)
 		})
 	}
-	err = f.announce(cfg.Logger, listeners, asJSON, stdout, stderr)
-	if err == nil {
-		err = notify("READY=1")
-	}
-	if err != nil {
+	if err = f.announce(cfg.Logger, listeners, asJSON, stdout, stderr); err != nil {
 		stop()
 	}
+	notify(cfg.Logger, "READY=1")
 	<-ctx.Done()
 	cfg.Logger.Info("stopping")
+	notify(cfg.Logger, "STOPPING=1")
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
-	return errors.Join(err, notify("STOPPING=1"), srv.Shutdown(grace), group.Wait())
+	return errors.Join(err, srv.Shutdown(grace), group.Wait())
 }
 
 // config turns the flags into the server's configuration.
@@ -199,21 +197,21 @@ func (f *serveFlags) announce(log *slog.Logger, listeners []listener, asJSON boo
 }
 
 // notify tells a service manager how the daemon is doing, as sd_notify(3)
-// does. Without one it does nothing.
-func notify(state string) error {
+// does. Without one it does nothing; one that does not listen is no reason to
+// stop.
+func notify(log *slog.Logger, state string) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
-		return nil
+		return
 	}
 	conn, err := net.Dial("unixgram", path)
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+		conn.Close()
+	}
 	if err != nil {
-		return fmt.Errorf("tell the service manager ($NOTIFY_SOCKET): %w", err)
+		log.Warn("cannot tell the service manager ($NOTIFY_SOCKET)", "state", state, "error", err)
 	}
-	defer conn.Close()
-	if _, err := conn.Write([]byte(state)); err != nil {
-		return fmt.Errorf("tell the service manager ($NOTIFY_SOCKET): %w", err)
-	}
-	return nil
 }
 
 // readToken returns the token in a file, without the white space around it;

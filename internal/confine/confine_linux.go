@@ -49,6 +49,9 @@ func Confine() (State, error) {
 		if err != nil {
 			return State{}, fmt.Errorf("confine: %s=%q: %w", mark, text, err)
 		}
+		if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || set != 1 {
+			return State{}, fmt.Errorf("confine: %s is set, but this process is not confined", mark)
+		}
 		return state, nil
 	}
 	runtime.LockOSThread() // for good: the thread ends in exec, or the process in an error

@@ -213,8 +213,19 @@ func TestConfineKeepsArguments(t *testing.T) {
 	if r := ask(t, "nothing"); r.Out != "an argument" {
 		t.Errorf("arguments %q", r.Out)
 	}
-	if r := ask(t, "read /proc/self/status"); r.Err != "" {
-		t.Error(r.Err)
+}
+
+// TestMarkIsNotInherited starts a worker from a process that has the mark.
+func TestMarkIsNotInherited(t *testing.T) {
+	want := ask(t, "nothing").State
+	t.Setenv("MEMSPAN_CONFINED", "0 false")
+	if got := ask(t, "nothing").State; got != want {
+		t.Errorf("confined by %v, without the mark by %v", got, want)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "TRY=nothing")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "is not confined") {
+		t.Errorf("a process that claims to be confined: %v\n%s", err, out)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,9 @@ import (
 // seals fix the size for ever. F_SEAL_SEAL keeps a peer that holds the
 // descriptor from adding F_SEAL_WRITE under us.
 const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+
+// maxName is the longest name that memfd_create takes.
+const maxName = 249
 
 // A Region is a memfd whose size is sealed, mapped shared and writable.
 // Its methods may be called concurrently; Close must come last.
@@ -31,7 +35,8 @@ type Region struct {
 
 // Create makes a region of size bytes, rounded up to whole pages, that reads
 // as zeros. Its pages are taken from the system as they are first written, or
-// by Allocate. The name appears in /proc/PID/maps only.
+// by Allocate. The name appears in /proc/PID/maps only, clipped to what the
+// kernel takes.
 func Create(name string, size int64) (*Region, error) {
 	if size <= 0 {
 		return nil, fmt.Errorf("memfd: create %q: size %d is not positive", name, size)
@@ -41,6 +46,7 @@ func Create(name string, size int64) (*Region, error) {
 		return nil, fmt.Errorf("memfd: create %q: size %d is too large", name, size)
 	}
 	size = (size + page - 1) / page * page
+	name = name[:min(len(name), maxName)]
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
 		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -107,10 +113,31 @@ func (r *Region) Size() int64 { return int64(len(r.mem)) }
 // by the region.
 func (r *Region) File() *os.File { return r.file }
 
-// ReadOnly returns a new descriptor of the same memory that cannot be mapped
-// writable. The caller closes it.
-func (r *Region) ReadOnly() (*os.File, error) {
-	return os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(r.file.Fd())), os.O_RDONLY, 0)
+// Reopen returns a new descriptor of the same memory, which can be mapped
+// writable only if writable is true. The caller closes it, and sees to it that
+// Close does not run at the same time.
+func (r *Region) Reopen(writable bool) (*os.File, error) {
+	mode := os.O_RDONLY
+	if writable {
+		mode = os.O_RDWR
+	}
+	return os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(r.file.Fd())), mode, 0)
+}
+
+// MaxRegions estimates how many regions this process can have open: each takes
+// a descriptor and a mapping (vm.max_map_count), of which others need some.
+func MaxRegions() int {
+	n := 1 << 20
+	if text, err := os.ReadFile("/proc/sys/vm/max_map_count"); err == nil {
+		if maps, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			n = min(n, maps/2)
+		}
+	}
+	var files unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur < uint64(2*n) {
+		n = min(n, int(files.Cur/2))
+	}
+	return n
 }
 
 // Allocate takes the pages of [off, off+n) from the system now, so that a

@@ -30,8 +30,11 @@ func (r *Region) Size() int64 { return 0 }
 // File returns nil.
 func (r *Region) File() *os.File { return nil }
 
-// ReadOnly fails on this system.
-func (r *Region) ReadOnly() (*os.File, error) { return nil, errNeedsLinux }
+// Reopen fails on this system.
+func (r *Region) Reopen(bool) (*os.File, error) { return nil, errNeedsLinux }
+
+// MaxRegions returns 0.
+func MaxRegions() int { return 0 }
 
 // Allocate fails on this system.
 func (r *Region) Allocate(int64, int64) error { return errNeedsLinux }

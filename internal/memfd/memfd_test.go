@@ -185,7 +185,7 @@ func TestAliasShowsTheSameBytes(t *testing.T) {
 
 func TestReadOnlyDescriptor(t *testing.T) {
 	r := create(t, page)
-	f, err := r.ReadOnly()
+	f, err := r.Reopen(false)
 	if err != nil {
 		t.Fatal(err)
 	}

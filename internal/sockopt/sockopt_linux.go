@@ -4,40 +4,82 @@ package sockopt
 
 import (
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
+// A Socket is what lies under a connection. Its methods may be called
+// concurrently; after the connection was closed they fail.
+type Socket struct {
+	raw syscall.RawConn
+
+	// The low-water mark is set several times per megabyte: lowWater is made
+	// once, so that setting it takes no memory.
+	mu       sync.Mutex
+	bytes    int
+	err      error
+	lowWater func(fd uintptr)
+}
+
+// Of returns the socket under a connection.
+func Of(c syscall.Conn) (*Socket, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &Socket{raw: raw}
+	s.lowWater = func(fd uintptr) {
+		s.err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, s.bytes)
+	}
+	return s, nil
+}
+
 // SetReceiveLowWater makes the poller report the socket readable only once n
-// bytes have come (or the connection has ended): fewer, larger reads. Reads
-// that are tried anyway return what there is. 1 is the default.
-func SetReceiveLowWater(rc syscall.RawConn, n int) error {
-	return control(rc, "setsockopt(SO_RCVLOWAT)", func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, n)
-	})
+// bytes have come or the connection has ended: fewer, larger reads. Reads
+// that are tried anyway return what there is. 1 is the default; the system
+// bounds n by the size of the receive buffer. It works for TCP.
+func (s *Socket) SetReceiveLowWater(n int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes = n
+	if err := s.raw.Control(s.lowWater); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt(SO_RCVLOWAT)", s.err)
 }
 
 // SetCongestion chooses the TCP congestion control by name, as in "cubic".
-func SetCongestion(rc syscall.RawConn, name string) error {
-	return control(rc, "setsockopt(TCP_CONGESTION)", func(fd int) error {
+func (s *Socket) SetCongestion(name string) error {
+	return s.control("setsockopt(TCP_CONGESTION)", func(fd int) error {
 		return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
 	})
 }
 
-// SendQueue returns how many bytes written to the socket the peer has not
-// taken yet.
-func SendQueue(rc syscall.RawConn) (n int, err error) {
-	err = control(rc, "ioctl(SIOCOUTQ)", func(fd int) (err error) {
+// Congestion returns the name of the TCP congestion control.
+func (s *Socket) Congestion() (name string, err error) {
+	err = s.control("getsockopt(TCP_CONGESTION)", func(fd int) (err error) {
+		name, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		return err
+	})
+	return name, err
+}
+
+// SendQueue returns how many bytes written to the socket the peer's system has
+// not acknowledged (TCP), or the peer has not read (unix sockets, where it
+// counts the system's overhead too).
+func (s *Socket) SendQueue() (n int, err error) {
+	err = s.control("ioctl(SIOCOUTQ)", func(fd int) (err error) {
 		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
 		return err
 	})
 	return n, err
 }
 
-func control(rc syscall.RawConn, call string, f func(fd int) error) error {
+func (s *Socket) control(call string, f func(fd int) error) error {
 	var callErr error
-	if err := rc.Control(func(fd uintptr) { callErr = f(int(fd)) }); err != nil {
+	if err := s.raw.Control(func(fd uintptr) { callErr = f(int(fd)) }); err != nil {
 		return err
 	}
 	return os.NewSyscallError(call, callErr)

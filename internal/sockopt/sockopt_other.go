@@ -9,11 +9,21 @@ import (
 	"syscall"
 )
 
+// A Socket is what lies under a connection; there is none to be had on this
+// system.
+type Socket struct{}
+
+// Of fails on this system.
+func Of(syscall.Conn) (*Socket, error) { return nil, errors.ErrUnsupported }
+
 // SetReceiveLowWater fails on this system.
-func SetReceiveLowWater(syscall.RawConn, int) error { return errors.ErrUnsupported }
+func (*Socket) SetReceiveLowWater(int) error { return errors.ErrUnsupported }
 
 // SetCongestion fails on this system.
-func SetCongestion(syscall.RawConn, string) error { return errors.ErrUnsupported }
+func (*Socket) SetCongestion(string) error { return errors.ErrUnsupported }
+
+// Congestion fails on this system.
+func (*Socket) Congestion() (string, error) { return "", errors.ErrUnsupported }
 
 // SendQueue fails on this system.
-func SendQueue(syscall.RawConn) (int, error) { return 0, errors.ErrUnsupported }
+func (*Socket) SendQueue() (int, error) { return 0, errors.ErrUnsupported }

@@ -3,7 +3,6 @@
 package bench
 
 import (
-	"bufio"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
@@ -61,10 +60,11 @@ func acceptRaw(ln net.Listener, secure *tls.Config) {
 		go func() {
 			defer nc.Close()
 			var c net.Conn = nc
+			s := socketOf(nc)
 			if secure != nil {
-				c = tls.Server(nc, secure)
+				c, s = tls.Server(nc, secure), nil
 			}
-			if err := answerRaw(c, nc); err != nil && !errors.Is(err, io.EOF) {
+			if err := answerRaw(c, s); err != nil && !errors.Is(err, io.EOF) {
 				fatal(err)
 			}
 		}()
@@ -72,14 +72,25 @@ func acceptRaw(ln net.Listener, secure *tls.Config) {
 }
 
 func tune(nc net.Conn) {
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		if rc, err := tcp.SyscallConn(); err == nil {
-			sockopt.SetCongestion(rc, "cubic")
-		}
+	if s := socketOf(nc); s != nil {
+		s.SetCongestion("cubic")
 	}
 }
 
-func answerRaw(c, nc net.Conn) error {
+// socketOf returns the options of a TCP connection, nil for others.
+func socketOf(nc net.Conn) *sockopt.Socket {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	s, err := sockopt.Of(tcp)
+	if err != nil {
+		fatal(err)
+	}
+	return s
+}
+
+func answerRaw(c net.Conn, s *sockopt.Socket) error {
 	var memory []byte
 	header := make([]byte, 9)
 	var echo [4096]byte
@@ -106,7 +117,7 @@ func answerRaw(c, nc net.Conn) error {
 			}
 			continue
 		}
-		if err := receiveRaw(c, nc, memory[:size]); err != nil {
+		if err := receiveRaw(c, s, memory[:size]); err != nil {
 			return err
 		}
 		if _, err := c.Write(header[:1]); err != nil {
@@ -126,20 +137,18 @@ func sendRaw(c net.Conn, p []byte) error {
 	return nil
 }
 
-func receiveRaw(c, nc net.Conn, p []byte) error {
-	tcp, plain := nc.(*net.TCPConn)
-	plain = plain && c == nc
+func receiveRaw(c net.Conn, s *sockopt.Socket, p []byte) error {
 	mark := 1
+	setMark := func(n int) error {
+		if s == nil || n == mark {
+			return nil
+		}
+		mark = n
+		return s.SetReceiveLowWater(n)
+	}
 	for len(p) > 0 {
-		if want := min(len(p), lowWater); plain && want != mark {
-			rc, err := tcp.SyscallConn()
-			if err != nil {
-				return err
-			}
-			if err := sockopt.SetReceiveLowWater(rc, want); err != nil {
-				return err
-			}
-			mark = want
+		if err := setMark(min(len(p), lowWater)); err != nil {
+			return err
 		}
 		n, err := c.Read(p[:min(len(p), chunk)])
 		if err != nil {
@@ -147,20 +156,13 @@ func receiveRaw(c, nc net.Conn, p []byte) error {
 		}
 		p = p[n:]
 	}
-	if plain && mark != 1 {
-		rc, err := tcp.SyscallConn()
-		if err != nil {
-			return err
-		}
-		return sockopt.SetReceiveLowWater(rc, 1)
-	}
-	return nil
+	return setMark(1)
 }
 
 // A rawConn is the client's side.
 type rawConn struct {
-	c, nc net.Conn
-	r     *bufio.Reader
+	c      net.Conn
+	socket *sockopt.Socket // nil under TLS
 }
 
 func dialRaw(b *testing.B, a addresses, transport string) *rawConn {
@@ -178,9 +180,9 @@ func dialRaw(b *testing.B, a addresses, transport string) *rawConn {
 	}
 	b.Cleanup(func() { nc.Close() })
 	tune(nc)
-	r := &rawConn{c: nc, nc: nc}
+	r := &rawConn{c: nc, socket: socketOf(nc)}
 	if transport == "tls" {
-		r.c = tls.Client(nc, insecure())
+		r.c, r.socket = tls.Client(nc, insecure()), nil
 	}
 	return r
 }
@@ -205,7 +207,7 @@ func (r *rawConn) store(p []byte) {
 
 func (r *rawConn) fetch(p []byte) {
 	r.request(rawFetch, len(p))
-	if err := receiveRaw(r.c, r.nc, p); err != nil {
+	if err := receiveRaw(r.c, r.socket, p); err != nil {
 		fatal(err)
 	}
 }

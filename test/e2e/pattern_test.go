@@ -6,17 +6,20 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/memspan/memspan"
 )
 
-// word is what stamp puts at bytes [8*i, 8*i+8) of a span.
+// word is what stamp puts at bytes [8*i, 8*i+8) of a span: no byte is zero,
+// as those are that were never written.
 func word(seed, i uint64) uint64 {
 	x := (i+1)*0x9e3779b97f4a7c15 ^ (seed+1)*0xbf58476d1ce4e5b9
-	return x ^ x>>29
+	return x ^ x>>29 | 0x0101010101010101
 }
 
 // stamp fills p, which lies at off in its span, with bytes that tell their
@@ -103,6 +106,20 @@ func flush(t testing.TB, m *memspan.Mapping, ranges ...memspan.Range) memspan.Co
 	c, err := m.Flush(t.Context(), ranges...)
 	check(t, err)
 	return c
+}
+
+// settle flushes a mapping, and where another commit to its blocks counts as a
+// conflict, recovers as one does.
+func settle(ctx context.Context, m *memspan.Mapping) error {
+	for {
+		_, err := m.Flush(ctx)
+		if !errors.Is(err, memspan.ErrConflict) {
+			return err
+		}
+		if err := m.Invalidate(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 func write(t testing.TB, s *memspan.Span, p []byte, off int64) {

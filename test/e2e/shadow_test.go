@@ -245,18 +245,18 @@ func TestConcurrentWriterLosesNothing(t *testing.T) {
 		for round := range rounds {
 			turns <- struct{}{} // from here on stores and flush run side by side
 			if round%2 == 0 {
-				flush(t, m)
+				check(t, settle(t.Context(), m))
 			} else {
 				check(t, m.Invalidate(t.Context()))
 			}
 			for k := sure; k < sure+burst; k++ {
 				neighbour.Bytes()[at(k)+1] = value(k)
 			}
-			flush(t, neighbour)
+			check(t, settle(t.Context(), neighbour))
 			sure = <-stored
 		}
 		close(turns)
-		flush(t, m)
+		check(t, settle(t.Context(), m))
 		check(t, m.Invalidate(t.Context()))
 		check(t, neighbour.Invalidate(t.Context()))
 		got := read(t, s, 0, size)

@@ -73,25 +73,32 @@ func (t *Tier) Usage() tier.Usage {
 
 // Close gives idle memory back to the system.
 func (t *Tier) Close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.dropIdle()
 	return nil
 }
 
 // charge counts n more bytes, giving up idle regions before it refuses.
 func (t *Tier) charge(n int64) error {
+	if t.tryCharge(n) {
+		return nil
+	}
+	t.dropIdle()
+	if t.tryCharge(n) {
+		return nil
+	}
+	u := t.Usage()
+	return fmt.Errorf("tier/host: %d bytes more than the %d in use exceed the budget of %d: %w",
+		n, u.Used, u.Budget, tier.ErrBudget)
+}
+
+func (t *Tier) tryCharge(n int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.budget > 0 && t.used > t.budget-n {
-		t.dropIdle()
-	}
-	if t.budget > 0 && t.used > t.budget-n {
-		return fmt.Errorf("tier/host: %d bytes more than the %d in use exceed the budget of %d: %w",
-			n, t.used, t.budget, tier.ErrBudget)
+		return false
 	}
 	t.used += n
-	return nil
+	return true
 }
 
 func (t *Tier) refund(n int64) {
@@ -100,13 +107,16 @@ func (t *Tier) refund(n int64) {
 	t.used -= n
 }
 
-// dropIdle closes the idle regions; the caller holds mu.
+// dropIdle closes the idle regions.
 func (t *Tier) dropIdle() {
-	for _, r := range t.idle {
-		t.used -= r.Size()
+	t.mu.Lock()
+	idle := t.idle
+	t.used -= t.idleSize
+	t.idle, t.idleSize = nil, 0
+	t.mu.Unlock()
+	for _, r := range idle {
 		t.unmap(r)
 	}
-	t.idle, t.idleSize = nil, 0
 }
 
 // takeIdle returns an idle region of exactly size bytes, or nil. Its pages are
@@ -147,21 +157,12 @@ type Space struct {
 	mu       sync.Mutex // guards what follows; not the memory itself
 	region   *memfd.Region
 	reserved []bool
-	count    int  // of reserved
-	used     bool // region's pages may hold an earlier space's bytes
+	count    int // of reserved
 	shared   bool
 	closed   bool
 }
 
 var _ tier.Space = (*Space)(nil)
-
-// Region returns the memory of the whole span: byte i of the region is byte i
-// of the span. It makes the region if there is none yet.
-func (s *Space) Region() (*memfd.Region, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.regionLocked()
-}
 
 func (s *Space) regionLocked() (*memfd.Region, error) {
 	if s.closed {
@@ -172,7 +173,10 @@ func (s *Space) regionLocked() (*memfd.Region, error) {
 	}
 	size := (s.size + s.tier.page - 1) / s.tier.page * s.tier.page
 	if r := s.tier.takeIdle(size); r != nil {
-		s.region, s.used = r, true
+		// Another process may be handed all of it: no byte of an earlier span
+		// may be left, beyond the end of this one either.
+		clear(r.Bytes())
+		s.region = r
 		for b := range s.reserved {
 			s.reserved[b] = true
 		}
@@ -187,22 +191,23 @@ func (s *Space) regionLocked() (*memfd.Region, error) {
 	return r, nil
 }
 
-// Share notes that the region's descriptor went to another process, which may
-// keep its pages mapped for as long as it lives: they are never given to
-// another space.
-func (s *Space) Share() {
+// Share returns a descriptor of the memory of the whole span, byte i of which
+// is byte i of the span, for passing to another process, and its size. The
+// caller closes it. The process may keep the pages mapped for as long as it
+// lives: they are never given to another space.
+func (s *Space) Share(writable bool) (*os.File, int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	r, err := s.regionLocked()
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := r.Reopen(writable)
+	if err != nil {
+		return nil, 0, fmt.Errorf("tier/host: space %q: %w", s.name, err)
+	}
 	s.shared = true
-}
-
-// Zeroed reports whether blocks that are reserved and not yet written read as
-// zeros. It makes the region if there is none yet.
-func (s *Space) Zeroed() (bool, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, err := s.regionLocked()
-	return !s.used, err
+	return f, r.Size(), nil
 }
 
 // Memory returns bytes [off, off+n) of block b, which must be reserved.
@@ -232,7 +237,7 @@ func (s *Space) blockPages(b int) int64 {
 	return (s.blockLen(b) + s.tier.page - 1) / s.tier.page * s.tier.page
 }
 
-// Reserve takes the pages of block b from the system.
+// Reserve takes the pages of block b from the system. They read as zeros.
 func (s *Space) Reserve(_ context.Context, b int) error {
 	if s.blockLen(b) == 0 {
 		return fmt.Errorf("tier/host: space %q has no block %d", s.name, b)
@@ -267,16 +272,26 @@ func (s *Space) Read(_ context.Context, b int, off int64, dst tier.Memory) error
 	if err != nil {
 		return err
 	}
-	return memfd.Guard(func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
+	return guard(func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
 }
 
-// Write copies src to bytes of block b.
+// Write copies src to bytes of block b. It is made for sources that were just
+// received and are in the processor's cache: a whole block is copied by one
+// call of copy, whose stores then go past the cache, at nearly twice the rate.
 func (s *Space) Write(_ context.Context, b int, off int64, src tier.Memory) error {
 	dst, err := s.Memory(b, off, src.Len)
 	if err != nil {
 		return err
 	}
-	return memfd.Guard(func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
+	return guard(func() { copy(dst.Bytes(), src.Bytes()) })
+}
+
+// guard calls f, which touches memory that a client may have mapped.
+func guard(f func()) error {
+	if err := memfd.Guard(f); err != nil {
+		return fmt.Errorf("%w: %w", tier.ErrLost, err)
+	}
+	return nil
 }
 
 // Fill stores a pattern to bytes of block b.
@@ -285,7 +300,7 @@ func (s *Space) Fill(_ context.Context, b int, off, n int64, pattern uint32) err
 	if err != nil {
 		return err
 	}
-	return memfd.Guard(func() { fill(dst.Bytes(), pattern) })
+	return guard(func() { fill(dst.Bytes(), pattern) })
 }
 
 func fill(p []byte, pattern uint32) {
@@ -316,7 +331,7 @@ func (s *Space) Copy(_ context.Context, b int, off int64, src tier.Space, sb int
 	if err != nil {
 		return err
 	}
-	return memfd.Guard(func() { memfd.Copy(dst.Bytes(), source.Bytes()) })
+	return guard(func() { memfd.Copy(dst.Bytes(), source.Bytes()) })
 }
 
 // Drop gives block b's pages back to the system.
@@ -334,7 +349,8 @@ func (s *Space) Drop(b int) {
 	s.tier.refund(s.blockPages(b))
 }
 
-// Close drops all blocks. Another process that maps the region keeps it.
+// Close drops all blocks. Another process that has the region mapped keeps the
+// mapping, but not the memory: it reads zeros from then on.
 func (s *Space) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -352,6 +368,10 @@ func (s *Space) Close() error {
 		if held {
 			s.tier.refund(s.blockPages(b))
 		}
+	}
+	if s.shared {
+		// The budget must not forget pages that somebody still maps.
+		_ = s.region.Punch(0, s.region.Size())
 	}
 	return s.tier.unmap(s.region)
 }

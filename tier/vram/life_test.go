@@ -171,21 +171,55 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// TestStall stops the worker in the middle of calls: they end all the same.
-func TestStall(t *testing.T) {
+// stop stops all threads of a worker.
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	if err := signal(t, pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "stop", func() bool {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		for _, thread := range threads {
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, thread.Name()))
+			if err != nil || !strings.Contains(string(status), "State:\tT") {
+				return false
+			}
+		}
+		return err == nil
+	})
+}
+
+// startImpatient starts a tier that has little patience with its worker.
+func startImpatient(t *testing.T) *Tier {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	tr, err := start(t.Context(), Config{Command: []string{self}}, 4*time.Second)
 	needVulkan(t, err)
-	defer tr.Close()
+	t.Cleanup(func() { tr.Close() })
+	return tr
+}
+
+// TestCloseStopped closes a tier whose worker does not listen.
+func TestCloseStopped(t *testing.T) {
+	tr := startImpatient(t)
+	pid := tr.WorkerPID()
+	stop(t, pid)
+	tr.Close()
+	if !gone(t, pid) {
+		t.Error("the stopped worker is still there")
+	}
+}
+
+// TestStall stops the worker in the middle of calls: they end all the same.
+func TestStall(t *testing.T) {
+	tr := startImpatient(t)
 	s := testSpace(t, tr, 1)
 	m := testMemory(t, tr, tier.BlockSize)
 	pid := tr.WorkerPID()
-	if err := signal(t, pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	stop(t, pid)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Write(ctx, 0, 0, m) }()

@@ -29,7 +29,7 @@ import (
 // when the process is gone and waited for, and every call has its error.
 type link struct {
 	log   *slog.Logger
-	stall time.Duration // a worker that owes answers and sends none for so long is killed
+	stall time.Duration // a worker that owes answers and sends none for so long is killed; to end, it has a quarter
 	count *counters
 
 	cmd  *exec.Cmd
@@ -103,9 +103,7 @@ func startLink(command []string, stall time.Duration, count *counters, log *slog
 		}
 		// The end of a process frees all it had: only now is it certain that
 		// it does not touch the callers' memory any more.
-		patience := time.AfterFunc(5*time.Second, func() { l.kill(errors.New("it did not end")) })
-		<-l.gone
-		patience.Stop()
+		l.await(l.gone)
 		l.end(stderr.last())
 	}()
 	return l, nil
@@ -126,7 +124,15 @@ func (l *link) kill(reason error) {
 // close asks the worker to end, and waits until it has.
 func (l *link) close() {
 	l.conn.CloseWrite() // an error means that it has ended
-	<-l.dead
+	l.await(l.dead)
+}
+
+// await waits for a worker that has been asked to end, and has it end if it
+// takes too long.
+func (l *link) await(ended <-chan struct{}) {
+	patience := time.AfterFunc(l.stall/4, func() { l.kill(errors.New("it did not end")) })
+	defer patience.Stop()
+	<-ended
 }
 
 // end fails the calls under way and all later ones.

@@ -16,8 +16,8 @@ const (
 	chunkCount = 32
 	batchCount = 3  // lists of commands: one recorded while others are carried out
 	batchSize  = 64 // jobs in a list, at most
-	// deviceLimit is how long the device may take for one list. It moves 16
-	// MiB at most.
+	// deviceLimit is how long the device may take for one list, which moves a
+	// block per job at most.
 	deviceLimit = stallLimit / 2
 )
 

@@ -32,7 +32,7 @@ const (
 	OpOpen       Op = "open"       // Open -> Opened
 	OpClose      Op = "close"      // Handle -> nothing
 	OpFree       Op = "free"       // Handle -> nothing
-	OpList       Op = "list"       // nothing -> []SpanStat
+	OpList       Op = "list"       // List -> Listed
 	OpStat       Op = "stat"       // Handle -> SpanStat
 	OpStats      Op = "stats"      // nothing -> Stats
 	OpMap        Op = "map"        // Map -> Mapped
@@ -270,6 +270,17 @@ type TierStat struct {
 	Current int   `json:"current"` // blocks held at their current version
 	Stale   int   `json:"stale"`
 	Bytes   int64 `json:"bytes"`
+}
+
+// List asks for the spans whose id is greater than After, in the order of ids.
+type List struct {
+	After string `json:"after,omitempty"`
+}
+
+// Listed answers List. More: there are further spans.
+type Listed struct {
+	Spans []SpanStat `json:"spans"`
+	More  bool       `json:"more,omitempty"`
 }
 
 // Stats describes the whole server.

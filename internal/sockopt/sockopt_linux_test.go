@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockopt_test
+
+import (
+	"io"
+	"net"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/memspan/memspan/internal/sockopt"
+)
+
+func dial(t *testing.T) (a, b net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+func of(t *testing.T, c net.Conn) *sockopt.Socket {
+	t.Helper()
+	s, err := sockopt.Of(c.(syscall.Conn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// The poller does not report a socket that holds less than the mark.
+func TestReceiveLowWater(t *testing.T) {
+	a, b := dial(t)
+	s := of(t, b)
+	if _, err := a.Write(make([]byte, 99)); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n < 99; { // until they have arrived
+		control(t, b, func(fd int) (err error) {
+			n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+			return err
+		})
+	}
+	for _, c := range []struct {
+		mark     int
+		readable bool
+	}{{1, true}, {100, false}, {99, true}} {
+		if err := s.SetReceiveLowWater(c.mark); err != nil {
+			t.Fatal(err)
+		}
+		control(t, b, func(fd int) error {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			if readable := n > 0; readable != c.readable {
+				t.Errorf("mark %d, 99 bytes: readable %v", c.mark, readable)
+			}
+			return err
+		})
+	}
+}
+
+func control(t *testing.T, c net.Conn, f func(fd int) error) {
+	t.Helper()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var callErr error
+	if err := raw.Control(func(fd uintptr) { callErr = f(int(fd)) }); err != nil || callErr != nil {
+		t.Fatal(err, callErr)
+	}
+}
+
+func TestCongestion(t *testing.T) {
+	a, _ := dial(t)
+	s := of(t, a)
+	for _, name := range []string{"reno", "cubic"} {
+		if err := s.SetCongestion(name); err != nil {
+			t.Skipf("this system has no %s: %v", name, err)
+		}
+		if got, err := s.Congestion(); err != nil || got != name {
+			t.Errorf("set %q, got %q, %v", name, got, err)
+		}
+	}
+	if err := s.SetCongestion("none such"); err == nil {
+		t.Error("an unknown congestion control was taken")
+	}
+}
+
+// The queue is what the peer's system has not taken: empty once the peer has
+// read and answered.
+func TestSendQueue(t *testing.T) {
+	a, b := dial(t)
+	s := of(t, a)
+	if err := a.(*net.TCPConn).SetWriteBuffer(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	const total = 8 << 20 // more than the peer's system takes unread
+	go func() {
+		_, err := a.Write(make([]byte, total))
+		sent <- err
+	}()
+	for {
+		if n, err := s.SendQueue(); err != nil {
+			t.Fatal(err)
+		} else if n > 0 {
+			break
+		}
+	}
+	if _, err := io.CopyN(io.Discard, b, total); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	for { // the last acknowledgement is under way
+		if n, err := s.SendQueue(); err != nil {
+			t.Fatal(err)
+		} else if n == 0 {
+			return
+		}
+	}
+}
+
+func TestClosedSocket(t *testing.T) {
+	a, _ := dial(t)
+	s := of(t, a)
+	a.Close()
+	if err := s.SetReceiveLowWater(1); err == nil {
+		t.Error("the low-water mark of a closed socket was set")
+	}
+	if _, err := s.SendQueue(); err == nil {
+		t.Error("a closed socket has a queue")
+	}
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/server"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// More spans than one message can describe are listed page by page.
+func TestListOfManySpans(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{})
+	p := connect(t, "unix", socket).greet()
+	const n = 600
+	for i := range n {
+		p.alloc(fmt.Sprintf("span %d", i), 1)
+	}
+	seen := make(map[string]bool)
+	var page control.Listed
+	for page.More = true; page.More; {
+		var after string
+		if len(page.Spans) > 0 {
+			after = page.Spans[len(page.Spans)-1].ID
+		}
+		page = control.Listed{}
+		if err := p.control(control.OpList, control.List{After: after}, &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range page.Spans {
+			seen[s.Name] = true
+		}
+	}
+	if len(seen) != n {
+		t.Errorf("%d spans listed, want %d", len(seen), n)
+	}
+}
+
+// A flakyListener runs out of descriptors once.
+type flakyListener struct {
+	net.Listener
+	failed bool
+}
+
+func (l *flakyListener) Accept() (net.Conn, error) {
+	if !l.failed {
+		l.failed = true
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+func TestServeSurvivesAFailedAccept(t *testing.T) {
+	srv, err := server.New(t.Context(), server.Config{HostBudget: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(t.Context(), &flakyListener{Listener: ln}) }()
+	connect(t, "unix", ln.Addr().String()).greet()
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// A peer that does not read holds Shutdown up for no longer than its context.
+func TestShutdownIsBounded(t *testing.T) {
+	srv, err := server.New(t.Context(), server.Config{HostBudget: 8 << 20, IOTimeout: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(t.Context(), ln) }()
+	p := connect(t, "unix", ln.Addr().String()).greet()
+	h := p.alloc("s", 1<<20)
+	ask := wire.AppendRead(nil, wire.MemoryCommand{Memory: h, Size: 1 << 20})
+	for i := range 20 {
+		if err := p.conn.WriteFrame(wire.Header{Kind: wire.KindRead, ID: uint64(100 + i)}, ask); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	srv.Shutdown(ctx) // without the bound it would take an hour
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// Of many closes of one handle, sent at once, one succeeds: another session's
+// hold on the span is not taken.
+func TestHandleIsClosedOnce(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{})
+	a, b := connect(t, "unix", socket).greet(), connect(t, "unix", socket).greet()
+	for range 50 {
+		var mine, theirs control.Opened
+		if err := a.control(control.OpAlloc, control.Alloc{Size: 1, Tier: coherency.Host, Home: coherency.Host}, &mine); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.control(control.OpOpen, control.Open{Name: mine.Span.ID}, &theirs); err != nil {
+			t.Fatal(err)
+		}
+		args, _ := json.Marshal(control.Handle{Handle: theirs.Handle})
+		request, _ := json.Marshal(control.Request{Op: control.OpClose, Args: args})
+		const many = 16
+		for range many {
+			b.send(wire.KindControl, nil, request)
+		}
+		closed := 0
+		for range many {
+			h, _, err := b.receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !h.Has(wire.FlagError) {
+				closed++
+			}
+		}
+		if closed != 1 {
+			t.Fatalf("one handle was closed %d times", closed)
+		}
+		if err := a.control(control.OpClose, control.Handle{Handle: mine.Handle}, nil); err != nil {
+			t.Fatalf("the other session's handle: %v", err)
+		}
+	}
+}
+
+// Frames of one write are one commit, even if the last never comes.
+func TestWriteIsOneCommit(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{})
+	p := connect(t, "unix", socket).greet()
+	h := p.alloc("s", 100)
+	version := func(h uint64) uint64 {
+		t.Helper()
+		var st control.SpanStat
+		if err := p.control(control.OpStat, control.Handle{Handle: h}, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Version
+	}
+	part := func(flags wire.Flags, off uint64) {
+		t.Helper()
+		p.id++
+		prefix := wire.AppendTransfer(nil, wire.MemoryCommand{Memory: h, Offset: off, Size: 1})
+		if err := p.conn.WriteFrame(wire.Header{Kind: wire.KindTransfer, Flags: flags, ID: p.id}, prefix, []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := p.receive(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	part(wire.FlagMore, 0)
+	part(wire.FlagMore, 1)
+	part(0, 2)
+	if v := version(h); v != 1 {
+		t.Errorf("version %d after one write of three frames", v)
+	}
+	part(wire.FlagMore, 3)
+	part(0, 1000) // fails, but ends the write
+	if v := version(h); v != 2 {
+		t.Errorf("version %d after a write whose last frame failed", v)
+	}
+	part(wire.FlagMore, 4)
+	var again control.Opened
+	if err := p.control(control.OpOpen, control.Open{Name: "s"}, &again); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.control(control.OpClose, control.Handle{Handle: h}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if v := version(again.Handle); v != 3 {
+		t.Errorf("version %d after a write that its session did not end", v)
+	}
+	if err := p.control(control.OpStat, control.Handle{Handle: h}, nil); !errors.Is(err, wire.NotFound) {
+		t.Errorf("stat of a closed handle: %v", err)
+	}
+}

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/internal/memfd"
+)
+
+const block = 1 << 20
+
+// peakOf samples a process's own memory until stop is called, which returns
+// how much it grew.
+func peakOf(pid int) (stop func() (int64, error)) {
+	first, _, err := resident(pid)
+	peak := first
+	done := make(chan struct{})
+	var work sync.WaitGroup
+	work.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for err == nil {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			var anon int64
+			anon, _, err = resident(pid)
+			peak = max(peak, anon)
+		}
+	})
+	return func() (int64, error) {
+		close(done)
+		work.Wait()
+		return peak - first, err
+	}
+}
+
+// bulkArgs tell the bulk process what to do.
+type bulkArgs struct {
+	Address string
+	Size    int64
+}
+
+// bulkRole writes a span in one call, and reads it in another. It says that it
+// is ready, and after each call by how much its memory has grown.
+func bulkRole(ctx context.Context, c *console) error {
+	var args bulkArgs
+	if err := c.hear(&args); err != nil {
+		return err
+	}
+	client, err := memspan.Dial(ctx, args.Address, &memspan.Options{Token: token, NoCompression: true})
+	if err != nil {
+		return err
+	}
+	s, err := client.Alloc(ctx, memspan.SpanConfig{Size: args.Size})
+	if err != nil {
+		return err
+	}
+	region, err := memfd.Create("bulk", args.Size)
+	if err != nil {
+		return err
+	}
+	base := stamped(block, 0, 1)
+	for off := int64(0); off < args.Size; off += block {
+		number(base, off/block)
+		memfd.Copy(region.Bytes()[off:off+block], base)
+	}
+	if _, err := s.WriteAt(ctx, region.Bytes()[:8*block], 0); err != nil { // what every client costs
+		return err
+	}
+	if err := c.say("ready"); err != nil {
+		return err
+	}
+	measured := func(call func(context.Context, []byte, int64) (int, error)) error {
+		stop := peakOf(os.Getpid())
+		n, err := call(ctx, region.Bytes()[:args.Size], 0)
+		grown, sampleErr := stop()
+		if err := errors.Join(err, sampleErr); err != nil || int64(n) != args.Size {
+			return fmt.Errorf("%d of %d bytes: %w", n, args.Size, err)
+		}
+		return c.say(grown)
+	}
+	if err := measured(s.WriteAt); err != nil {
+		return err
+	}
+	if err := region.Punch(0, args.Size); err != nil {
+		return err
+	}
+	if err := measured(s.ReadAt); err != nil {
+		return err
+	}
+	for off := int64(0); off < args.Size; off += block {
+		number(base, off/block)
+		if !bytes.Equal(region.Bytes()[off:off+block], base) {
+			return fmt.Errorf("block %d came back wrong", off/block)
+		}
+	}
+	return c.wait()
+}
+
+// number makes a block one of its own, at both ends and in the middle.
+func number(p []byte, n int64) {
+	for _, at := range []int{0, len(p) / 2, len(p) - 8} {
+		binary.LittleEndian.PutUint64(p[at:], uint64(n)*0x9e3779b97f4a7c15)
+	}
+}
+
+// Memory used per transfer is a few chunks, whatever its size, on both sides.
+func TestBulkTransferTakesLittleMemory(t *testing.T) {
+	t.Parallel()
+	const size, bound = 2 << 30, 64 << 20
+	d := start(t, settings{Process: true, HostBudget: size + 64<<20})
+	p := child(t, "bulk", bulkArgs{d.Addresses["tcp"], size})
+	var said string
+	p.hear(&said)
+	stop := peakOf(d.pid())
+	for _, direction := range []string{"writing", "reading"} {
+		var grown int64
+		p.hear(&grown)
+		t.Logf("%s 2 GiB: the client grew by %d KiB", direction, grown>>10)
+		if grown > bound {
+			t.Errorf("%s 2 GiB took %d bytes of the client's memory", direction, grown)
+		}
+	}
+	p.end()
+	grown, err := stop()
+	check(t, err)
+	t.Logf("the server grew by %d KiB", grown>>10)
+	if grown > bound {
+		t.Errorf("2 GiB in each direction took %d bytes of the server's memory beside the span", grown)
+	}
+}
+
+// noise returns bytes that do not compress.
+func noise(n int, seed uint64) []byte {
+	p := make([]byte, n)
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	rand.NewChaCha8(key).Read(p)
+	return p
+}
+
+// The issue "transfer times out for large data": what takes longer than the
+// timeout completes as long as it moves, in both directions at once too.
+func TestSlowLinkCompletes(t *testing.T) {
+	t.Parallel()
+	size := 64 << 20
+	if slow() {
+		size = 1 << 30
+	}
+	const mbps, timeout = 10e6, time.Second
+	d := start(t, settings{IOTimeout: timeout})
+	opts := memspan.Options{IOTimeout: timeout, NoCompression: true}
+	c := dial(t, proxy(t, d.Addresses["tcp"], throttled(mbps), throttled(mbps)), opts)
+	s := alloc(t, c, memspan.SpanConfig{Size: int64(size)})
+	other := alloc(t, c, memspan.SpanConfig{Size: int64(size)})
+	p, q := noise(size, 1), noise(size, 2)
+	write(t, open(t, d.dial(t, "unix"), other), q, 0)
+
+	began := time.Now()
+	var both sync.WaitGroup
+	both.Go(func() {
+		if n, err := s.WriteAt(t.Context(), p, 0); err != nil {
+			t.Errorf("after %d of %d bytes: %v", n, size, err)
+		}
+	})
+	got := make([]byte, size)
+	both.Go(func() {
+		if n, err := other.ReadAt(t.Context(), got, 0); err != nil {
+			t.Errorf("after %d of %d bytes: %v", n, size, err)
+		}
+	})
+	both.Wait()
+	if took := time.Since(began); took < timeout {
+		t.Fatalf("the link was not slow: %v", took)
+	}
+	if !bytes.Equal(got, q) {
+		t.Error("read something else")
+	}
+	if !bytes.Equal(read(t, open(t, d.dial(t, "unix"), s), 0, size), p) {
+		t.Error("wrote something else")
+	}
+}
+
+// A link that stops in the middle of a frame, in either direction, ends what
+// waits for it, whichever side loses patience, and for the server the session.
+// The memory that was mapped stays memory.
+func TestStalledLinkEnds(t *testing.T) {
+	t.Parallel()
+	const short, long, size = 300 * time.Millisecond, time.Hour, 8 << 20
+	for name, f := range map[string]struct {
+		server, client time.Duration
+		up, down       relay
+		want           memspan.Code
+	}{
+		"client, sending":   {long, short, stalled(3<<20 + 77), straight(), memspan.ErrStalled},
+		"client, receiving": {long, short, straight(), stalled(3<<20 + 77), memspan.ErrStalled},
+		"server, receiving": {short, long, stalled(3<<20 + 77), straight(), memspan.ErrPeerLost},
+		"server, sending":   {short, long, straight(), stalled(3<<20 + 77), memspan.ErrPeerLost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := start(t, settings{IOTimeout: f.server})
+			judge := d.dial(t, "unix")
+			s := alloc(t, judge, memspan.SpanConfig{Size: size})
+			write(t, s, noise(size, 1), 0)
+			c, err := memspan.Dial(t.Context(), proxy(t, d.Addresses["tcp"], f.up, f.down),
+				&memspan.Options{Token: token, IOTimeout: f.client, NoCompression: true})
+			check(t, err)
+			defer c.Close()
+			o, err := c.Open(t.Context(), s.ID())
+			check(t, err)
+			m := mapped(t, o, 0, 4096, memspan.ReadWrite)
+			stamp(m.Bytes(), 0, 1)
+			// Several calls, so that more waits than the sockets on the way hold.
+			var calls sync.WaitGroup
+			for range 4 {
+				calls.Go(func() {
+					var err error
+					if name == "client, sending" || name == "server, receiving" {
+						_, err = o.WriteAt(t.Context(), noise(size, 2), 0)
+					} else {
+						_, err = o.ReadAt(t.Context(), make([]byte, size), 0)
+					}
+					want(t, "over a link that stands still", err, f.want)
+					want(t, "over a link that stands still", err, memspan.ErrPeerLost)
+				})
+			}
+			calls.Wait()
+			over(t, m)
+			want(t, "the mapping", m.Err(), memspan.ErrPeerLost)
+			if i := wrong(m.Bytes(), 0, 1); i >= 0 {
+				t.Errorf("mapped byte %d changed when the link ended", i)
+			}
+			_, err = m.Flush(t.Context())
+			want(t, "flush", err, memspan.ErrPeerLost)
+			want(t, "unmap", m.Unmap(t.Context()), memspan.ErrPeerLost)
+			check(t, m.Discard(t.Context()))
+			sessions(t, judge, 1)
+		})
+	}
+}
+
+// A faultySpan is written over and over, over links with a fault. Its blocks
+// are each what one visit made of them.
+type faultySpan struct {
+	span *memspan.Span // by a good link
+	n    int
+	seed []uint64 // of each block's bytes
+}
+
+func newFaultySpan(t testing.TB, c *memspan.Client, n int) *faultySpan {
+	b := &faultySpan{span: alloc(t, c, memspan.SpanConfig{Size: int64(n) * block}), n: n, seed: make([]uint64, n)}
+	write(t, b.span, stamped(n*block, 0, 0), 0)
+	return b
+}
+
+// settle checks every block after a visit that wrote with seed.
+func (b *faultySpan) settle(t testing.TB, seed uint64) {
+	t.Helper()
+	p := read(t, b.span, 0, b.n*block)
+	for i := range b.n {
+		q, off := p[i*block:(i+1)*block], int64(i)*block
+		old, now := wrong(q, off, b.seed[i]), wrong(q, off, seed)
+		switch {
+		case now < 0:
+			b.seed[i] = seed
+		case old >= 0:
+			t.Fatalf("block %d is neither as it was (but for byte %d) nor as it was to be (but for byte %d)", i, old, now)
+		}
+	}
+}
+
+// visit writes all blocks, by WriteAt or through a mapping, over what may be a
+// faulty link, and reads them back. It reports what went wrong; bytes that came
+// without an error must be right.
+func (b *faultySpan) visit(t testing.TB, address string, seed uint64) error {
+	ctx := t.Context()
+	c, err := memspan.Dial(ctx, address, &memspan.Options{Token: token, IOTimeout: 2 * time.Second, NoCompression: true})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	s, err := c.Open(ctx, b.span.ID())
+	if err != nil {
+		return err
+	}
+	size := int64(b.n) * block
+	if seed%2 == 0 {
+		if _, err := s.WriteAt(ctx, stamped(int(size), 0, seed), 0); err != nil {
+			return err
+		}
+	} else {
+		m, err := s.Map(ctx, 0, size, memspan.ReadWrite)
+		if err != nil {
+			return err
+		}
+		for i, old := range b.seed {
+			if at := wrong(m.Bytes()[i*block:(i+1)*block], int64(i)*block, old); at >= 0 {
+				t.Errorf("visit %d: byte %d of block %d was mapped wrong", seed, at, i)
+			}
+		}
+		stamp(m.Bytes(), 0, seed)
+		if err := m.Unmap(ctx); err != nil {
+			m.Discard(ctx)
+			return err
+		}
+	}
+	p := make([]byte, size)
+	if _, err := s.ReadAt(ctx, p, 0); err != nil {
+		return err
+	}
+	if i := wrong(p, 0, seed); i >= 0 {
+		t.Errorf("visit %d read byte %d wrong", seed, i)
+	}
+	return nil
+}
+
+// measure returns how many bytes each direction carries at least, for odd and
+// even visits.
+func (b *faultySpan) measure(t testing.TB, d *daemon) (up, down [2]int64) {
+	t.Helper()
+	for seed := range uint64(2) {
+		var u, v atomic.Int64
+		check(t, b.visit(t, proxy(t, d.Addresses["tcp"], counting(&u), counting(&v)), seed+4))
+		b.settle(t, seed+4)
+		const variation = 500 // of the lengths of numbers in messages
+		up[seed], down[seed] = u.Load()-variation, v.Load()-variation
+	}
+	return up, down
+}
+
+// A link cut anywhere leaves every block whole: as it was, or as it was to be.
+func TestCutLinkLeavesBlocksWhole(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{})
+	judge := d.dial(t, "unix")
+	b := newFaultySpan(t, judge, 3)
+	up, down := b.measure(t, d)
+	r := rand.New(rand.NewPCG(5, 6))
+	for seed := uint64(6); seed < 38; seed++ {
+		way := [2]relay{cut(r.Int64N(up[seed%2])), straight()}
+		if seed%4 >= 2 {
+			way = [2]relay{straight(), cut(r.Int64N(down[seed%2]))}
+		}
+		if err := b.visit(t, proxy(t, d.Addresses["tcp"], way[0], way[1]), seed); !errors.Is(err, memspan.ErrPeerLost) {
+			t.Errorf("visit %d over a link that is cut: %v, want %v", seed, err, memspan.ErrPeerLost)
+		}
+		sessions(t, judge, 1) // no more is to come
+		b.settle(t, seed)
+	}
+}
+
+// A bit that turns around on a plain link, in either direction, is found: it
+// ends the connection, and nothing wrong is stored or read.
+func TestFlippedBitIsFound(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{IOTimeout: 2 * time.Second})
+	judge := d.dial(t, "unix")
+	b := newFaultySpan(t, judge, 2)
+	up, down := b.measure(t, d)
+	r := rand.New(rand.NewPCG(7, 8))
+	for seed := uint64(6); seed < 38; seed++ {
+		var at int64
+		pick := func(total int64) int64 {
+			if at = r.Int64N(total); seed%5 == 0 {
+				at = r.Int64N(600) // the handshake, and first headers
+			}
+			return at
+		}
+		way := [2]relay{flipped(pick(up[seed%2]), r.UintN(8)), straight()}
+		if seed%4 >= 2 {
+			way = [2]relay{straight(), flipped(pick(down[seed%2]), r.UintN(8))}
+		}
+		err := b.visit(t, proxy(t, d.Addresses["tcp"], way[0], way[1]), seed)
+		if err == nil {
+			t.Errorf("visit %d: a flipped bit of byte %d went unnoticed", seed, at)
+		} else if seed%4 >= 2 && !errors.Is(err, memspan.ErrCorrupt) && at > 600 {
+			t.Errorf("visit %d: a flipped bit of byte %d of what was received: %v, want %v", seed, at, err, memspan.ErrCorrupt)
+		}
+		sessions(t, judge, 1)
+		b.settle(t, seed)
+	}
+}
+
+// A sparse flush is applied to each block whole or not at all, too.
+func TestCutSparseFlush(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{})
+	judge := d.dial(t, "unix")
+	s := alloc(t, judge, memspan.SpanConfig{Size: 2 * block})
+	model := stamped(2*block, 0, 0)
+	write(t, s, model, 0)
+	change := func(p []byte, seed uint64) { // 150 runs in each block
+		r := rand.New(rand.NewPCG(seed, 1))
+		for range 300 {
+			off := r.IntN(2*block - 500)
+			stamp(p[off:off+1+r.IntN(500)], int64(off), seed)
+		}
+	}
+	visit := func(address string, seed uint64) error {
+		c, err := memspan.Dial(t.Context(), address, &memspan.Options{Token: token, NoCompression: true})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		o, err := c.Open(t.Context(), s.ID())
+		if err != nil {
+			return err
+		}
+		m, err := o.Map(t.Context(), 0, 2*block, memspan.ReadWrite)
+		if err != nil {
+			return err
+		}
+		change(m.Bytes(), seed)
+		defer m.Discard(context.WithoutCancel(t.Context()))
+		_, err = m.Flush(t.Context())
+		return err
+	}
+	var up atomic.Int64
+	check(t, visit(proxy(t, d.Addresses["tcp"], counting(&up), straight()), 1))
+	change(model, 1)
+	if i := differ(read(t, s, 0, 2*block), model); i >= 0 {
+		t.Fatalf("byte %d is wrong after a flush", i)
+	}
+	r := rand.New(rand.NewPCG(9, 10))
+	whole := 0
+	for seed := uint64(2); seed < 22; seed++ {
+		const handshake = 700
+		visit(proxy(t, d.Addresses["tcp"], cut(handshake+r.Int64N(up.Load()-handshake)), straight()), seed)
+		sessions(t, judge, 1)
+		next := bytes.Clone(model)
+		change(next, seed)
+		got := read(t, s, 0, 2*block)
+		for lo := 0; lo < 2*block; lo += block {
+			hi := lo + block
+			switch {
+			case bytes.Equal(got[lo:hi], next[lo:hi]):
+				copy(model[lo:hi], next[lo:hi])
+				whole++
+			case !bytes.Equal(got[lo:hi], model[lo:hi]):
+				t.Fatalf("visit %d: the block at %d is torn", seed, lo)
+			}
+		}
+	}
+	t.Logf("%d blocks of 40 were stored", whole)
+}
