@@ -267,27 +267,31 @@ func (s *Space) Reserve(_ context.Context, b int) error {
 }
 
 // Read copies bytes of block b to dst.
-func (s *Space) Read(_ context.Context, b int, off int64, dst tier.Memory) error {
+func (s *Space) Read(ctx context.Context, b int, off int64, dst tier.Memory) error {
 	src, err := s.Memory(b, off, dst.Len)
 	if err != nil {
 		return err
 	}
-	return guard(func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
+	return guard(ctx, func() { memfd.Copy(dst.Bytes(), src.Bytes()) })
 }
 
 // Write copies src to bytes of block b. It is made for sources that were just
 // received and are in the processor's cache: a whole block is copied by one
 // call of copy, whose stores then go past the cache, at nearly twice the rate.
-func (s *Space) Write(_ context.Context, b int, off int64, src tier.Memory) error {
+func (s *Space) Write(ctx context.Context, b int, off int64, src tier.Memory) error {
 	dst, err := s.Memory(b, off, src.Len)
 	if err != nil {
 		return err
 	}
-	return guard(func() { copy(dst.Bytes(), src.Bytes()) })
+	return guard(ctx, func() { copy(dst.Bytes(), src.Bytes()) })
 }
 
-// guard calls f, which touches memory that a client may have mapped.
-func guard(f func()) error {
+// guard calls f, which touches memory that a client may have mapped, unless
+// ctx has ended.
+func guard(ctx context.Context, f func()) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err := memfd.Guard(f); err != nil {
 		return fmt.Errorf("%w: %w", tier.ErrLost, err)
 	}
@@ -295,12 +299,12 @@ func guard(f func()) error {
 }
 
 // Fill stores a pattern to bytes of block b.
-func (s *Space) Fill(_ context.Context, b int, off, n int64, pattern uint32) error {
+func (s *Space) Fill(ctx context.Context, b int, off, n int64, pattern uint32) error {
 	dst, err := s.Memory(b, off, n)
 	if err != nil {
 		return err
 	}
-	return guard(func() { fill(dst.Bytes(), pattern) })
+	return guard(ctx, func() { fill(dst.Bytes(), pattern) })
 }
 
 func fill(p []byte, pattern uint32) {
@@ -318,7 +322,7 @@ func fill(p []byte, pattern uint32) {
 }
 
 // Copy copies bytes of a block of src, a space of this tier, to block b.
-func (s *Space) Copy(_ context.Context, b int, off int64, src tier.Space, sb int, soff, n int64) error {
+func (s *Space) Copy(ctx context.Context, b int, off int64, src tier.Space, sb int, soff, n int64) error {
 	from, ok := src.(*Space)
 	if !ok || from.tier != s.tier {
 		return fmt.Errorf("tier/host: copy to %q: source is not a space of this tier", s.name)
@@ -331,7 +335,7 @@ func (s *Space) Copy(_ context.Context, b int, off int64, src tier.Space, sb int
 	if err != nil {
 		return err
 	}
-	return guard(func() { memfd.Copy(dst.Bytes(), source.Bytes()) })
+	return guard(ctx, func() { memfd.Copy(dst.Bytes(), source.Bytes()) })
 }
 
 // Drop gives block b's pages back to the system.

