@@ -39,10 +39,10 @@ test:
 race:
 	$(GO) test -race ./...
 
-# The command's scripts once more, with the binaries that are shipped.
+# The command and the whole once more, with the binaries that are shipped.
 e2e: build build-static
-	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 -run '^TestScript$$' ./cmd/memspan
-	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 -run '^TestScript$$' ./cmd/memspan
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 ./cmd/memspan ./test/e2e
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 ./cmd/memspan ./test/e2e
 
 lint: vet
 	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \

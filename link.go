@@ -108,7 +108,7 @@ func peerLost(cause error) error {
 	if errors.Is(cause, io.EOF) {
 		cause = fmt.Errorf("the server closed the connection: %w", io.EOF)
 	}
-	return &Error{Code: ErrPeerLost, Message: "dial again", Err: cause}
+	return &Error{Code: ErrPeerLost, Message: "the connection is gone; dial again", Err: cause}
 }
 
 func (l *link) newCall(kind wire.Kind) *call {

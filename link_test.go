@@ -512,7 +512,7 @@ func TestMapWhileServerStops(t *testing.T) {
 		p.write(wire.Header{Kind: wire.KindEvent}, nil, data)
 		p.serve(func(f frame) bool { return true })
 	})
-	m := mapRange(t, open(t, c), 0, 4096, memspan.WriteOnly)
+	m := mapRange(t, open(t, c), 0, opened.Span.Size, memspan.WriteOnly)
 	<-m.Done()
 	if !errors.Is(m.Err(), memspan.ErrClosed) {
 		t.Errorf("Err = %v", m.Err())

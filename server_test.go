@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"net"
 	"path/filepath"
 	"sync"
@@ -128,8 +129,10 @@ func alloc(t testing.TB, c *memspan.Client, size int64) *memspan.Span {
 
 // pattern fills b with bytes that depend on the seed and their place.
 func pattern(b []byte, seed uint64) {
-	for i := range b {
-		x := (uint64(i) + seed) * 0x9e3779b97f4a7c15
-		b[i] = byte(x >> 56)
+	for i := range b[:len(b)&7] { // what is no whole word
+		b[i] = byte(seed) + byte(i)
+	}
+	for i, b := uint64(0), b[len(b)&7:]; len(b) > 0; i, b = i+1, b[8:] {
+		binary.LittleEndian.PutUint64(b, (i+seed)*0x9e3779b97f4a7c15)
 	}
 }

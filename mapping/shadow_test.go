@@ -155,6 +155,7 @@ func TestConcurrentWriterLosesNothing(t *testing.T) {
 		})
 		for round := range 200 {
 			for before := stores.Load(); stores.Load() < before+20 && !t.Failed(); { // writes in every round
+				runtime.Gosched()
 			}
 			srv.flush(t, sh, off, n)
 			for w := 1; w < words; w += 2 {

@@ -442,27 +442,26 @@ func (s *session) invalidate(ctx context.Context, a control.Flush) (none, error)
 	return none{}, d.Invalidate(ctx, extents...)
 }
 
-// takeMapping removes a mapping from the session; nil if there is none.
-func (s *session) takeMapping(id uint64) *mapping {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := s.mappings[id]
-	s.countRest(id)
-	delete(s.mappings, id)
-	return m
-}
-
+// unmap ends a mapping. If what was stored through a direct one cannot be
+// committed the mapping stays, for the client to try again.
 func (s *session) unmap(ctx context.Context, a control.Mapping) (control.Committed, error) {
-	m := s.takeMapping(a.Mapping)
-	if m == nil {
-		_, err := s.mapping(a.Mapping)
+	m, err := s.mapping(a.Mapping)
+	if err != nil {
 		return control.Committed{}, err
 	}
 	var done span.Committed
-	var err error
 	if m.direct != nil {
 		done, err = m.direct.Close(ctx, false)
-	} else {
+		if err != nil && !errors.Is(err, span.ErrDebt) && !errors.Is(err, span.ErrFreed) {
+			return control.Committed{}, err
+		}
+	}
+	s.mu.Lock()
+	_, there := s.mappings[a.Mapping]
+	s.countRest(a.Mapping)
+	delete(s.mappings, a.Mapping)
+	s.mu.Unlock()
+	if there && m.shadow != nil { // else another request was faster
 		m.shadow.Close()
 	}
 	return control.Committed{Version: done.Version, Holders: done.Holders}, err

@@ -203,7 +203,7 @@ func (s *session) flush(ctx context.Context, j *dataJob) error {
 		return s.failData(j, err)
 	}
 	// wire.AnyVersion and span.AnyVersion are one number.
-	done, err := m.span.Flush(ctx, int(j.flush.Block), j.flush.Base, runs, j.data.Slice(0, int64(j.flush.DataLen())))
+	done, err := m.shadow.Flush(ctx, int(j.flush.Block), j.flush.Base, runs, j.data.Slice(0, int64(j.flush.DataLen())))
 	version := s.count(j.flush.Mapping, m.span, j.header, err == nil || errors.Is(err, span.ErrDebt))
 	if err != nil {
 		we := wireError(err)

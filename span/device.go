@@ -78,7 +78,7 @@ func (s *Span) Fill(ctx context.Context, off, n int64, pattern uint32) (Done, er
 		turned := bits.RotateLeft32(pattern, -8*int(rangeOff%4))
 		g.Go(func() error {
 			device := false
-			c, err := s.change(gctx, b, AnyVersion, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
+			c, err := s.change(gctx, b, anyone, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
 				device = a != hostAgent
 				return s.spaces[a].Fill(ctx, b, blockOff, n, turned)
 			})
@@ -141,7 +141,7 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 	if from != a && from != hostAgent && from != coherency.NoAgent {
 		return p.fromDevice(ctx, from)
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, AnyVersion, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.move(ctx, a, from)
 	})
 	return c, a != hostAgent, err
@@ -159,7 +159,7 @@ func (p copyPiece) fromDevice(ctx context.Context, from coherency.Agent) (c Comm
 	if err := p.src.spaces[from].Read(ctx, p.sb, p.soff, part); err != nil {
 		return Committed{}, false, err
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, AnyVersion, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.dst.spaces[a].Write(ctx, p.b, p.off, part)
 	})
 	return c, false, err
@@ -322,7 +322,7 @@ func (s *Span) transferBlock(ctx context.Context, b int, src, dst coherency.Agen
 	if s.dir.State(b) == ahead && s.dir.Version(b) != 0 {
 		c, err := s.dir.Adopt(b, src)
 		if err == nil {
-			s.record(b, c.Version, []Run{{0, uint32(s.blockLen(b))}})
+			s.record(b, c.Version, 0, []Run{{0, uint32(s.blockLen(b))}})
 		}
 		s.mu.Unlock()
 		if err != nil {
@@ -441,7 +441,7 @@ func (s *Span) Accept(ctx context.Context) (Committed, error) {
 				s.unlockBlock(b, true)
 				return Committed{}, s.fail("accept", 0, 0, err)
 			}
-			s.record(b, version, []Run{{0, uint32(s.blockLen(b))}})
+			s.record(b, version, 0, []Run{{0, uint32(s.blockLen(b))}})
 			accepted = true
 		}
 		s.mu.Unlock()

@@ -4,6 +4,7 @@ package span
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"os"
@@ -26,7 +27,7 @@ type Direct struct {
 	writable bool
 	onFree   func()
 
-	closeOnce sync.Once
+	closing sync.Mutex // held by Close
 
 	// Guarded by the span's mu. Pinned are the copies in RAM that the mapping
 	// keeps from being evicted.
@@ -242,7 +243,7 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 		s.mu.Unlock()
 		return Committed{}, false, err
 	}
-	s.record(b, commit.Version, []Run{{0, uint32(m.Len)}})
+	s.record(b, commit.Version, 0, []Run{{0, uint32(m.Len)}})
 	if s.sums == nil {
 		s.sums = make(map[int]uint64)
 	}
@@ -279,15 +280,26 @@ func (d *Direct) held(b int) Committed {
 }
 
 // Close ends the mapping and releases what was stored through it. Died says
-// that its user did not end it: blocks that changed are marked unclean.
+// that its user did not end it: blocks that changed are marked unclean, and the
+// mapping ends whatever happens. Otherwise it stays if the release fails with
+// anything but ErrDebt. Closing it again does nothing.
 func (d *Direct) Close(ctx context.Context, died bool) (c Committed, err error) {
-	d.closeOnce.Do(func() {
-		if d.writable {
-			c, err = d.release(ctx, []Extent{{d.off, d.n}}, died)
+	d.closing.Lock()
+	defer d.closing.Unlock()
+	if d.writable && !d.isClosed() {
+		c, err = d.release(ctx, []Extent{{d.off, d.n}}, died)
+		if err != nil && !died && !errors.Is(err, ErrDebt) && !errors.Is(err, ErrFreed) {
+			return c, err
 		}
-		d.close()
-	})
+	}
+	d.close()
 	return c, err
+}
+
+func (d *Direct) isClosed() bool {
+	d.span.mu.Lock()
+	defer d.span.mu.Unlock()
+	return d.closed
 }
 
 func (d *Direct) close() {

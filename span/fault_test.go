@@ -86,7 +86,7 @@ func TestFailureBeforeTheWriteLosesNothing(t *testing.T) {
 		t.Error("a copy that failed changed its destination")
 	}
 	runs := []span.Run{{Offset: 0, Length: 1}, {Offset: 2, Length: 1}}
-	if _, err := device.Flush(t.Context(), 0, span.AnyVersion, runs, memory(t, make([]byte, 2))); !errors.Is(err, tier.ErrLost) {
+	if _, err := openShadow(t, device).Flush(t.Context(), 0, span.AnyVersion, runs, memory(t, make([]byte, 2))); !errors.Is(err, tier.ErrLost) {
 		t.Errorf("flush: %v", err)
 	}
 	undo()
@@ -106,13 +106,9 @@ func TestHistoryBeforeTheFirstMapping(t *testing.T) {
 	for i := range 5 {
 		write(t, s, 0, pattern(100, uint64(i)))
 	}
-	sh, err := s.OpenShadow(0, block, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sh.Close()
+	sh := openShadow(t, s)
 	write(t, s, 4096, pattern(10, 9)) // the first that is remembered
-	_, err = s.Flush(t.Context(), 0, 3, []span.Run{{Offset: 0, Length: 100}}, memory(t, pattern(100, 77)))
+	_, err := sh.Flush(t.Context(), 0, 3, []span.Run{{Offset: 0, Length: 100}}, memory(t, pattern(100, 77)))
 	if !errors.Is(err, coherency.ErrConflict) {
 		t.Errorf("flush over bytes that commits 4 and 5 changed: %v", err)
 	}
@@ -334,7 +330,7 @@ func stressOne(ctx context.Context, st fixture, s, o *span.Span, m tier.Memory, 
 	case 9:
 		sh, err := s.OpenShadow(0, block, true)
 		if check("shadow", err); err == nil {
-			_, err = s.Flush(ctx, 1, span.AnyVersion, []span.Run{{Offset: 5, Length: 10}, {Offset: 20, Length: 3}}, m.Slice(0, 13))
+			_, err = sh.Flush(ctx, 1, span.AnyVersion, []span.Run{{Offset: 5, Length: 10}, {Offset: 20, Length: 3}}, m.Slice(0, 13))
 			check("flush", err)
 			sh.Close()
 		}

@@ -10,7 +10,6 @@ import (
 	"hash/maphash"
 
 	"github.com/memspan/memspan/coherency"
-	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/tier"
 )
 
@@ -94,7 +93,7 @@ func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) (changed b
 	var debt error // does not keep the blocks that follow from being stored
 	err = pieces(off, src.Len, func(b int, blockOff, rangeOff, n int64) error {
 		part := src.Slice(rangeOff, n)
-		_, err := s.change(ctx, b, AnyVersion, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
+		_, err := s.change(ctx, b, anyone, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
 			return s.spaces[a].Write(ctx, b, blockOff, part)
 		})
 		if errors.Is(err, ErrDebt) {
@@ -106,86 +105,32 @@ func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) (changed b
 	return changed, s.fail("write", off, src.Len, cmp.Or(err, debt))
 }
 
-// Flush stores the byte runs of block b that a shadow mapping changed since
-// the version base: data holds their bytes, one run after the other. The runs
-// are ascending and within the block. It fails with ErrConflict if another
-// commit since base changed one of the same bytes; nothing is stored then.
-func (s *Span) Flush(ctx context.Context, b int, base uint64, runs []Run, data tier.Memory) (Committed, error) {
-	if b < 0 || b >= s.Blocks() || len(runs) == 0 || int64(runs[len(runs)-1].end()) > s.blockLen(b) {
-		return Committed{}, s.fail("flush", int64(b)*tier.BlockSize, 0, ErrRange)
-	}
-	start := int64(b)*tier.BlockSize + int64(runs[0].Offset)
-	hull := int64(runs[len(runs)-1].end() - runs[0].Offset)
-	done, err := s.flush(ctx, b, base, runs, data)
-	return done, s.fail("flush", start, hull, err)
-}
+// An origin says where a change comes from: the version that it was based on,
+// and the shadow mapping that made it, or 0.
+type origin struct{ base, author uint64 }
 
-func (s *Span) flush(ctx context.Context, b int, base uint64, runs []Run, data tier.Memory) (Committed, error) {
-	if err := s.lockBlock(ctx, b, true); err != nil {
-		return Committed{}, err
-	}
-	defer s.unlockBlock(b, true)
-	a := s.writeAgent(b)
-	if a == hostAgent || len(runs) == 1 {
-		return s.changeLocked(ctx, b, base, runs, func(ctx context.Context, a coherency.Agent) error {
-			return s.writeRuns(ctx, b, s.spaces[a], runs, data)
-		})
-	}
-	// A tier outside this process gets one write, which is done whole or not
-	// at all: the runs are patched into a copy first.
-	staging, err := s.store.Scratch(ctx)
-	if err != nil {
-		return Committed{}, err
-	}
-	defer s.store.PutScratch(staging)
-	if err := s.fetch(ctx, b, a); err != nil {
-		return Committed{}, err
-	}
-	first := int64(runs[0].Offset)
-	hull := staging.Slice(0, int64(runs[len(runs)-1].end())-first)
-	if err := s.spaces[a].Read(ctx, b, first, hull); err != nil {
-		return Committed{}, err
-	}
-	from, to := data.Bytes(), hull.Bytes()
-	for _, r := range runs {
-		memfd.Copy(to[int64(r.Offset)-first:], from[:r.Length])
-		from = from[r.Length:]
-	}
-	return s.changeLocked(ctx, b, base, runs, func(ctx context.Context, a coherency.Agent) error {
-		return s.spaces[a].Write(ctx, b, first, hull)
-	})
-}
-
-func (s *Span) writeRuns(ctx context.Context, b int, space tier.Space, runs []Run, data tier.Memory) error {
-	from := int64(0)
-	for _, r := range runs {
-		if err := space.Write(ctx, b, int64(r.Offset), data.Slice(from, int64(r.Length))); err != nil {
-			return err
-		}
-		from += int64(r.Length)
-	}
-	return nil
-}
+// anyone is the origin of changes that prevail over whatever was there.
+var anyone = origin{base: AnyVersion}
 
 // change makes a new version of block b: it brings the block's bytes to the
 // agent that writes go to, unless the runs cover them all, calls apply, and
 // commits. Then it pushes the version to where the policy wants it.
-func (s *Span) change(ctx context.Context, b int, base uint64, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
+func (s *Span) change(ctx context.Context, b int, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
 	if err := s.lockBlock(ctx, b, true); err != nil {
 		return Committed{}, err
 	}
 	defer s.unlockBlock(b, true)
-	return s.changeLocked(ctx, b, base, runs, apply)
+	return s.changeLocked(ctx, b, from, runs, apply)
 }
 
 // changeLocked is change for callers that hold the block's lock for writing.
-func (s *Span) changeLocked(ctx context.Context, b int, base uint64, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
+func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
 	a := s.writeAgent(b)
 	if err := s.spaces[a].Reserve(ctx, b); err != nil {
 		return Committed{}, err
 	}
 	whole := len(runs) == 1 && int64(runs[0].Length) == s.blockLen(b)
-	if err := s.beginWrite(ctx, b, a, whole, base, runs); err != nil {
+	if err := s.beginWrite(ctx, b, a, whole, from, runs); err != nil {
 		return Committed{}, err
 	}
 	// From here to the commit the block is damaged if apply stops half way:
@@ -205,14 +150,14 @@ func (s *Span) changeLocked(ctx context.Context, b int, base uint64, runs []Run,
 		s.mu.Unlock()
 		return Committed{}, fmt.Errorf("%w: %w", tier.ErrLost, err)
 	}
-	s.record(b, c.Version, runs)
+	s.record(b, c.Version, from.author, runs)
 	s.mu.Unlock()
 	return s.push(ctx, b, a, c)
 }
 
 // record notes a commit of block b for those that may flush against an older
 // version. The caller holds mu.
-func (s *Span) record(b int, version uint64, runs []Run) {
+func (s *Span) record(b int, version, author uint64, runs []Run) {
 	delete(s.sums, b)
 	if s.writers == 0 {
 		return
@@ -222,7 +167,7 @@ func (s *Span) record(b int, version uint64, runs []Run) {
 		h = &history{floor: version - 1}
 		s.history[b] = h
 	}
-	h.add(version, runs)
+	h.add(version, author, runs)
 }
 
 // writeAgent returns where a write to block b goes: to the span's tier, but to
@@ -249,17 +194,17 @@ func (s *Span) exposed(b int) bool {
 
 // beginWrite checks for conflicts with base and makes agent a ready to be
 // written.
-func (s *Span) beginWrite(ctx context.Context, b int, a coherency.Agent, whole bool, base uint64, runs []Run) error {
+func (s *Span) beginWrite(ctx context.Context, b int, a coherency.Agent, whole bool, from origin, runs []Run) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if version := s.dir.Version(b); base != AnyVersion && base != version {
+	if version := s.dir.Version(b); from.base != AnyVersion && from.base != version {
 		h := s.history[b]
-		if base > version || h == nil {
-			return fmt.Errorf("%w: based on version %d, the block is at %d", coherency.ErrConflict, base, version)
+		if from.base > version || h == nil {
+			return fmt.Errorf("%w: based on version %d, the block is at %d", coherency.ErrConflict, from.base, version)
 		}
-		if r, ok := h.conflict(base, runs); ok {
+		if r, ok := h.conflict(from.base, from.author, runs); ok {
 			return fmt.Errorf("%w: bytes [%d, +%d) of block %d changed since version %d; invalidate, then flush again",
-				coherency.ErrConflict, r.Offset, r.Length, b, base)
+				coherency.ErrConflict, r.Offset, r.Length, b, from.base)
 		}
 	}
 	for {
@@ -463,61 +408,4 @@ func (s *Span) fetchBlock(ctx context.Context, b int, a coherency.Agent) error {
 	}
 	defer s.unlockBlock(b, true)
 	return s.fetch(ctx, b, a)
-}
-
-// Shadow is one shadow mapping's place in the span: while it is open, commits
-// are remembered so that its flushes conflict by byte, not by block.
-type Shadow struct {
-	span     *Span
-	writable bool
-}
-
-// OpenShadow notes a shadow mapping of bytes [off, off+n).
-func (s *Span) OpenShadow(off, n int64, writable bool) (*Shadow, error) {
-	if err := s.checkRange(off, n); err != nil {
-		return nil, s.fail("map", off, n, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.freed {
-		return nil, s.fail("map", off, n, ErrFreed)
-	}
-	s.shadows++
-	if writable {
-		if s.writers == 0 {
-			s.history = make(map[int]*history)
-		}
-		s.writers++
-	}
-	return &Shadow{span: s, writable: writable}, nil
-}
-
-// Close ends the mapping. It must be called once.
-func (sh *Shadow) Close() {
-	s := sh.span
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.shadows--
-	if sh.writable {
-		if s.writers--; s.writers == 0 {
-			s.history = nil
-		}
-	}
-}
-
-// Versions yields the versions of the blocks that bytes [off, off+n) touch, in
-// order.
-func (s *Span) Versions(off, n int64, yield func(version uint64)) error {
-	if err := s.checkRange(off, n); err != nil {
-		return s.fail("versions", off, n, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.freed {
-		return s.fail("versions", off, n, ErrFreed)
-	}
-	for b := off / tier.BlockSize; b*tier.BlockSize < off+n; b++ {
-		yield(s.dir.Version(int(b)))
-	}
-	return nil
 }

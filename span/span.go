@@ -24,23 +24,24 @@ type Span struct {
 	spaces []tier.Space    // by agent; set once by build
 	host   *host.Space     // spaces[hostAgent]
 
-	mu      sync.Mutex // guards what follows
-	dir     *coherency.Manager
-	version uint64 // commits of the span
-	freed   bool
-	drained chan struct{} // made by Free, closed when no block is in use
-	busy    map[int]*blockLock
-	spare   []*blockLock
-	users   int // open handles; an unnamed span goes with the last
-	locks   rangeLocks
-	direct  map[*Direct]struct{}
-	sums    map[int]uint64 // of RAM's bytes at their last commit, where known
-	seed    maphash.Seed
-	writers int              // shadow mappings that may flush against an old version
-	history map[int]*history // while writers > 0
-	shadows int
-	due     coherency.SyncQueue // copies that a policy asked for and a tier refused
-	lastErr error               // why
+	mu         sync.Mutex // guards what follows
+	dir        *coherency.Manager
+	version    uint64 // commits of the span
+	freed      bool
+	drained    chan struct{} // made by Free, closed when no block is in use
+	busy       map[int]*blockLock
+	spare      []*blockLock
+	users      int // open handles; an unnamed span goes with the last
+	locks      rangeLocks
+	direct     map[*Direct]struct{}
+	sums       map[int]uint64 // of RAM's bytes at their last commit, where known
+	seed       maphash.Seed
+	writers    int              // shadow mappings that may flush against an old version
+	history    map[int]*history // while writers > 0
+	shadows    int
+	lastShadow uint64
+	due        coherency.SyncQueue // copies that a policy asked for and a tier refused
+	lastErr    error               // why
 }
 
 // build makes the span's storage and directory, before anybody else can find

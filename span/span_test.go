@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
-	"pgregory.net/rapid"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/internal/memfd"
@@ -153,6 +152,16 @@ func pattern(n int, seed uint64) []byte {
 	return p
 }
 
+func openShadow(t testing.TB, s *span.Span) *span.Shadow {
+	t.Helper()
+	sh, err := s.OpenShadow(0, s.Size, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(sh.Close)
+	return sh
+}
+
 var tiers = []coherency.Tier{coherency.Host, coherency.VRAM}
 
 func TestReadBackAcrossBlocks(t *testing.T) {
@@ -260,99 +269,6 @@ func TestRanges(t *testing.T) {
 	if _, err := s.Copy(t.Context(), 0, s, 20, 50); !errors.Is(err, span.ErrInvalid) {
 		t.Errorf("overlapping copy: %v", err)
 	}
-}
-
-// Flushes that changed different bytes both survive, in one page too; the same
-// bytes conflict, and the later base wins.
-func TestFlushMergesByByte(t *testing.T) {
-	st := newStore(t)
-	for _, where := range tiers {
-		t.Run(where.String(), func(t *testing.T) {
-			s := alloc(t, st, span.Info{Size: block, Tier: where, Home: where})
-			write(t, s, 0, bytes.Repeat([]byte{1}, block))
-			sh, err := s.OpenShadow(0, block, true)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer sh.Close()
-			const base = 1
-			flush := func(base uint64, p string, runs ...span.Run) error {
-				_, err := s.Flush(t.Context(), 0, base, runs, memory(t, []byte(p)))
-				return err
-			}
-			if err := flush(base, "AA", span.Run{Offset: 10, Length: 1}, span.Run{Offset: 12, Length: 1}); err != nil {
-				t.Fatal(err)
-			}
-			if err := flush(base, "B", span.Run{Offset: 11, Length: 1}); err != nil {
-				t.Fatalf("flush of a neighbouring byte: %v", err)
-			}
-			if err := flush(base, "C", span.Run{Offset: 12, Length: 1}); !errors.Is(err, coherency.ErrConflict) {
-				t.Fatalf("flush of a changed byte: %v, want a conflict", err)
-			}
-			if got := string(read(t, s, 9, 5)); got != "\x01ABA\x01" {
-				t.Fatalf("bytes are %q", got)
-			}
-			if err := flush(3, "C", span.Run{Offset: 12, Length: 1}); err != nil {
-				t.Fatalf("flush based on the newest version: %v", err)
-			}
-			if err := flush(span.AnyVersion, "D", span.Run{Offset: 12, Length: 1}); err != nil {
-				t.Fatalf("flush of the last writer: %v", err)
-			}
-			if err := flush(99, "E", span.Run{Offset: 12, Length: 1}); !errors.Is(err, coherency.ErrConflict) {
-				t.Fatalf("flush based on a version to come: %v", err)
-			}
-			many := make([]span.Run, 100)
-			for i := range many {
-				many[i] = span.Run{Offset: uint32(100 + 3*i), Length: 2}
-			}
-			if err := flush(span.AnyVersion, string(bytes.Repeat([]byte("xy"), 100)), many...); err != nil {
-				t.Fatal(err)
-			}
-			if got, want := read(t, s, 100, 299), bytes.Repeat([]byte("xy\x01"), 100)[:299]; !bytes.Equal(got, want) {
-				t.Fatal("a flush of many runs went wrong")
-			}
-		})
-	}
-}
-
-// However many commits and runs there are, a conflict is never missed.
-func TestHistoryNeverMissesAConflict(t *testing.T) {
-	st := newStore(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		s := alloc(t, st, span.Info{Size: 64, Tier: coherency.Host, Home: coherency.Host})
-		defer s.Free()
-		sh, err := s.OpenShadow(0, 64, true)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		defer sh.Close()
-		changed := [][64]bool{{}} // by version: bytes that version changed
-		for range rapid.IntRange(1, 80).Draw(rt, "flushes") {
-			base := uint64(rapid.IntRange(0, len(changed)-1).Draw(rt, "base"))
-			off := rapid.IntRange(0, 63).Draw(rt, "off")
-			n := rapid.IntRange(1, 64-off).Draw(rt, "n")
-			clash := false
-			for v := int(base) + 1; v < len(changed); v++ {
-				for i := off; i < off+n; i++ {
-					clash = clash || changed[v][i]
-				}
-			}
-			_, err := s.Flush(t.Context(), 0, base, []span.Run{{Offset: uint32(off), Length: uint32(n)}}, memory(t, make([]byte, n)))
-			if clash && !errors.Is(err, coherency.ErrConflict) {
-				rt.Fatalf("flush of [%d, +%d) based on %d: %v, want a conflict", off, n, base, err)
-			}
-			if recent := len(changed)-int(base) < 30; !clash && recent && err != nil {
-				rt.Fatalf("flush of [%d, +%d) based on %d of %d: %v", off, n, base, len(changed)-1, err)
-			}
-			if err == nil {
-				var c [64]bool
-				for i := off; i < off+n; i++ {
-					c[i] = true
-				}
-				changed = append(changed, c)
-			}
-		}
-	})
 }
 
 func TestFillAndCopyAtAnyAlignment(t *testing.T) {
@@ -482,13 +398,9 @@ func TestUploadDownloadSyncRelease(t *testing.T) {
 func TestPolicyDebt(t *testing.T) {
 	st := newStore(t)
 	s := alloc(t, st, span.Info{Size: block, Tier: coherency.Host, Home: coherency.VRAM, Policy: coherency.WriteThrough})
-	sh, err := s.OpenShadow(0, block, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sh.Close()
+	sh := openShadow(t, s)
 	flush := func() (span.Committed, error) {
-		return s.Flush(t.Context(), 0, span.AnyVersion, []span.Run{{Offset: 0, Length: 4}}, memory(t, []byte("data")))
+		return sh.Flush(t.Context(), 0, span.AnyVersion, []span.Run{{Offset: 0, Length: 4}}, memory(t, []byte("data")))
 	}
 	done, err := flush()
 	if err != nil || done.Holders != coherency.MaskOf(coherency.Host, coherency.VRAM) {
@@ -554,154 +466,6 @@ func TestLoss(t *testing.T) {
 	write(t, s, 0, []byte("next"))
 	if got := string(read(t, s, 0, 4)); got != "next" {
 		t.Fatalf("after writing: %q", got)
-	}
-}
-
-func mapDirect(t *testing.T, s *span.Span, off, n int64) (*span.Direct, []byte) {
-	t.Helper()
-	d, err := s.MapDirect(t.Context(), off, n, true, nothing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, size, err := d.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := memfd.Open(f, size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.Close() })
-	return d, r.Bytes()
-}
-
-func nothing() {}
-
-func TestDirectMapping(t *testing.T) {
-	st := newStore(t)
-	for _, where := range tiers {
-		t.Run(where.String(), func(t *testing.T) {
-			s := alloc(t, st, span.Info{Size: 3 * block, Tier: where, Home: where, Policy: coherency.WriteThrough})
-			write(t, s, 0, pattern(3*block, 3))
-			d, p := mapDirect(t, s, 0, 3*block)
-			if !bytes.Equal(p[:3*block], pattern(3*block, 3)) {
-				t.Fatal("the mapping does not show the span")
-			}
-			if _, err := d.Flush(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			before := s.Version()
-			if done, err := d.Flush(t.Context()); err != nil || done.Version != before {
-				t.Fatalf("a flush of nothing committed version %d after %d (%v)", done.Version, before, err)
-			}
-			p[block+5] ^= 0xff
-			done, err := d.Flush(t.Context())
-			if err != nil || done.Version != before+1 || !done.Holders.Has(where) {
-				t.Fatalf("flush: %+v, %v", done, err)
-			}
-			if got := read(t, s, block+5, 1)[0]; got != p[block+5] {
-				t.Fatal("the store is not read back")
-			}
-			// A write by others shows in the mapping, and is no change of its own.
-			write(t, s, 7, []byte("others"))
-			if string(p[7:13]) != "others" {
-				t.Fatal("a write does not show in the mapping")
-			}
-			p[2*block] ^= 0xff
-			if _, err := d.Close(t.Context(), true); err != nil {
-				t.Fatal(err)
-			}
-			stat, _ := s.Stat()
-			if stat.Unclean == 0 || stat.Direct != 0 {
-				t.Fatalf("after the writer died: %+v", stat)
-			}
-			if got := read(t, s, 2*block, 1)[0]; got != p[2*block] {
-				t.Fatal("a dead writer's store is lost")
-			}
-		})
-	}
-}
-
-// A peer that is handed the memory cannot shrink it under the daemon.
-func TestDirectMappingCannotBeTruncated(t *testing.T) {
-	st := newStore(t)
-	s := alloc(t, st, span.Info{Size: block, Tier: coherency.Host, Home: coherency.Host})
-	d, err := s.MapDirect(t.Context(), 0, block, true, nothing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, _, err := d.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(0); err == nil {
-		t.Fatal("the memory can be truncated")
-	}
-}
-
-func TestLocks(t *testing.T) {
-	st := newStore(t)
-	s := alloc(t, st, span.Info{Size: 1000, Tier: coherency.Host, Home: coherency.Host})
-	ctx := t.Context()
-	lock := func(owner span.Owner, off, n int64, exclusive bool) span.LockID {
-		t.Helper()
-		id, _, err := s.Lock(ctx, owner, off, n, exclusive)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return id
-	}
-	blocked := func(owner span.Owner, off, n int64, exclusive bool) bool {
-		t.Helper()
-		ended, cancel := context.WithCancel(ctx)
-		cancel()
-		id, _, err := s.Lock(ended, owner, off, n, exclusive)
-		if err == nil {
-			s.Unlock(owner, id)
-		}
-		return errors.Is(err, context.Canceled)
-	}
-	a := lock(1, 0, 100, false)
-	b := lock(2, 50, 100, false)
-	if !blocked(3, 99, 1, true) {
-		t.Fatal("exclusive over shared")
-	}
-	if err := s.Unlock(2, a); !errors.Is(err, span.ErrNotHeld) {
-		t.Fatalf("unlock of another's lock: %v", err)
-	}
-	got := make(chan bool)
-	go func() {
-		_, abandoned, err := s.Lock(ctx, 3, 0, 150, true)
-		got <- abandoned || err != nil
-	}()
-	s.Unlock(1, a)
-	s.Unlock(2, b)
-	if <-got {
-		t.Fatal("exclusive lock failed, or says it was abandoned")
-	}
-	go func() {
-		_, abandoned, err := s.Lock(ctx, 4, 100, 10, false)
-		got <- abandoned && err == nil
-	}()
-	s.UnlockAll(3, true)
-	if !<-got {
-		t.Fatal("the next holder is not told of the dead one")
-	}
-	if _, abandoned, _ := s.Lock(ctx, 4, 0, 10, true); !abandoned {
-		t.Fatal("the holder of the rest is not told of the dead one")
-	}
-	s.UnlockAll(4, false)
-	if _, abandoned, _ := s.Lock(ctx, 5, 0, 1000, true); !abandoned { // [10,100) and [110,150) are left
-		t.Fatal("what nobody locked since is forgotten")
-	}
-	go func() {
-		_, _, err := s.Lock(ctx, 6, 0, 1000, true)
-		got <- errors.Is(err, span.ErrFreed)
-	}()
-	s.Free()
-	if !<-got {
-		t.Fatal("waiting for a lock outlives the span")
 	}
 }
 

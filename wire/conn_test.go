@@ -395,6 +395,7 @@ func TestDataThatChangesWhileItIsSent(t *testing.T) {
 		data, want := text(256<<10), text(256<<10)
 		var stop atomic.Bool
 		var wg sync.WaitGroup
+		defer func() { stop.Store(true); wg.Wait() }()
 		wg.Go(func() { // scribbles on every other KiB
 			for i := byte(0); !stop.Load(); i++ {
 				for off := 0; off < len(data); off += 2 << 10 {
@@ -417,7 +418,5 @@ func TestDataThatChangesWhileItIsSent(t *testing.T) {
 				}
 			}
 		}
-		stop.Store(true)
-		wg.Wait()
 	}
 }

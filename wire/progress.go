@@ -211,9 +211,8 @@ func (p *ProgressConn) Read(b []byte) (int, error) {
 		if err := w.tick(err, false); err != nil {
 			return 0, err
 		}
-		// Fewer bytes than were expected may be waiting, and as slow as this
-		// goes, whatever comes shall count.
-		p.setLowWater(1)
+		// Again: fewer bytes than the low-water mark may have come. They did
+		// not wake the reader, but reading does not mind the mark.
 	}
 }
 

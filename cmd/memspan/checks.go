@@ -70,10 +70,10 @@ func checkVulkan(ctx context.Context) ([]vram.DeviceInfo, check) {
 		c.Found = "a loader without devices"
 		c.Fix = "sudo apt-get install mesa-vulkan-drivers, or your GPU vendor's driver"
 	case errors.Is(err, tier.ErrAbsent):
-		c.Found = err.Error()
+		c.Found, c.Reason = "none", err.Error()
 		c.Fix = "sudo apt-get install libvulkan1 mesa-vulkan-drivers"
 	default:
-		c.Found = err.Error()
+		c.Found, c.Reason = "driver fails", err.Error()
 		c.Fix = "see why the driver fails: memspan serve --log-level debug"
 	}
 	return devices, c
@@ -93,14 +93,14 @@ func checkSharing() check {
 		Fix: "use Linux 3.17 or later, and a sandbox that allows memfd_create"}
 	region, err := memfd.Create("memspan-doctor", int64(os.Getpagesize()))
 	if err != nil {
-		c.Found = err.Error()
+		c.Found, c.Reason = "none", err.Error()
 		return c
 	}
 	defer region.Close()
 	f, err := region.Reopen(false)
 	if err != nil {
 		// Everything but read-only mappings needs no /proc.
-		c.State, c.Found = stateLimited, err.Error()
+		c.State, c.Found, c.Reason = stateLimited, "in part", err.Error()
 		c.Meaning, c.Fix = "read-only mappings cannot be shared", "mount -t proc proc /proc"
 		return c
 	}
@@ -112,7 +112,7 @@ func checkTracking() check {
 	c := check{Name: "userfaultfd, PAGEMAP_SCAN", State: stateOK, Found: "works",
 		Meaning: "remote mappings find written pages at once"}
 	if err := userfault.Probe(); err != nil {
-		c.State, c.Found = stateLimited, err.Error()
+		c.State, c.Found, c.Reason = stateLimited, "none", err.Error()
 		c.Meaning = "remote mappings compare all their bytes to find written ones"
 		c.Fix = "use Linux 6.7 or later, and a sandbox that allows userfaultfd"
 	}
@@ -259,7 +259,7 @@ func checkDaemon(ctx context.Context, opts *options) check {
 	c := check{Name: "daemon", State: stateAbsent, Meaning: "no spans here yet", Fix: "memspan serve"}
 	client, err := opts.dial(ctx)
 	if err != nil {
-		c.Found = err.Error()
+		c.Found, c.Reason = "no answer", err.Error()
 		return c
 	}
 	defer client.Close()

@@ -133,17 +133,27 @@ func demo(cmd *cobra.Command, opts *options, f *demoFlags) (err error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		report.Runs = append(report.Runs, r)
-		report.OK = report.OK && r.Verdict == verdictOK
+		report.add(r)
 		bar.add(1)
 	}
 	bar.stop()
-	if opts.json {
-		err = printJSON(out, report)
+	return report.finish(out, opts.json)
+}
+
+func (r *demoReport) add(run *demoResult) {
+	r.Runs = append(r.Runs, run)
+	r.OK = r.OK && run.Verdict == verdictOK
+}
+
+// finish prints the report. If a run went wrong, so does the command.
+func (r *demoReport) finish(w io.Writer, asJSON bool) error {
+	var err error
+	if asJSON {
+		err = printJSON(w, r)
 	} else {
-		err = report.print(out)
+		err = r.print(w)
 	}
-	if err == nil && !report.OK {
+	if err == nil && !r.OK {
 		err = errReported
 	}
 	return err

@@ -26,9 +26,10 @@ const (
 type check struct {
 	Name    string     `json:"name"`
 	State   checkState `json:"state"`
-	Found   string     `json:"found"`         // what there is
-	Meaning string     `json:"meaning"`       // what that means for memspan
-	Fix     string     `json:"fix,omitempty"` // the command that changes it
+	Found   string     `json:"found"`            // what there is, in a word or two
+	Meaning string     `json:"meaning"`          // what that means for memspan
+	Reason  string     `json:"reason,omitempty"` // why it is not ok, where the machine says so
+	Fix     string     `json:"fix,omitempty"`    // the command that changes it
 }
 
 // A diagnosis is what doctor prints.
@@ -89,12 +90,18 @@ func (d *diagnosis) print(w io.Writer) error {
 	return err
 }
 
+// printFixes says why checks failed, and what to do about it.
 func (d *diagnosis) printFixes(w io.Writer) {
-	title := "\nWhat would help:\n"
 	for _, c := range d.Checks {
+		if c.Reason == "" && c.Fix == "" {
+			continue
+		}
+		fmt.Fprintf(w, "\n%s\n", c.Name)
+		if c.Reason != "" {
+			fmt.Fprintf(w, "  why: %s\n", c.Reason)
+		}
 		if c.Fix != "" {
-			fmt.Fprintf(w, "%s  %s: %s\n", title, c.Name, c.Fix)
-			title = ""
+			fmt.Fprintf(w, "  fix: %s\n", c.Fix)
 		}
 	}
 }

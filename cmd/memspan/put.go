@@ -122,10 +122,7 @@ func upload(ctx context.Context, span *memspan.Span, in *input, bar *progress) e
 	for off := int64(0); off < in.size; {
 		piece := buf[:min(int64(len(buf)), in.size-off)]
 		if _, err := io.ReadFull(in, piece); err != nil {
-			if errors.Is(err, io.ErrUnexpectedEOF) {
-				err = io.EOF
-			}
-			return fmt.Errorf("%s: at byte %d of %d: %w", in.name, off, in.size, err)
+			return fmt.Errorf("%s: ends before the %d bytes that it has by its size: %w", in.name, in.size, err)
 		}
 		n, err := span.WriteAt(ctx, piece, off)
 		bar.add(n)
@@ -205,7 +202,7 @@ func openInput(path string, stdin io.Reader) (in *input, err error) {
 	return in, err
 }
 
-// sized returns f if it is a regular file, else a temporary copy of it.
+// sized returns f if its length is known, else a temporary copy of it.
 func sized(f *os.File, name string) (*input, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -214,18 +211,18 @@ func sized(f *os.File, name string) (*input, error) {
 	if info.IsDir() {
 		return nil, fmt.Errorf("%s is a directory; put one file", name)
 	}
-	if !info.Mode().IsRegular() {
-		defer f.Close()
-		return spool(f, name)
+	if info.Mode().IsRegular() {
+		at, err := f.Seek(0, io.SeekCurrent) // a shell may have read some of it
+		if err != nil {
+			return nil, err
+		}
+		if rest := info.Size() - at; rest > 0 {
+			return &input{f, name, rest}, nil
+		}
 	}
-	at, err := f.Seek(0, io.SeekCurrent) // a shell may have read some of it
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() <= at {
-		return nil, fmt.Errorf("%s is empty; a span holds at least one byte", name)
-	}
-	return &input{f, name, info.Size() - at}, nil
+	// A stream, an empty file, or one of the kernel's that do not tell.
+	defer f.Close()
+	return spool(f, name)
 }
 
 // spool copies a stream to a temporary file that has no name any more, so that

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/server"
 	"github.com/memspan/memspan/tier/vram"
 )
@@ -109,6 +110,15 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 			ln.Close()
 		}
 		return err
+	}
+
+	if f.vramDevice != "" && !srv.Tiers().Has(memspan.VRAM) {
+		// Without a device the server goes on, but not without the one that
+		// was asked for.
+		for _, ln := range listeners {
+			ln.Close()
+		}
+		return errors.Join(fmt.Errorf("--vram-device %s: there is no such device here; see what there is: memspan doctor", f.vramDevice), srv.Shutdown(ctx))
 	}
 
 	ctx, stop := context.WithCancel(ctx)

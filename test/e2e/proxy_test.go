@@ -24,6 +24,14 @@ type relay func(ctx context.Context, dst, src net.Conn) error
 // test ends. It returns its address; both are addresses for memspan.Dial.
 func proxy(t testing.TB, target string, up, down relay) string {
 	t.Helper()
+	address, _ := endingProxy(t, target, up, down)
+	return address
+}
+
+// endingProxy is proxy for tests that end it before they end: links that stand
+// still do not notice when one side is gone.
+func endingProxy(t testing.TB, target string, up, down relay) (address string, end func()) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -41,26 +49,27 @@ func proxy(t testing.TB, target string, up, down relay) string {
 				near.Close()
 				return
 			}
-			end := func() { near.Close(); far.Close() }
-			stop := context.AfterFunc(ctx, end)
+			both := func() { near.Close(); far.Close() }
+			stop := context.AfterFunc(ctx, both)
 			for _, r := range []func(){
 				func() { up(ctx, far, near) },
 				func() { down(ctx, near, far) },
 			} {
 				work.Go(func() {
 					defer stop()
-					defer end()
+					defer both()
 					r()
 				})
 			}
 		}
 	})
-	t.Cleanup(func() {
+	end = func() {
 		cancel()
 		ln.Close()
 		work.Wait()
-	})
-	return "tcp://" + ln.Addr().String()
+	}
+	t.Cleanup(end)
+	return "tcp://" + ln.Addr().String(), end
 }
 
 // filter applies f to all that passes. off counts the bytes before p.

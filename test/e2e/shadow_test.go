@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"testing"
 
 	"github.com/memspan/memspan"
@@ -220,14 +221,14 @@ func TestOnlyWhatIsNeededIsSent(t *testing.T) {
 func TestConcurrentWriterLosesNothing(t *testing.T) {
 	t.Parallel()
 	shadowed(t, start(t, settings{}), func(t *testing.T, dial func() *memspan.Client) {
-		const size, stride, rounds, burst = 4 << 20, 16, 200, 300
+		const size, stride, rounds, burst = 2<<20 - 16, 16, 200, 60
 		mine, theirs := dial(), dial()
 		s := alloc(t, mine, memspan.SpanConfig{Size: size})
 		m := mapped(t, s, 0, size, memspan.ReadWrite)
 		neighbour := mapped(t, open(t, theirs, s), 0, size, memspan.ReadWrite)
 		// Byte k of the writer lies all over the mapping, and its neighbours
 		// are the other client's.
-		at := func(k int) int { return k * 7919 % (size / stride) * stride }
+		at := func(k int) int { return k * 7919 % (size / stride) * stride } // 7919 divides nothing there
 		value := func(k int) byte { return byte(k) | 1 }
 
 		turns, stored := make(chan struct{}), make(chan int)
@@ -237,6 +238,7 @@ func TestConcurrentWriterLosesNothing(t *testing.T) {
 				for range burst {
 					m.Bytes()[at(k)] = value(k)
 					k++
+					runtime.Gosched()
 				}
 				stored <- k
 			}

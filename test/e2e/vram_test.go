@@ -221,7 +221,13 @@ func (l *load) step(t *testing.T, n uint64) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the block holds none of %d", l.may)
+	// Say what it is, then: an older write, or a mixture.
+	for seed := range n {
+		if wrong(p, 0, seed) < 0 {
+			return fmt.Errorf("the block holds write %d, not one of %d", seed, l.may)
+		}
+	}
+	return fmt.Errorf("the block holds none of %d: it begins with %x", l.may, p[:16])
 }
 
 // lossy reports whether err is what a dying worker may cause.
