@@ -106,8 +106,20 @@ func (m *Manager) plan(call string, b int, src, dst Agent) (Copy, error) {
 
 // replacesWhole reports whether a copy into a replaces its block whole or not
 // at all, so that one that fails leaves what was there. Disk writes to fresh
-// slots; memory is overwritten in place.
-func (m *Manager) replacesWhole(a Agent) bool { return m.agents[a].Tier == Disk }
+// slots, RAM is filled from staging memory; device memory is overwritten in
+// place.
+func (m *Manager) replacesWhole(a Agent) bool { return m.agents[a].Tier != VRAM }
+
+// Counts reports whether c, completed with success now, would be valid or the
+// newest survivor of a loss: its version may have been superseded, its source
+// written or dead. Whoever replaces a copy whole asks before doing so, and
+// completes c as failed if it does not count, to keep what is there.
+func (m *Manager) Counts(c Copy) bool {
+	if m.check("complete", c.Block, c.Dst) != nil || !m.inbound(c.Block, c.Dst) {
+		return false
+	}
+	return m.flight(c.Block, c.Dst).ticket == c.Ticket && !m.doing(c.Block).void.Has(c.Dst)
+}
 
 // Complete reports that c was carried out: ok if every byte of it arrived at
 // c.Dst. It must be called for every copy, whatever came of it: until then
@@ -116,7 +128,7 @@ func (m *Manager) replacesWhole(a Agent) bool { return m.agents[a].Tier == Disk 
 // late for the version, whose source was written or died meanwhile, or that
 // was completed before.
 //
-// If c.Dst is on Disk, a copy that is not ok must have left there what was
+// If c.Dst is RAM or Disk, a copy that is not ok must have left there what was
 // there before.
 //
 // It fails with ErrRange, and with ErrState for a copy that is under way but

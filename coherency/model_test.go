@@ -178,7 +178,7 @@ func transition(o op, before, after *BlockInfo) error {
 		return errors.New("the version was lost by an operation that loses none")
 	}
 	// A write hides what its agent held; a copy whose source was written or
-	// died meanwhile may arrive over what Disk held.
+	// died meanwhile may arrive over what RAM or Disk held.
 	if after.Lost && o.kind != opWriteWhole && o.kind != opArrive && after.Survivor < before.Survivor {
 		return errors.New("what survived a loss was lost by an operation that loses none")
 	}
@@ -341,7 +341,7 @@ func (w *world) depart(c Copy, want Agent) error {
 	if c.Src != NoAgent {
 		f.val = x.bytes[c.Src]
 	}
-	if w.m.agents[c.Dst].Tier != Disk {
+	if !w.m.replacesWhole(c.Dst) {
 		x.change(c.Dst, torn)
 	}
 	x.flights = append(x.flights, f)
@@ -381,12 +381,15 @@ func (w *world) complete(b, n int, ok bool) error {
 	switch {
 	case ok:
 		x.change(f.Dst, f.val)
-	case w.m.agents[f.Dst].Tier != Disk:
+	case !w.m.replacesWhole(f.Dst):
 		x.change(f.Dst, torn)
 	}
 	x.writing[f.Dst].disturbed = true
+	counts := w.m.Counts(f.Copy)
 	valid, err := w.m.Complete(f.Copy, ok)
 	switch {
+	case valid && !counts:
+		return errors.New("valid by a copy that does not count")
 	case err != nil:
 		return fmt.Errorf("completing a copy: %w", err)
 	case valid != w.m.Valid(b, f.Dst):

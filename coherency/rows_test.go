@@ -165,8 +165,19 @@ func TestFailedWriteBackKeepsCopy(t *testing.T) {
 	if after.Replicas[gpu] != before.Replicas[gpu] || !after.Debt || after.Busy {
 		t.Errorf("after a write-back that failed: %+v", after)
 	}
-	if m.Block(0).Replicas[ram].Held {
-		t.Error("memory that was half overwritten counts as a version")
+	if info := m.Block(0); !info.Replicas[ram].Held || info.Replicas[ram].State != Invalid {
+		t.Errorf("RAM, which is replaced whole or not at all, after a copy that failed: %+v", info)
+	}
+	write(t, m, 0, ram)
+	c, _, err = m.Acquire(0, gpu)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Complete(c, false); err != nil {
+		t.Fatal(err)
+	}
+	if m.Block(0).Replicas[gpu].Held {
+		t.Error("device memory that was half overwritten counts as a version")
 	}
 
 	// Disk replaces a block whole or not at all: it keeps what it had, and that
@@ -178,7 +189,13 @@ func TestFailedWriteBackKeepsCopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !m.Counts(c) {
+		t.Error("a copy under way does not count")
+	}
 	m.Lose(gpu)
+	if m.Counts(c) {
+		t.Error("a copy whose source died counts")
+	}
 	if _, err := m.Complete(c, false); err != nil {
 		t.Fatal(err)
 	}

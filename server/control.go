@@ -344,12 +344,7 @@ func (s *session) addMapping(m *mapping) (uint64, error) {
 }
 
 func (s *session) mapDirect(ctx context.Context, h wire.Header, m *mapping) error {
-	d, err := m.span.MapDirect(ctx, m.off, m.n, m.write, func() {
-		select {
-		case s.freed <- m:
-		default: // the client has more mappings than it may: it can do without
-		}
-	})
+	d, err := m.span.MapDirect(ctx, m.off, m.n, m.write, s.onFree(m))
 	if err != nil {
 		return s.replyError(h, err)
 	}
@@ -366,12 +361,22 @@ func (s *session) mapDirect(ctx context.Context, h wire.Header, m *mapping) erro
 	return s.replyError(h, err)
 }
 
+// onFree returns what a span calls when it goes, to tell m's client.
+func (s *session) onFree(m *mapping) func() {
+	return func() {
+		select {
+		case s.freed <- m:
+		default: // the client has more mappings than it may: it can do without
+		}
+	}
+}
+
 func (s *session) mapShadow(h wire.Header, m *mapping) error {
 	if m.n > s.srv.limits.Map {
 		return s.replyError(h, &wire.Error{Code: wire.Limit, Op: "map", Span: m.span.Label(), Offset: m.off, Length: m.n,
 			Message: fmt.Sprintf("a shadow mapping may have %d bytes: map parts of the span", s.srv.limits.Map)})
 	}
-	sh, err := m.span.OpenShadow(m.off, m.n, m.write)
+	sh, err := m.span.OpenShadow(m.off, m.n, m.write, s.onFree(m))
 	if err != nil {
 		return s.replyError(h, err)
 	}

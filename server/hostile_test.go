@@ -100,6 +100,11 @@ func (p *peer) send(kind wire.Kind, prefix, data []byte) uint64 {
 // receive reads a reply and its data part.
 func (p *peer) receive() (wire.Header, []byte, error) {
 	h, err := p.conn.ReadHeader()
+	for err == nil && h.Kind == wire.KindEvent {
+		if err = p.conn.Discard(); err == nil {
+			h, err = p.conn.ReadHeader()
+		}
+	}
 	if err != nil {
 		return h, nil, err
 	}

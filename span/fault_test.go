@@ -328,7 +328,7 @@ func stressOne(ctx context.Context, st fixture, s, o *span.Span, m tier.Memory, 
 			check("close", err)
 		}
 	case 9:
-		sh, err := s.OpenShadow(0, block, true)
+		sh, err := s.OpenShadow(0, block, true, nothing)
 		if check("shadow", err); err == nil {
 			_, err = sh.Flush(ctx, 1, span.AnyVersion, []span.Run{{Offset: 5, Length: 10}, {Offset: 20, Length: 3}}, m.Slice(0, 13))
 			check("flush", err)

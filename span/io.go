@@ -238,6 +238,9 @@ func (s *Span) fetch(ctx context.Context, b int, a coherency.Agent) error {
 // with mu held and gives it up while bytes move.
 func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
 	exposed := c.Src == hostAgent && s.exposed(c.Block)
+	if c.Dst == hostAgent && c.Src != coherency.NoAgent && s.dir.Block(c.Block).Stale.Has(coherency.Host) {
+		return s.replaceLocked(ctx, c)
+	}
 	s.mu.Unlock()
 	var err error
 	var sum uint64
@@ -256,6 +259,37 @@ func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
 		err = cerr
 	}
 	return err
+}
+
+// replaceLocked carries out a copy from a device over an older version in RAM,
+// which may be all that survives if the device dies meanwhile: the bytes come
+// to staging memory first. It is called with mu held, and gives it up while
+// bytes move.
+func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
+	s.mu.Unlock()
+	var staging tier.Memory
+	dst, err := s.host.Memory(c.Block, 0, s.blockLen(c.Block))
+	if err == nil {
+		if staging, err = s.store.Scratch(ctx); err == nil {
+			defer s.store.PutScratch(staging)
+			staging = staging.Slice(0, dst.Len)
+			err = s.spaces[c.Src].Read(ctx, c.Block, 0, staging)
+		}
+	}
+	s.mu.Lock()
+	if err == nil && !s.dir.Counts(c) {
+		err = fmt.Errorf("%w while the block was copied", tier.ErrLost)
+	}
+	if _, cerr := s.dir.Complete(c, err == nil); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	// Nobody reads the block: the caller holds its lock.
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	return s.host.Write(context.WithoutCancel(ctx), c.Block, 0, staging)
 }
 
 // carryExposed carries out a copy from RAM that clients may be storing to, and

@@ -16,10 +16,12 @@ type Shadow struct {
 	span     *Span
 	id       uint64 // not 0
 	writable bool
+	onFree   func()
 }
 
-// OpenShadow notes a shadow mapping of bytes [off, off+n).
-func (s *Span) OpenShadow(off, n int64, writable bool) (*Shadow, error) {
+// OpenShadow notes a shadow mapping of bytes [off, off+n). onFree is called when
+// the span goes, as by MapDirect.
+func (s *Span) OpenShadow(off, n int64, writable bool, onFree func()) (*Shadow, error) {
 	if err := s.checkRange(off, n); err != nil {
 		return nil, s.fail("map", off, n, err)
 	}
@@ -28,15 +30,19 @@ func (s *Span) OpenShadow(off, n int64, writable bool) (*Shadow, error) {
 	if s.freed {
 		return nil, s.fail("map", off, n, ErrFreed)
 	}
-	s.shadows++
 	s.lastShadow++
+	sh := &Shadow{span: s, id: s.lastShadow, writable: writable, onFree: onFree}
+	if s.shadows == nil {
+		s.shadows = make(map[*Shadow]struct{})
+	}
+	s.shadows[sh] = struct{}{}
 	if writable {
 		if s.writers == 0 {
 			s.history = make(map[int]*history)
 		}
 		s.writers++
 	}
-	return &Shadow{span: s, id: s.lastShadow, writable: writable}, nil
+	return sh, nil
 }
 
 // Close ends the mapping. It must be called once.
@@ -44,7 +50,7 @@ func (sh *Shadow) Close() {
 	s := sh.span
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.shadows--
+	delete(s.shadows, sh)
 	if sh.writable {
 		if s.writers--; s.writers == 0 {
 			s.history = nil

@@ -38,7 +38,7 @@ type Span struct {
 	seed       maphash.Seed
 	writers    int              // shadow mappings that may flush against an old version
 	history    map[int]*history // while writers > 0
-	shadows    int
+	shadows    map[*Shadow]struct{}
 	lastShadow uint64
 	due        coherency.SyncQueue // copies that a policy asked for and a tier refused
 	lastErr    error               // why
@@ -160,6 +160,9 @@ func (s *Span) freeLocked() error {
 	for d := range s.direct {
 		d.onFree()
 	}
+	for sh := range s.shadows {
+		sh.onFree()
+	}
 	s.sums, s.history, s.due = nil, nil, coherency.SyncQueue{}
 	var drained chan struct{}
 	if len(s.busy) > 0 {
@@ -224,7 +227,7 @@ func (s *Span) Stat() (Stat, error) {
 		Version: s.version,
 		Tiers:   make(map[coherency.Tier]TierStat),
 		Direct:  len(s.direct),
-		Shadow:  s.shadows,
+		Shadow:  len(s.shadows),
 		Locks:   len(s.locks.held),
 		LastErr: s.lastErr,
 	}

@@ -154,7 +154,7 @@ func pattern(n int, seed uint64) []byte {
 
 func openShadow(t testing.TB, s *span.Span) *span.Shadow {
 	t.Helper()
-	sh, err := s.OpenShadow(0, s.Size, true)
+	sh, err := s.OpenShadow(0, s.Size, true, nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,6 +237,7 @@ func TestAllocRefuses(t *testing.T) {
 		"bad name":      {span.Info{Name: "a\nb", Size: 1, Tier: coherency.Host, Home: coherency.Host}, span.ErrInvalid},
 		"tier absent":   {span.Info{Size: 1, Tier: coherency.Disk, Home: coherency.Host}, tier.ErrAbsent},
 		"home absent":   {span.Info{Size: 1, Tier: coherency.Host, Home: coherency.Disk}, tier.ErrAbsent},
+		"bad policy":    {span.Info{Size: 1, Tier: coherency.Host, Home: coherency.Host, Policy: 77}, span.ErrInvalid},
 		"over budget":   {span.Info{Size: 300 << 20, Tier: coherency.Host, Home: coherency.Host}, tier.ErrBudget},
 	} {
 		if _, err := st.Alloc(t.Context(), c.info); !errors.Is(err, c.want) {

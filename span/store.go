@@ -173,6 +173,9 @@ func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
 	if info.Size <= 0 || info.Size > st.maxSize {
 		return fail(fmt.Errorf("%w: size %d is not within 1 and %d bytes", ErrInvalid, info.Size, st.maxSize))
 	}
+	if info.Policy > coherency.WriteAll {
+		return fail(fmt.Errorf("%w: unknown policy %v", ErrInvalid, info.Policy))
+	}
 	prefer, err := st.agentOf(info.Tier)
 	if err != nil {
 		return fail(err)

@@ -14,9 +14,9 @@ const (
 	// smallPayload is the longest payload, as sent, that is copied behind its
 	// header and leaves in one plain write.
 	smallPayload = 4 << 10
-	// sumChunk is how much data is summed before it is written, so that it is
-	// still in the processor's cache when the kernel takes it.
-	sumChunk = 256 << 10
+	// sumChunk is how much data is copied at a time before it is summed: what
+	// the processor's nearer caches hold.
+	sumChunk = 128 << 10
 	// keepBuffer is the largest buffer that a connection keeps.
 	keepBuffer = 64 << 10
 )
@@ -26,9 +26,10 @@ const (
 // errors are ErrTooLarge, after which nothing was written and the connection
 // can still be used, and those of a connection that broke or stalled.
 //
-// Data is written straight from the pieces' memory, or encoded if the
-// connection compresses and it pays. It must not change until WriteFrame
-// returns: on a connection with sums the peer would find the frame corrupt.
+// Data is written straight from the pieces' memory, or a copy of it where the
+// connection needs sums, or encodes and it pays. Should somebody else change
+// that memory meanwhile, the peer receives a mixture of old and new bytes,
+// never a frame that does not decode or whose sum is wrong.
 func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
 	raw := 0
 	for _, d := range data {

@@ -8,6 +8,8 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -41,8 +43,11 @@ type settings struct {
 	IOTimeout    time.Duration
 }
 
-func (s settings) config() server.Config {
-	cfg := server.Config{Token: token, HostBudget: s.HostBudget, IOTimeout: s.IOTimeout}
+func (s settings) config(log io.Writer) server.Config {
+	cfg := server.Config{
+		Token: token, HostBudget: s.HostBudget, IOTimeout: s.IOTimeout,
+		Logger: slog.New(slog.NewTextHandler(log, nil)),
+	}
 	if s.VRAM {
 		cfg.VRAM = &vram.Config{
 			Command:          []string{os.Args[0]},
@@ -79,7 +84,7 @@ func start(t testing.TB, s settings) *daemon {
 		d.process.hear(&d.Addresses)
 	default:
 		var err error
-		d.Addresses, d.stop, err = embed(s, t.TempDir())
+		d.Addresses, d.stop, err = embed(s, t.TempDir(), newLogbook(t))
 		check(t, err)
 		t.Cleanup(func() {
 			if d.stop != nil {
@@ -98,7 +103,7 @@ func serveCommand(t testing.TB, binary string, s settings) *exec.Cmd {
 	dir := t.TempDir()
 	secret := filepath.Join(dir, "token")
 	check(t, os.WriteFile(secret, []byte(token), 0o600))
-	cmd := exec.Command(binary, "serve", "--json", "--until-eof", "--log-level=error",
+	cmd := exec.Command(binary, "serve", "--json", "--until-eof", "--log-level=warn",
 		"--socket", filepath.Join(dir, "s"), "--token-file", secret, "--tls-dir", dir,
 		"--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0") // plain, and encrypted
 	add := func(on bool, args ...string) {
@@ -140,7 +145,7 @@ func serveRole(_ context.Context, c *console) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	addresses, stop, err := embed(s, dir)
+	addresses, stop, err := embed(s, dir, os.Stderr)
 	if err != nil {
 		return err
 	}
@@ -157,13 +162,13 @@ func serveRole(_ context.Context, c *console) error {
 }
 
 // embed runs a server in this process, with its socket and certificate in dir.
-func embed(s settings, dir string) (addresses map[string]string, stop func() error, err error) {
+func embed(s settings, dir string, log io.Writer) (addresses map[string]string, stop func() error, err error) {
 	cert, fingerprint, err := server.SelfSigned(dir)
 	if err != nil {
 		return nil, nil, err
 	}
 	ctx := context.Background()
-	srv, err := server.New(ctx, s.config())
+	srv, err := server.New(ctx, s.config(log))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,7 +94,7 @@ type process struct {
 // latest with the test.
 func startProcess(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = newLogbook(t)
 	in, err := cmd.StdinPipe()
 	check(t, err)
 	out, err := cmd.StdoutPipe()
@@ -101,6 +103,31 @@ func startProcess(t testing.TB, cmd *exec.Cmd) *process {
 	p := &process{t: t, cmd: cmd, in: in, out: json.NewDecoder(out)}
 	t.Cleanup(p.end)
 	return p
+}
+
+// A logbook keeps what a process or a server says, and shows it if the test
+// fails.
+type logbook struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func newLogbook(t testing.TB) *logbook {
+	b := new(logbook)
+	t.Cleanup(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if t.Failed() && b.text.Len() > 0 {
+			t.Logf("log:\n%s", b.text.Bytes())
+		}
+	})
+	return b
+}
+
+func (b *logbook) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
 }
 
 // child runs this binary in a role, with args as the first it hears.
