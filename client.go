@@ -5,6 +5,7 @@ package memspan
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -114,6 +115,9 @@ type nothing struct{}
 // Alloc makes a span and opens it. A span with a name stays until it is freed;
 // one without goes with the last handle to it.
 func (c *Client) Alloc(ctx context.Context, cfg SpanConfig) (*Span, error) {
+	if cfg.Policy > WriteAll {
+		return nil, &Error{Code: ErrInvalid, Op: "alloc", Span: cfg.Name, Message: fmt.Sprintf("there is no write policy %d", cfg.Policy)}
+	}
 	tier := cfg.Tier.or(Host)
 	o, err := ask[control.Opened](ctx, c, control.OpAlloc, control.Alloc{
 		Name:      cfg.Name,

@@ -310,7 +310,7 @@ func (m *Mapping) flush(ctx context.Context, ranges []Range) (Commit, error) {
 			return Commit{}, err
 		}
 		done, err := ask[control.Committed](ctx, m.span.client, control.OpFlush, control.Flush{Mapping: m.id, Ranges: ranges})
-		return Commit{done.Version, done.Holders}, err
+		return Commit(done), err
 	}
 	ranges, err := m.checkRanges(ranges)
 	if err != nil {

@@ -145,7 +145,7 @@ func (sh *shadow) flush(ctx context.Context, ranges []Range) error {
 		err = serr
 	}
 	if f.sent {
-		sh.last = Commit{f.version, f.holders}
+		sh.last = Commit{Version: f.version, Holders: f.holders}
 		sh.known = err == nil && len(f.errs) == 0 // else not all is answered
 	}
 	if err != nil {

@@ -148,7 +148,7 @@ func askSpan[R any](ctx context.Context, s *Span, op control.Op, args any) (repl
 // or all of it.
 func (s *Span) commit(ctx context.Context, op control.Op, off, n int64, args any) (Commit, error) {
 	done, err := askSpan[control.Committed](ctx, s, op, args)
-	return Commit{done.Version, done.Holders}, s.failed(string(op), off, n, err)
+	return Commit(done), s.failed(string(op), off, n, err)
 }
 
 // Copy stores bytes [srcOff, srcOff+n) of src at off. It is done where the

@@ -114,6 +114,7 @@ type Range = control.Range
 type Commit struct {
 	Version uint64   // of the span: it counts commits
 	Holders TierMask // the tiers that hold all of what the call was about
+	Device  bool     // Copy and Fill: every byte was moved by the GPU's queue
 }
 
 // Tracking says how a shadow buffer finds what was stored to it.

@@ -211,11 +211,11 @@ func (m *Manager) SpanState() State {
 
 // Stats counts spans by their two-sided state (seeds/002, "CoherencyStats").
 type Stats struct {
-	Total      int // spans
-	HostOnly   int
-	DeviceOnly int
-	Synced     int
-	Dirty      int // HostDirty or DeviceDirty
+	Total      int `json:"total"` // spans
+	HostOnly   int `json:"host_only"`
+	DeviceOnly int `json:"device_only"`
+	Synced     int `json:"synced"`
+	Dirty      int `json:"dirty"` // HostDirty or DeviceDirty
 }
 
 // Add adds other's counts to s.
@@ -230,15 +230,15 @@ func (s *Stats) Add(other Stats) {
 // TieredStats counts blocks by where their current version is (seeds/002,
 // "TieredCoherencyStats").
 type TieredStats struct {
-	TotalBlocks int
-	VRAMCopies  int    // blocks whose current version is in VRAM
-	HostCopies  int    // in RAM
-	DiskCopies  int    // on disk
-	DirtyBlocks int    // blocks with a debt
-	SyncCount   uint64 // copies between agents that arrived
+	TotalBlocks int    `json:"total_blocks"`
+	VRAMCopies  int    `json:"vram_copies"`  // blocks whose current version is in VRAM
+	HostCopies  int    `json:"host_copies"`  // in RAM
+	DiskCopies  int    `json:"disk_copies"`  // on disk
+	DirtyBlocks int    `json:"dirty_blocks"` // blocks with a debt
+	SyncCount   uint64 `json:"sync_count"`   // copies between agents that arrived
 	// Epoch is the barriers' count, SyncQueue.Epoch. A Manager knows none and
 	// leaves it 0.
-	Epoch uint64
+	Epoch uint64 `json:"epoch"`
 }
 
 // Add adds other's counts to s; of the epochs it keeps the later.

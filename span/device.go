@@ -144,7 +144,7 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.move(ctx, a, from)
 	})
-	return c, a != hostAgent, err
+	return c, a != hostAgent && from == a, err
 }
 
 // fromDevice copies from a device to RAM. The device is read before the

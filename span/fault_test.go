@@ -235,7 +235,7 @@ func TestStoreDuringTheRelease(t *testing.T) {
 // stays busy, and only expected errors come.
 func TestStress(t *testing.T) {
 	st := newStore(t)
-	expected := []error{span.ErrFreed, span.ErrDebt, coherency.ErrConflict, coherency.ErrDataLoss, coherency.ErrPinned, context.Canceled}
+	expected := []error{span.ErrFreed, span.ErrDebt, tier.ErrLost, coherency.ErrConflict, coherency.ErrDataLoss, coherency.ErrPinned, context.Canceled}
 	check := func(op string, err error) {
 		for _, e := range expected {
 			if errors.Is(err, e) {

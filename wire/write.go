@@ -14,9 +14,11 @@ const (
 	// smallPayload is the longest payload, as sent, that is copied behind its
 	// header and leaves in one plain write.
 	smallPayload = 4 << 10
-	// sumChunk is how much data is copied at a time before it is summed: what
+	// sumChunk is how much data is written at a time before it is summed: what
 	// the processor's nearer caches hold.
-	sumChunk = 128 << 10
+	sumChunk = 256 << 10
+	// sumLast is how much of it is summed first, to leave with the sum.
+	sumLast = 16 << 10
 	// keepBuffer is the largest buffer that a connection keeps.
 	keepBuffer = 64 << 10
 )
@@ -26,10 +28,10 @@ const (
 // errors are ErrTooLarge, after which nothing was written and the connection
 // can still be used, and those of a connection that broke or stalled.
 //
-// Data is written straight from the pieces' memory, or a copy of it where the
-// connection needs sums, or encodes and it pays. Should somebody else change
-// that memory meanwhile, the peer receives a mixture of old and new bytes,
-// never a frame that does not decode or whose sum is wrong.
+// Data is written straight from the pieces' memory, or encoded if the
+// connection compresses and it pays. The memory must not change until
+// WriteFrame returns: the peer could receive a mixture of old and new bytes,
+// and on a connection with sums find the frame corrupt.
 func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
 	raw := 0
 	for _, d := range data {
@@ -44,46 +46,17 @@ func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
 	h.Prefix, h.Raw = uint32(len(prefix)), uint32(raw)
 	h.Encoding, h.Length = EncodingRaw, uint32(len(prefix)+raw)
 	var one [1][]byte // data as it is sent, if that is not how it was given
-	private := false  // nobody else can change the data
 	if raw >= minEncode && c.compress.Load() {
 		if e, ok := c.enc.encode(data, raw); ok {
 			defer putScratch(e.scratch)
-			one[0], data, private = e.data, one[:], true
+			one[0], data = e.data, one[:]
 			h.Encoding, h.Length = e.encoding, uint32(len(prefix)+len(e.data))
 		}
 	}
 	if h.Length <= smallPayload {
 		return c.writeSmall(h, prefix, data)
 	}
-	var sum uint32
-	if c.sums {
-		sum = crc32.Checksum(prefix, castagnoli)
-		if private {
-			sum = crc32.Update(sum, castagnoli, data[0])
-		} else {
-			scratch := getScratch()
-			defer putScratch(scratch)
-			one[0], sum = copySummed(*scratch, data, sum)
-			data = one[:]
-		}
-	}
-	return c.writeLarge(h, prefix, data, sum)
-}
-
-// copySummed copies data to dst and returns it there, with the sum over it
-// added to sum. Memory that another process writes could change between
-// summing and sending. The copy is not in vain: it is what takes the data out
-// of main memory, sum and kernel find it in the processor's cache.
-func copySummed(dst []byte, data [][]byte, sum uint32) ([]byte, uint32) {
-	n := 0
-	for _, d := range data {
-		for len(d) > 0 {
-			m := copy(dst[n:], d[:min(len(d), sumChunk)])
-			sum = crc32.Update(sum, castagnoli, dst[n:n+m])
-			n, d = n+m, d[m:]
-		}
-	}
-	return dst[:n], sum
+	return c.writeLarge(h, prefix, data)
 }
 
 // writeSmall writes a frame in one piece.
@@ -104,23 +77,49 @@ func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte) error {
 	return c.finish(h, err)
 }
 
-// writeLarge writes a frame whose data is taken from where it is. sum is the
-// payload's, if the connection needs one.
-func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte, sum uint32) error {
+// writeLarge writes a frame whose data is taken from where it is.
+func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	if c.writeErr != nil {
 		return c.writeErr
 	}
 	c.begin(&h, prefix)
-	var tail []byte
-	if h.Has(FlagSum) {
-		tail = appendSum(c.tail[:0], sum)
-	}
 	start := time.Now()
-	err := c.gather(data, tail)
+	var err error
+	if h.Has(FlagSum) {
+		err = c.writeSummed(data)
+	} else {
+		err = c.gather(data, nil)
+	}
 	c.enc.wrote(int(h.Length), time.Since(start))
 	return c.finish(h, err)
+}
+
+// writeSummed writes c.out, data and the sum. It sums each chunk after the
+// kernel has copied it, and so brought it into the processor's cache; only the
+// last, which leaves with the sum, before.
+func (c *Conn) writeSummed(data [][]byte) error {
+	sum := crc32.Checksum(c.out[HeaderSize:], castagnoli)
+	var last []byte
+	var one [1][]byte
+	for i, d := range data {
+		if i == len(data)-1 {
+			keep := min(len(d), sumLast)
+			d, last = d[:len(d)-keep], d[len(d)-keep:]
+		}
+		for len(d) > 0 {
+			one[0] = d[:min(len(d), sumChunk)]
+			if err := c.gather(one[:], nil); err != nil {
+				return err
+			}
+			sum = crc32.Update(sum, castagnoli, one[0])
+			c.out, d = c.out[:0], d[len(one[0]):]
+		}
+	}
+	one[0] = last
+	sum = crc32.Update(sum, castagnoli, last)
+	return c.gather(one[:], appendSum(c.tail[:0], sum))
 }
 
 // gather writes c.out, data and tail one after the other.

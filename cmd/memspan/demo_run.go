@@ -113,7 +113,7 @@ func (r *demoRun) steps(ctx context.Context, client *memspan.Client, out *demoRe
 	if err != nil {
 		return err
 	}
-	out.OnDevice = onDevice(there) && onDevice(back)
+	out.OnDevice = there.Device && back.Device
 	if r.tier == memspan.VRAM && !out.OnDevice {
 		return errors.New("the spans are in device memory, but the copies went through RAM")
 	}

@@ -135,7 +135,7 @@ disk_copies, dirty_blocks) with the barriers so far (sync_count, epoch).`,
 					return err
 				}
 				if opts.json {
-					return printStatsJSON(cmd.OutOrStdout(), stats)
+					return printJSON(cmd.OutOrStdout(), stats)
 				}
 				return printStats(cmd.OutOrStdout(), stats)
 			}
@@ -185,23 +185,6 @@ func blockCounts(s memspan.Stats) []count {
 		{"sync_count", c.SyncCount},
 		{"epoch", c.Epoch},
 	}
-}
-
-func printStatsJSON(w io.Writer, s memspan.Stats) error {
-	object := func(counts []count) map[string]uint64 {
-		m := make(map[string]uint64)
-		for _, c := range counts {
-			m[c.name] = c.n
-		}
-		return m
-	}
-	return printJSON(w, map[string]any{
-		"coherency": object(spanCounts(s)),
-		"tiered":    object(blockCounts(s)),
-		"sessions":  s.Sessions,
-		"mappings":  s.Mappings,
-		"budgets":   s.Budgets,
-	})
 }
 
 func printStats(w io.Writer, s memspan.Stats) error {
@@ -302,17 +285,10 @@ flags say. One that exists must be as long as the source.`,
 			return err
 		}
 		r := transferred(stat, src.Size(), took)
-		device := onDevice(commit)
-		r.OnDevice = &device
+		r.OnDevice = &commit.Device
 		return opts.report(cmd, r)
 	})
 	return cmd
-}
-
-// onDevice reports whether a copy stayed in device memory: had its bytes passed
-// through RAM, RAM would hold them too.
-func onDevice(c memspan.Commit) bool {
-	return c.Holders.Has(memspan.VRAM) && !c.Holders.Has(memspan.Host)
 }
 
 // destination opens the span that cp copies to, or makes it.

@@ -383,7 +383,7 @@ func TestThousandMappings(t *testing.T) {
 	c := d.dial(t, "unix")
 	var mappers []*process
 	for _, transport := range transports {
-		mappers = append(mappers, child(t, "mapper", mapperArgs{d.Addresses[transport], 4000}))
+		mappers = append(mappers, child(t, "mapper", mapperArgs{d.Addresses[transport], 1000}))
 	}
 	for i, p := range mappers {
 		var grown [3]int64
