@@ -133,8 +133,9 @@ func (w *world) drains(b int) error {
 type stateKey [48]byte
 
 // key spells the state of block b but for what does not matter: versions count
-// by rank, but for 0, and bytes that are no version not at all.
-func (w *world) key(b int, k *stateKey) {
+// by rank, but for 0, and bytes that are no version not at all. It returns how
+// many versions there are still traces of, 0 apart.
+func (w *world) key(b int, k *stateKey) (writes int) {
 	m, x := w.m, &w.blocks[b]
 	*k = stateKey{}
 	n := 0
@@ -160,6 +161,10 @@ func (w *world) key(b int, k *stateKey) {
 	}
 	slices.Sort(live)
 	live = slices.Compact(live)
+	writes = len(live)
+	if live[0] == 1 {
+		writes--
+	}
 	rank := func(held uint64) byte {
 		if held == 0 {
 			return 0
@@ -187,7 +192,7 @@ func (w *world) key(b int, k *stateKey) {
 		put(rank(held) | byte(x.pins[a])<<4)
 	}
 	if t == nil {
-		return
+		return writes
 	}
 	put(byte(t.writer))
 	if t.writer != NoAgent {
@@ -202,6 +207,7 @@ func (w *world) key(b int, k *stateKey) {
 	for _, f := range x.flights {
 		put(byte(f.Dst) | flag(f.val == torn)<<7 | 0x40)
 	}
+	return writes
 }
 
 func flag(b bool) byte {
@@ -211,8 +217,12 @@ func flag(b bool) byte {
 	return 0
 }
 
-// maxFlights bounds the copies under way at once.
-const maxFlights = 2
+// maxFlights bounds the copies under way at once, maxTraces the versions that
+// anything is left of (version 0 apart): as many as three agents can hold.
+const (
+	maxFlights = 2
+	maxTraces  = 3
+)
 
 // search visits every state that block 0 of a Manager can come to, nearest
 // first, and returns how many there are, or the shortest way to a violation. It
@@ -245,7 +255,9 @@ func search(c Config, broken guard, maxStates int) (states, steps int, err error
 		return fmt.Errorf("%s: %w", strings.Join(ops, " "), err)
 	}
 	add := func(w *world, from int, o op) {
-		w.key(0, &k)
+		if w.key(0, &k) > maxTraces {
+			return
+		}
 		if _, ok := seen[k]; ok {
 			return
 		}
@@ -329,8 +341,8 @@ var machines = []struct {
 		Agents: []AgentInfo{{Tier: VRAM}, {Tier: Host}, {Tier: VRAM, Node: 1}, {Tier: Host, Node: 1}}, Home: 1, Policy: WriteAll, Zeroed: AgentsOf(1)}},
 }
 
-// TestSearch is exhaustive: of one block, with any number of writes, up to two
-// copies under way, completions in any order, failing, late and repeated, and
+// TestSearch is exhaustive: of one block, with any number of writes of which
+// three are still to be seen, up to two copies under way, completions in any order, failing, late and repeated, and
 // agents dying. With the race detector, which makes it six times slower and has
 // nothing to find here, it stops early on the largest machine.
 func TestSearch(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/wire"
-	"github.com/memspan/memspan/wire/control"
 )
 
 // documentPattern is what the document's test writes.
@@ -84,8 +83,8 @@ func document(t *testing.T, c *memspan.Client, tier memspan.Tier, size int64, fi
 	device := alloc(t, c, memspan.SpanConfig{Size: size, Tier: memspan.On(tier), Placement: memspan.DeviceLocal})
 	done, err := device.Copy(ctx, 0, staging, 0, size)
 	check(t, err)
-	if !done.Holders.Has(tier) {
-		t.Errorf("the copy is held by %v, not %v", done.Holders, tier)
+	if !done.Holders.Has(tier) || done.Device != (tier == memspan.VRAM) {
+		t.Errorf("the copy is held by %v, done by the device: %v", done.Holders, done.Device)
 	}
 	_, err = staging.Fill(ctx, 0, size, 0) // what is read below came from the device
 	check(t, err)
@@ -106,19 +105,20 @@ func document(t *testing.T, c *memspan.Client, tier memspan.Tier, size int64, fi
 func TestCopyIsDoneOnTheDevice(t *testing.T) {
 	t.Parallel()
 	d := start(t, settings{VRAM: true})
-	c, p := d.dial(t, "unix"), d.peer(t)
+	c := d.dial(t, "unix")
 	const size = 3<<20 + 5
 	for _, tier := range []memspan.Tier{memspan.VRAM, memspan.Host} {
 		cfg := memspan.SpanConfig{Size: size, Tier: memspan.On(tier)}
 		from, to := alloc(t, c, cfg), alloc(t, c, cfg)
 		write(t, from, stamped(size, 0, 1), 0)
-		var done control.Committed
-		p.control(control.OpCopy, control.Copy{Handle: p.open(to.ID()), Source: p.open(from.ID()), Length: size}, &done)
+		done, err := to.Copy(t.Context(), 0, from, 0, size)
+		check(t, err)
 		if done.Device != (tier == memspan.VRAM) {
 			t.Errorf("%v: copy by the device: %v", tier, done.Device)
 		}
 		holds(t, to, 0, size, 1)
-		p.control(control.OpFill, control.Fill{Handle: p.open(to.ID()), Offset: 3, Length: size - 7, Pattern: documentPattern}, &done)
+		done, err = to.Fill(t.Context(), 3, size-7, documentPattern)
+		check(t, err)
 		if done.Device != (tier == memspan.VRAM) {
 			t.Errorf("%v: fill by the device: %v", tier, done.Device)
 		}

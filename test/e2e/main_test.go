@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -33,6 +34,9 @@ func TestMain(m *testing.M) {
 	}
 	role := os.Getenv(roleEnv)
 	if role == "" {
+		// Much of what the tests do is to wait, for slow links and for dying
+		// processes. The command line says otherwise if it wants.
+		flag.Set("test.parallel", "6")
 		goleak.VerifyTestMain(m)
 		return
 	}

@@ -228,7 +228,7 @@ func TestConcurrentWriterLosesNothing(t *testing.T) {
 		neighbour := mapped(t, open(t, theirs, s), 0, size, memspan.ReadWrite)
 		// Byte k of the writer lies all over the mapping, and its neighbours
 		// are the other client's.
-		at := func(k int) int { return k * 7919 % (size / stride) * stride } // 7919 divides nothing there
+		at := func(k int) int { return k * 7919 % (size / stride) * stride }
 		value := func(k int) byte { return byte(k) | 1 }
 
 		turns, stored := make(chan struct{}), make(chan int)
