@@ -191,7 +191,8 @@ func TestOnlyWhatIsNeededIsSent(t *testing.T) {
 			t.Errorf("%d reads to map a span with 2 written blocks", n)
 		}
 		for off := int64(0); off < size; off += 4096 { // stores that change nothing
-			m.Bytes()[off] = m.Bytes()[off] | 0
+			same := m.Bytes()[off]
+			m.Bytes()[off] = same
 		}
 		version := flush(t, m).Version
 		if n := frames(c, wire.KindFlush); n != 0 {
