@@ -182,39 +182,39 @@ func TestSharedLocksAndCancellation(t *testing.T) {
 	want(t, "waiting for a lock of a freed span", <-waiting, memspan.ErrFreed)
 }
 
-// First come, first served: a stream of shared locks does not starve an
-// exclusive one.
+// First come, first served: a shared lock waits behind an exclusive one that
+// waits, so that a stream of shared ones starves nobody.
 func TestExclusiveLockIsNotStarved(t *testing.T) {
 	t.Parallel()
 	d := start(t, settings{})
 	s := alloc(t, d.dial(t, "unix"), memspan.SpanConfig{Size: 8})
-	stop := make(chan struct{})
-	var readers sync.WaitGroup
-	for range 3 {
-		o := open(t, d.dial(t, "unix"), s)
-		readers.Go(func() {
-			for {
-				l, err := o.Lock(t.Context(), 0, 8, memspan.Shared)
-				if err == nil {
-					err = l.Unlock(t.Context())
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				select {
-				case <-stop:
-					return
-				default:
-				}
-			}
-		})
-	}
-	for range 20 {
-		l, err := s.Lock(t.Context(), 0, 8, memspan.Exclusive)
-		check(t, err)
-		check(t, l.Unlock(t.Context()))
-	}
-	close(stop)
-	readers.Wait()
+	first, err := s.Lock(t.Context(), 0, 8, memspan.Shared)
+	check(t, err)
+	granted := make(chan struct{})
+	waiting := open(t, d.dial(t, "unix"), s)
+	go func() {
+		defer close(granted)
+		l, err := waiting.Lock(t.Context(), 4, 8-4, memspan.Exclusive)
+		if err == nil {
+			err = l.Unlock(t.Context())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}()
+	late := open(t, d.dial(t, "unix"), s)
+	eventually(t, "a shared lock waits behind an exclusive one", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		l, err := late.Lock(ctx, 0, 8, memspan.Shared)
+		if err == nil { // the exclusive one does not wait yet
+			check(t, l.Unlock(t.Context()))
+		}
+		return errors.Is(err, memspan.ErrCanceled)
+	})
+	l, err := late.Lock(t.Context(), 0, 4, memspan.Shared) // other bytes
+	check(t, err)
+	check(t, l.Unlock(t.Context()))
+	check(t, first.Unlock(t.Context()))
+	<-granted
 }

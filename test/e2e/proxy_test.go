@@ -105,10 +105,17 @@ func counting(n *atomic.Int64) relay {
 	})
 }
 
-// throttled lets so many bytes pass in a second.
+// throttled lets so many bytes pass in a second, and holds few of them: what
+// is sent to it waits with the sender.
 func throttled(bytesPerSecond float64) relay {
 	l := rate.NewLimiter(rate.Limit(bytesPerSecond), 32<<10)
-	return filter(func(ctx context.Context, p []byte, _ int64) error { return l.WaitN(ctx, len(p)) })
+	pass := filter(func(ctx context.Context, p []byte, _ int64) error { return l.WaitN(ctx, len(p)) })
+	return func(ctx context.Context, dst, src net.Conn) error {
+		if err := src.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+			return err
+		}
+		return pass(ctx, dst, src)
+	}
 }
 
 // flipped turns one bit of byte at around.

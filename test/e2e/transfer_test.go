@@ -157,17 +157,34 @@ func noise(n int, seed uint64) []byte {
 }
 
 // The issue "transfer times out for large data": what takes longer than the
-// timeout completes as long as it moves, in both directions at once too.
+// timeout completes as long as it moves, a single frame too, in both directions
+// at once.
 func TestSlowLinkCompletes(t *testing.T) {
 	t.Parallel()
-	size := 64 << 20
-	if slow() {
-		size = 1 << 30
+	for _, f := range []struct {
+		size    int
+		rate    float64 // bytes per second
+		timeout time.Duration
+		slow    bool
+	}{
+		{64 << 20, 10e6, time.Second, false},
+		{8 << 20, 1e6, 700 * time.Millisecond, false}, // a frame has a megabyte
+		{1 << 30, 10e6, time.Second, true},
+	} {
+		if f.slow && !slow() {
+			continue
+		}
+		t.Run(fmt.Sprintf("%dMiB at %v MB/s", f.size>>20, f.rate/1e6), func(t *testing.T) {
+			t.Parallel()
+			slowLink(t, f.size, f.rate, f.timeout)
+		})
 	}
-	const mbps, timeout = 10e6, time.Second
+}
+
+func slowLink(t *testing.T, size int, rate float64, timeout time.Duration) {
 	d := start(t, settings{IOTimeout: timeout})
 	opts := memspan.Options{IOTimeout: timeout, NoCompression: true}
-	c := dial(t, proxy(t, d.Addresses["tcp"], throttled(mbps), throttled(mbps)), opts)
+	c := dial(t, proxy(t, d.Addresses["tcp"], throttled(rate), throttled(rate)), opts)
 	s := alloc(t, c, memspan.SpanConfig{Size: int64(size)})
 	other := alloc(t, c, memspan.SpanConfig{Size: int64(size)})
 	p, q := noise(size, 1), noise(size, 2)

@@ -376,3 +376,16 @@ func (e *engine) load(dst []byte, m *memory, off int64) error {
 	}
 	return memfd.Guard(func() { memfd.Copy(dst, m.bytes[off:off+n]) })
 }
+
+// queueFamily picks the queue that copies and fills: one that can compute or
+// draw, since fills on others need Vulkan 1.1.
+func queueFamily(info DeviceInfo) (int, error) {
+	for _, want := range []vk.QueueFlags{vk.Compute, vk.Graphics} {
+		for i, f := range info.Queues {
+			if f.Count > 0 && f.Flags&want != 0 {
+				return i, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("device %q has no queue that copies and fills", info.Name)
+}

@@ -126,16 +126,3 @@ func selectDevice(devices []DeviceInfo, want string) (DeviceInfo, error) {
 	}
 	return DeviceInfo{}, fmt.Errorf("no device is %q by index, UUID or name; there are %s", want, strings.Join(have, ", "))
 }
-
-// queueFamily picks the queue that copies and fills: one that can compute or
-// draw, since fills on others need Vulkan 1.1.
-func queueFamily(info DeviceInfo) (int, error) {
-	for _, want := range []vk.QueueFlags{vk.Compute, vk.Graphics} {
-		for i, f := range info.Queues {
-			if f.Count > 0 && f.Flags&want != 0 {
-				return i, nil
-			}
-		}
-	}
-	return 0, fmt.Errorf("device %q has no queue that copies and fills", info.Name)
-}
