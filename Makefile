@@ -8,7 +8,7 @@ GO          ?= go
 STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME    ?= 20s
-COUNT       ?= 5
+PAIRS       ?= 11
 BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 # What client programs import must compile where the daemon does not run.
@@ -73,8 +73,11 @@ generate-check:
 	if [ "$$(git diff | git hash-object --stdin)" != "$$before" ]; then \
 		echo "generated files were not up to date: look at git diff"; exit 1; fi
 
+# Ratios of interleaved pairs first, then what single parts cost. Nothing else
+# should run: docs/benchmarks.md.
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...
+	$(GO) test -run '^$$' -bench . -benchtime $(PAIRS)x -timeout 60m ./test/bench
+	$(GO) test -run '^$$' -bench . -benchmem ./coherency ./wire ./mapping ./tier/vram .
 
 # Every fuzz target for a short while.
 fuzz:

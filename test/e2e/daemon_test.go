@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +65,7 @@ type daemon struct {
 	Addresses map[string]string // by transport, as memspan.Dial takes them
 	stop      func() error      // of an embedded server
 	process   *process          // of another
+	binary    bool              // that is the shipped command
 }
 
 // start starts a daemon that ends with the test.
@@ -75,6 +77,7 @@ func start(t testing.TB, s settings) *daemon {
 	d := new(daemon)
 	switch binary := os.Getenv("MEMSPAN_BINARY"); {
 	case binary != "":
+		d.binary = true
 		d.process = startProcess(t, serveCommand(t, binary, s))
 		var said struct{ Addresses []string }
 		d.process.hear(&said)
@@ -219,6 +222,11 @@ func (d *daemon) pid() int {
 
 // shutdown stops the daemon in good order, before the test ends.
 func (d *daemon) shutdown() error {
+	if d.binary {
+		err := d.process.cmd.Process.Signal(syscall.SIGTERM)
+		d.process.wait()
+		return err
+	}
 	if d.process != nil {
 		d.process.end()
 		return nil

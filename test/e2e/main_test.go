@@ -168,14 +168,19 @@ func (p *process) kill() {
 	p.cmd.Wait() // says that it was killed
 }
 
-// end lets the process go, and waits until it has ended well. Race reports and
-// panics make it end badly.
+// end lets the process go, and waits until it has ended.
 func (p *process) end() {
+	p.in.Close()
+	p.wait()
+}
+
+// wait waits until the process has ended well. Race reports and panics make it
+// end badly.
+func (p *process) wait() {
 	if p.over {
 		return
 	}
 	p.over = true
-	p.in.Close()
 	patience := time.AfterFunc(time.Minute, func() { p.cmd.Process.Kill() })
 	defer patience.Stop()
 	if err := p.cmd.Wait(); err != nil {
