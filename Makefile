@@ -14,7 +14,7 @@ BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.versi
 # What client programs import must compile where the daemon does not run.
 PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./internal/...
 
-.PHONY: all build build-static setup demo test race search e2e lint vet generate bench fuzz cover clean
+.PHONY: all build build-static setup demo test race search e2e test-slow lint vet generate bench fuzz cover clean
 .NOTPARALLEL:
 
 all: build
@@ -48,6 +48,10 @@ search:
 e2e: build build-static
 	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 ./cmd/memspan ./test/e2e
 	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 ./cmd/memspan ./test/e2e
+
+# What takes minutes of waiting: 1 GiB over a link of 10 MB/s, 50 clients.
+test-slow:
+	MEMSPAN_SLOW=1 $(GO) test -count=1 -timeout 20m -run 'TestSlowLink|TestManyClients' ./test/e2e
 
 lint: vet
 	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \

@@ -239,7 +239,7 @@ func (f *flushing) trim(ctx context.Context, ranges []Range) ([]Range, error) {
 
 // send sends the change that was held back.
 func (f *flushing) send(ctx context.Context, more bool) error {
-	if err := f.settle(ctx, window-1, f); err != nil {
+	if err := f.settle(ctx, f.room(), f); err != nil {
 		return err
 	}
 	if err := f.fatal(); err != nil {
@@ -269,6 +269,25 @@ func (f *flushing) send(ctx context.Context, more bool) error {
 	f.under = append(f.under, flushFrame{c, change, block})
 	f.held, f.sent = nil, true
 	return nil
+}
+
+// smallFrames is how many flush frames may be under way if they are small:
+// what a sparse flush has to wait for is answers, not the link.
+const (
+	smallFrames = 8 * window
+	smallData   = 1 << 20 // bytes of all of them
+)
+
+// room is how many frames may be under way beside the one to be sent.
+func (f *flushing) room() int {
+	data := len(f.held.Data)
+	for _, frame := range f.under {
+		data += len(frame.change.Data)
+	}
+	if data <= smallData {
+		return smallFrames - 1
+	}
+	return window - 1
 }
 
 // fatal returns the first error that keeps further blocks from being sent. A

@@ -122,7 +122,8 @@ func (s *Span) unmapped() {
 }
 
 // Free removes the span, for all clients, and gives its memory back. Others
-// who use it get ErrFreed. Direct mappings keep the memory that they have.
+// who use it get ErrFreed. Direct mappings stay
+// memory, but read as zeros.
 func (s *Span) Free(ctx context.Context) error {
 	if err := s.usable(); err != nil {
 		return s.failed("free", 0, 0, err)

@@ -293,7 +293,7 @@ func (s *session) stats() (control.Stats, error) {
 	st.Budgets = make(map[string]control.Budget)
 	for t := range s.srv.store.Tiers().All() {
 		if u, ok := s.srv.store.Usage(t); ok {
-			st.Budgets[t.String()] = control.Budget(u)
+			st.Budgets[t.String()] = control.Budget{Used: u.Used, Budget: u.Budget}
 		}
 	}
 	s.srv.mu.Lock()

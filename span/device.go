@@ -349,18 +349,28 @@ func (s *Span) holders() coherency.TierMask {
 	return m
 }
 
-// Sync brings every stale copy up to date and home with it. It returns the
-// number of the epoch that ended.
+// Sync is a barrier over the span: see Store.Sync.
 func (s *Span) Sync(ctx context.Context) (epoch uint64, err error) {
+	if err := s.refresh(ctx); err != nil {
+		return s.store.epoch.Load(), s.fail("sync", 0, 0, err)
+	}
+	return s.store.epoch.Add(1), nil
+}
+
+// refresh brings every stale copy up to date, and home with them.
+func (s *Span) refresh(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for b := range s.Blocks() {
 		g.Go(func() error { return s.syncBlock(gctx, b) })
 	}
-	if err := g.Wait(); err != nil {
-		return s.store.epoch.Load(), s.fail("sync", 0, 0, err)
+	err := g.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil || s.due.Len() == 0 {
+		s.lastErr = err
 	}
-	return s.store.epoch.Add(1), nil
+	return err
 }
 
 func (s *Span) syncBlock(ctx context.Context, b int) error {
@@ -372,6 +382,9 @@ func (s *Span) syncBlock(ctx context.Context, b int) error {
 	info := s.dir.Block(b)
 	home := s.dir.Home()
 	s.mu.Unlock()
+	if !info.Debt && !info.Stale.Any() {
+		return nil
+	}
 	for a := range s.store.agents {
 		a := coherency.Agent(a)
 		if info.Stale.Has(s.store.agents[a].Tier) || info.Debt && a == home {

@@ -409,32 +409,6 @@ func (s *Span) retryDue(ctx context.Context) bool {
 	return len(errs) > 0
 }
 
-// payDebt makes home hold every version committed before.
-func (s *Span) payDebt(ctx context.Context) error {
-	s.mu.Lock()
-	var owed []int
-	if s.freed {
-		s.mu.Unlock()
-		return ErrFreed
-	}
-	home := s.dir.Home()
-	for b := range s.dir.Debts() {
-		owed = append(owed, b)
-	}
-	s.mu.Unlock()
-	var errs []error
-	for _, b := range owed {
-		errs = append(errs, s.fetchBlock(ctx, b, home))
-	}
-	err := errors.Join(errs...)
-	s.mu.Lock()
-	if err != nil || s.due.Len() == 0 {
-		s.lastErr = err
-	}
-	s.mu.Unlock()
-	return err
-}
-
 // fetchBlock is fetch for callers that do not hold the block's lock.
 func (s *Span) fetchBlock(ctx context.Context, b int, a coherency.Agent) error {
 	if err := s.lockBlock(ctx, b, true); err != nil {

@@ -61,6 +61,10 @@ func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
 		s.spaces = append(s.spaces, space)
 	}
 	s.host = s.spaces[hostAgent].(*host.Space) // tiers[0] is the host tier
+	// Refused before anything is taken: others may need it meanwhile.
+	if u := s.store.tiers[s.prefer].Usage(); u.Budget > 0 && s.Size > u.Budget-u.Held {
+		return fmt.Errorf("%d bytes do not fit: %d of the %s tier's %d are held: %w", s.Size, u.Held, s.Tier, u.Budget, tier.ErrBudget)
+	}
 	for b := range blocks {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

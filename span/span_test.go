@@ -244,6 +244,9 @@ func TestAllocRefuses(t *testing.T) {
 			t.Errorf("%s: error %v, want %v", name, err, c.want)
 		}
 	}
+	if u, _ := st.Usage(coherency.Host); u.Used > block {
+		t.Errorf("%d bytes are in use after failed allocations", u.Used)
+	}
 	if n := len(st.List()); n != 1 {
 		t.Errorf("%d spans after failed allocations, want 1", n)
 	}
@@ -358,11 +361,14 @@ func TestUploadDownloadSyncRelease(t *testing.T) {
 		t.Fatalf("forced download: %q", got)
 	}
 	state(coherency.Synced)
-	write(t, s, 0, []byte("host 3"))
-	if _, err := s.Sync(t.Context()); err != nil {
-		t.Fatal(err)
+	for i, sync := range []func(context.Context) (uint64, error){s.Sync, st.Sync} {
+		write(t, s, 0, []byte("host 3"))
+		state(coherency.HostDirty)
+		if epoch, err := sync(t.Context()); err != nil || epoch != uint64(i+1) {
+			t.Fatalf("epoch %d, %v", epoch, err)
+		}
+		state(coherency.Synced)
 	}
-	state(coherency.Synced)
 	if err := s.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}

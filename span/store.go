@@ -321,12 +321,13 @@ func (st *Store) Lose(kind coherency.Tier) {
 	}
 }
 
-// Sync is a barrier: when it returns, every version committed before is held
-// by its home. It returns the number of the epoch that ended.
+// Sync is a barrier over all spans: when it returns, every version committed
+// before is held by its home, and no copy is stale. It returns the number of
+// the epoch that ended.
 func (st *Store) Sync(ctx context.Context) (epoch uint64, err error) {
 	var errs []error
 	for _, s := range st.List() {
-		if err := s.payDebt(ctx); err != nil && !errors.Is(err, ErrFreed) {
+		if err := s.refresh(ctx); err != nil && !errors.Is(err, ErrFreed) {
 			errs = append(errs, s.fail("sync", 0, 0, err))
 		}
 	}

@@ -64,6 +64,7 @@ const (
 // Usage says how much of a tier is taken, in bytes.
 type Usage struct {
 	Used   int64 // taken from the system or the device
+	Held   int64 // of it, what cannot be given up to make room
 	Budget int64 // the most that may be; 0 if only the machine limits it
 }
 

@@ -34,7 +34,7 @@ const (
 	Unsupported                     // this server or system cannot do it
 	LastCopy                        // the copy is the only one
 	Pinned                          // a mapping keeps the copy in its place
-	LockLost                        // the lock's holder went away with the lock held
+	LockLost                        // reserved
 	NotHeld                         // the lock is not held by this session
 	Canceled                        // the caller gave up
 	Debt                            // committed, but the write policy is not met yet

@@ -207,8 +207,9 @@ func (l *load) step(t *testing.T, n uint64) error {
 		if _, err := l.span.Accept(ctx); err != nil && !lossy(err) {
 			return fmt.Errorf("accept: %w", err)
 		}
-		// RAM's older copy may be gone too: it was being replaced.
-		l.may = append(l.may, 0)
+		if !l.safe { // else what RAM held before survives
+			l.may = append(l.may, 0)
+		}
 		return nil
 	case err != nil && lossy(err):
 		return nil

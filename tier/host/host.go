@@ -68,7 +68,7 @@ func (t *Tier) OpenSpace(name string, size int64) (*Space, error) {
 func (t *Tier) Usage() tier.Usage {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return tier.Usage{Used: t.used, Budget: t.budget}
+	return tier.Usage{Used: t.used, Held: t.used - t.idleSize, Budget: t.budget}
 }
 
 // Close gives idle memory back to the system.
