@@ -80,7 +80,9 @@ type SpanConfig struct {
 	Name string
 	// Size is in bytes; it must be positive.
 	Size int64
-	// Tier is where writes go, as in On(VRAM). Default: Host.
+	// Tier is where writes go, as in On(VRAM). Default: Host. What is stored
+	// through a writable direct mapping is in RAM until the policy, or an
+	// operation of the device, moves it.
 	Tier TierChoice
 	// Home is where the bytes belong: where a WriteThrough policy wants them,
 	// and where they are written back to. Default: Tier.

@@ -30,5 +30,5 @@
 // acknowledged; every busy block can come to rest.
 //
 // The vocabulary is that of seeds/002; where that document's own protocol is
-// wrong the behaviour is the corrected one of facts/coherency.md, section C3.
+// wrong the behaviour is the corrected one that docs/origins.md lists.
 package coherency

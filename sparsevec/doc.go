@@ -10,5 +10,5 @@
 //
 // All little-endian, with nothing after. Unlike the document's code it refuses
 // what the format cannot hold instead of cutting it off, and bytes that follow
-// the vector instead of passing over them (facts/coherency.md, C3 row 30).
+// the vector instead of passing over them (docs/origins.md, row 30).
 package sparsevec
