@@ -203,8 +203,9 @@ func BenchmarkDocument(b *testing.B) {
 					write = append(write, seconds(func() {
 						m, err := s.Map(b.Context(), 0, size, memspan.ReadWrite)
 						check(b, err)
-						for i := range m.Bytes() {
-							m.Bytes()[i] = byte(i) + round
+						p := m.Bytes()
+						for i := range p {
+							p[i] = byte(i) + round
 						}
 						check(b, m.Unmap(b.Context()))
 					}))
