@@ -45,7 +45,6 @@ type session struct {
 	ended       chan struct{} // closed when serve returns
 	conn        *wire.Conn
 	direct      bool
-	local       bool // nobody but this machine's user can be on the other side
 
 	prefix  []byte // of the data frame being received; readFrames' own
 	lane    chan *dataJob
@@ -194,7 +193,7 @@ func (s *session) handshake(ctx context.Context) error {
 			return err
 		}
 		nc = fdpass.New(raw)
-		trusted, s.direct, s.local = true, true, true
+		trusted, s.direct = true, true
 	case *tlsConn:
 		keepAlive(raw.Conn)
 		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.config)
@@ -237,7 +236,7 @@ func (s *session) handshake(ctx context.Context) error {
 	if err := s.srv.admit(s); err != nil {
 		return errors.Join(err, s.replyError(h, err))
 	}
-	compress := hello.Compress && !s.local
+	compress := hello.Compress && !s.direct
 	err = s.reply(h, control.Welcome{
 		Protocol:  wire.Version,
 		Session:   uint64(s.owner),

@@ -275,7 +275,7 @@ func TestStress(t *testing.T) {
 		}
 		wg.Wait()
 		for _, s := range []*span.Span{a, b} {
-			if s.Freed() {
+			if _, err := s.State(); errors.Is(err, span.ErrFreed) {
 				continue
 			}
 			_, err := s.Accept(t.Context())

@@ -192,13 +192,6 @@ func (s *Span) closeSpaces() error {
 	return errors.Join(errs...)
 }
 
-// Freed reports whether Free was called.
-func (s *Span) Freed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.freed
-}
-
 // Stat describes a span now.
 type Stat struct {
 	State   coherency.State

@@ -133,9 +133,6 @@ func (st *Store) Usage(kind coherency.Tier) (u tier.Usage, ok bool) {
 	return st.tiers[a].Usage(), true
 }
 
-// MaxSize returns the largest size a span may have, in bytes.
-func (st *Store) MaxSize() int64 { return st.maxSize }
-
 func (st *Store) agentOf(kind coherency.Tier) (coherency.Agent, error) {
 	for i, a := range st.agents {
 		if a.Tier == kind {

@@ -108,7 +108,7 @@ func Example_device() {
 	if _, err := d.Fill(ctx, 8, 4, 3); err != nil { // the first positive dimension
 		log.Fatal(err)
 	}
-	s = d
+	s = d // the document's engram, whose tier changes with the call, is two spans here
 	state("changed on the device")
 	if _, err := s.Sync(ctx); err != nil {
 		log.Fatal(err)
