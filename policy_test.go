@@ -27,6 +27,7 @@ var layers = []struct {
 	packages string
 	may      []string
 }{
+	{"internal/memlimit", nil},
 	{"internal/...", []string{"internal/..."}},
 	{"coherency", nil},
 	{"sparsevec", nil},

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -18,6 +19,7 @@ import (
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/tier/host"
@@ -80,6 +82,9 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// fallbackMemory is assumed where the system does not tell, in bytes.
+const fallbackMemory = 2 << 30
+
 // handshakeTimeout bounds the time from the connection to its first request.
 const handshakeTimeout = 10 * time.Second
 
@@ -115,7 +120,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.HostBudget == 0 {
-		cfg.HostBudget = availableMemory() / 2
+		cfg.HostBudget = cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory) / 2
 	}
 	srv := &Server{
 		limits:    cfg.Limits.withDefaults(),

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/userfault"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/tier/vram"
@@ -30,13 +31,14 @@ func diagnose(ctx context.Context, opts *options) *diagnosis {
 	d := &diagnosis{OK: true, Version: thisVersion(), Devices: []vram.DeviceInfo{}}
 	devices, vulkan := checkVulkan(ctx)
 	d.Devices = append(d.Devices, devices...)
+	memory := memlimit.Read(os.DirFS("/"))
 	d.Checks = []check{
 		vulkan,
 		checkSharing(),
 		checkTracking(),
 		checkKernel(),
-		checkMemory(),
-		checkControlGroup(),
+		checkMemory(memory),
+		checkControlGroup(memory),
 		checkLimit("open files", "Max open files", 1024, 4096,
 			"each direct mapping keeps a descriptor open", "ulimit -n 65536"),
 		checkLimit("locked memory", "Max locked memory", 64<<10, 0,
@@ -143,11 +145,10 @@ func kernelVersion(release string) (major, minor int, ok bool) {
 // smallMemory is less than a daemon and one large span need, in bytes.
 const smallMemory = 256 << 20
 
-func checkMemory() check {
+func checkMemory(memory memlimit.Memory) check {
 	c := check{Name: "available memory", State: stateOK, Meaning: "serve takes half of it for spans, unless --host-budget says otherwise"}
-	n, ok := meminfo("MemAvailable")
-	switch {
-	case !ok:
+	switch n := memory.Available; {
+	case n == 0:
 		c.State, c.Found = stateLimited, "unknown"
 		c.Fix = "memspan serve --host-budget SIZE"
 	case n < smallMemory:
@@ -159,35 +160,11 @@ func checkMemory() check {
 	return c
 }
 
-// meminfo returns a field of /proc/meminfo in bytes.
-func meminfo(field string) (n int64, ok bool) {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, false
-	}
-	for line := range strings.Lines(string(data)) {
-		words := strings.Fields(line)
-		if len(words) >= 2 && words[0] == field+":" {
-			kib, err := strconv.ParseInt(words[1], 10, 64)
-			return kib << 10, err == nil
-		}
-	}
-	return 0, false
-}
-
-func checkControlGroup() check {
+func checkControlGroup(memory memlimit.Memory) check {
 	c := check{Name: "memory limit (cgroup)", State: stateOK, Found: "none", Meaning: "only the machine limits the daemon"}
-	for line := range strings.Lines(readFile("/proc/self/cgroup")) {
-		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !ok {
-			continue
-		}
-		limit, err := strconv.ParseInt(readLine("/sys/fs/cgroup"+path+"/memory.max"), 10, 64)
-		if err != nil { // "max", or no such file
-			continue
-		}
-		c.Found, c.Meaning = humanSize(limit), "the daemon stays below half of it by itself"
-		if limit < smallMemory {
+	if memory.Group > 0 {
+		c.Found, c.Meaning = humanSize(memory.Group), "the daemon stays below half of it by itself"
+		if memory.Group < smallMemory {
 			c.State, c.Fix = stateLimited, "raise MemoryMax= of the service, or --memory of the container"
 		}
 	}
