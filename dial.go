@@ -3,6 +3,7 @@
 package memspan
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -128,6 +129,7 @@ type dialer struct {
 // failed says what was dialed and, where that is known, what to do.
 func (d *dialer) failed(ctx context.Context, err error) error {
 	e := &Error{Op: "dial", Message: d.address, Err: err}
+	var known *Error
 	var reason Code
 	var op *net.OpError
 	switch {
@@ -136,6 +138,9 @@ func (d *dialer) failed(ctx context.Context, err error) error {
 	case errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "certificate"):
 		e.Code = ErrUnauthenticated
 		e.Message += ": the server wants another client certificate; give it in Options.TLS"
+	case errors.As(err, &known): // the server's refusal, or ours
+		e.Code, e.Err = known.Code, known.Err
+		e.Message += ": " + cmp.Or(known.Message, strings.TrimPrefix(known.Code.Error(), known.Code.String()+": "))
 	case errors.As(err, &reason):
 		e.Code = reason
 	case errors.As(err, &op) && op.Op == "dial":
@@ -143,6 +148,9 @@ func (d *dialer) failed(ctx context.Context, err error) error {
 		e.Message += ": no server answers; start one with: memspan serve"
 	default:
 		e.Code = ErrPeerLost
+		if d.network == "tcp" {
+			e.Message += ": the connection ended before the server said anything; is it a memspan server's port, with TLS for tls:// and without for tcp://?"
+		}
 	}
 	return e
 }
@@ -183,7 +191,7 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
 	case d.tls:
 		tc := tls.Client(wire.Progress(nc, d.IOTimeout), d.tlsConfig())
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return nil, tlsError(err)
+			return nil, d.tlsError(err)
 		}
 		nc = tc
 	default:
@@ -291,12 +299,20 @@ func (d *dialer) tlsConfig() *tls.Config {
 	return cfg
 }
 
-// tlsError gives certificates that do not verify their code.
-func tlsError(err error) error {
+// tlsError gives what can go wrong before the greeting its code: certificates
+// that do not verify, and servers that do not speak TLS.
+func (d *dialer) tlsError(err error) error {
 	var certificate *tls.CertificateVerificationError
 	if errors.As(err, &certificate) {
 		return &Error{Code: ErrUnauthenticated,
 			Message: "the server's certificate does not verify: give its authority in Options.TLS, or its fingerprint in the address", Err: err}
+	}
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) {
+		if wire.IsMagic(record.RecordHeader[:]) {
+			return &Error{Code: ErrInvalid, Message: "this port of the server's has no TLS: use tcp://" + d.addr, Err: err}
+		}
+		return &Error{Code: ErrInvalid, Message: "what answers there does not speak TLS: it is no port of a memspan server's", Err: err}
 	}
 	return err
 }

@@ -79,6 +79,8 @@ func TestTokenAndCertificate(t *testing.T) {
 		{"tls, wrong name", srv.tls, secret, &tls.Config{RootCAs: srv.roots, ServerName: "other"}, memspan.ErrUnauthenticated},
 		{"tls, wrong token", srv.tls + "#" + srv.fingerprint, "guess", nil, memspan.ErrUnauthenticated},
 		{"tls, fingerprint", srv.tls + "#" + srv.fingerprint, secret, nil, nil},
+		{"tcp to a port with TLS", "tcp://" + strings.TrimPrefix(srv.tls, "tls://"), secret, nil, memspan.ErrInvalid},
+		{"tls to a port without", "tls://" + strings.TrimPrefix(srv.tcp, "tcp://"), secret, nil, memspan.ErrInvalid},
 		{"tls, authority", srv.tls, secret, &tls.Config{RootCAs: srv.roots, ServerName: "memspan"}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -88,6 +90,14 @@ func TestTokenAndCertificate(t *testing.T) {
 			}
 			if c != nil {
 				c.Close()
+				return
+			}
+			var e *memspan.Error
+			if !errors.As(err, &e) || strings.Count(err.Error(), e.Code.String()) != 1 {
+				t.Errorf("Dial = %v, want its code once", err)
+			}
+			if other, ok := map[string]string{"tcp to a port with TLS": "use tls://", "tls to a port without": "use tcp://"}[test.name]; ok && !strings.Contains(err.Error(), other) {
+				t.Errorf("Dial = %v, which does not say: %s", err, other)
 			}
 		})
 	}

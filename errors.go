@@ -41,9 +41,12 @@ const (
 	ErrUnsupported     = wire.Unsupported     // this server or this system cannot do it
 	ErrLastCopy        = wire.LastCopy        // the copy is the only one
 	ErrPinned          = wire.Pinned          // a mapping keeps the copy in its place
+	ErrLockLost        = wire.LockLost        // the connection broke with the lock held: see Lock.Unlock
 	ErrNotHeld         = wire.NotHeld         // the lock is not held
 	ErrCanceled        = wire.Canceled        // the context ended
 	ErrDebt            = wire.Debt            // stored, but the write policy is not met yet
+	ErrBusy            = wire.Busy            // another write or copy is in the way: try again
+	ErrWrongState      = wire.WrongState      // the request is not legal now
 )
 
 // failed gives err what was asked, where it does not say so itself. Joined

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/span"
@@ -31,6 +32,8 @@ var codes = [...]struct {
 	{coherency.ErrConflict, wire.Conflict},
 	{coherency.ErrPinned, wire.Pinned},
 	{coherency.ErrLastCopy, wire.LastCopy},
+	{coherency.ErrBusy, wire.Busy},
+	{coherency.ErrState, wire.WrongState},
 	{tier.ErrAbsent, wire.TierAbsent},
 	{tier.ErrBudget, wire.Budget},
 	{tier.ErrLost, wire.DataLoss},
@@ -46,22 +49,33 @@ func wireError(err error) *wire.Error {
 		return we
 	}
 	we = &wire.Error{Code: wire.Internal, Message: err.Error()}
-	for _, c := range codes {
-		if errors.Is(err, c.err) {
-			we.Code = c.code
-			break
-		}
-	}
 	var placed *span.Error
 	if errors.As(err, &placed) {
 		we.Op, we.Span, we.Offset, we.Length = placed.Op, placed.Span, placed.Offset, placed.Length
 		we.Message = placed.Err.Error()
+	}
+	for _, c := range codes {
+		if errors.Is(err, c.err) {
+			we.Code = c.code
+			we.Message = without(we.Message, c.err.Error())
+			break
+		}
 	}
 	var loss *coherency.DataLossError
 	if errors.As(err, &loss) {
 		we.Version, we.Survivor = loss.Lost, loss.Survivor
 	}
 	return we
+}
+
+// without returns what message says beyond sentinel, the text of the error that
+// its code stands for: the code says that already.
+func without(message, sentinel string) string {
+	if message == sentinel {
+		return ""
+	}
+	message = strings.Replace(message, sentinel+": ", "", 1)
+	return strings.TrimSuffix(message, ": "+sentinel)
 }
 
 // replyError answers a request with an error. It returns one of its own if the

@@ -198,6 +198,7 @@ func (s *session) handshake(ctx context.Context) error {
 		keepAlive(raw.Conn)
 		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.config)
 		if err := tc.HandshakeContext(ctx); err != nil {
+			s.plainOnTLS(raw.Conn, err)
 			return err
 		}
 		trusted = len(tc.ConnectionState().VerifiedChains) > 0
@@ -214,6 +215,11 @@ func (s *session) handshake(ctx context.Context) error {
 		if errors.As(err, &version) {
 			s.refuse(wire.Header{Kind: wire.KindHello}, wire.BadVersion,
 				fmt.Sprintf("this server speaks protocol version %d, the client %d; use the same release on both sides", wire.Version, version.Got))
+		}
+		if tcp, plain := s.raw.(*net.TCPConn); plain && errors.Is(err, wire.ErrMagic) {
+			// A TLS client knows this answer by its first bytes.
+			s.refuse(wire.Header{Kind: wire.KindHello}, wire.Invalid, "this port speaks memspan's protocol, without TLS: use tcp://")
+			linger(tcp)
 		}
 		return err
 	}
@@ -251,6 +257,30 @@ func (s *session) handshake(ctx context.Context) error {
 		s.conn.SetCompress(true)
 	}
 	return err
+}
+
+// plainOnTLS answers a client that speaks the protocol where TLS is spoken, if
+// err says that this is what went wrong: it could not tell from a connection
+// that just ends.
+func (s *session) plainOnTLS(nc net.Conn, err error) {
+	var record tls.RecordHeaderError
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok || !errors.As(err, &record) || record.Conn == nil || !wire.IsMagic(record.RecordHeader[:]) {
+		return
+	}
+	s.conn = wire.NewConn(tcp, wire.Config{IOTimeout: s.srv.ioTimeout, Sums: true})
+	s.refuse(wire.Header{Kind: wire.KindHello}, wire.Invalid, "this port speaks TLS: use tls://, and the server's fingerprint or authority")
+	linger(tcp)
+}
+
+// linger waits until the peer has closed a connection that it was told to
+// close, for as long as the handshake may take: closed with bytes unread, the
+// connection would be reset, and the answer lost.
+func linger(tcp *net.TCPConn) {
+	const most = 64 << 10 // bytes; a hello, of either kind, is far shorter
+	if tcp.CloseWrite() == nil {
+		io.CopyN(io.Discard, tcp, most)
+	}
 }
 
 // keepAlive finds peers that vanished without a word within two minutes.

@@ -107,7 +107,7 @@ func (s *Span) Label() string {
 // checkRange checks bytes [off, off+n) without overflow.
 func (s *Span) checkRange(off, n int64) error {
 	if off < 0 || n <= 0 || off > s.Size || n > s.Size-off {
-		return fmt.Errorf("%w of %d bytes", ErrRange, s.Size)
+		return fmt.Errorf("%w: it has %d bytes", ErrRange, s.Size)
 	}
 	return nil
 }

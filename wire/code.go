@@ -34,10 +34,12 @@ const (
 	Unsupported                     // this server or system cannot do it
 	LastCopy                        // the copy is the only one
 	Pinned                          // a mapping keeps the copy in its place
-	LockLost                        // reserved
+	LockLost                        // the connection broke with the lock held
 	NotHeld                         // the lock is not held by this session
 	Canceled                        // the caller gave up
 	Debt                            // committed, but the write policy is not met yet
+	Busy                            // a write or a copy that is in the way is under way
+	WrongState                      // the request is not legal now
 
 	codeEnd
 )
@@ -67,11 +69,11 @@ var codes = [codeEnd]struct {
 	Exists:          {"exists", "the name is taken", vkValidationFailed},
 	OutOfRange:      {"out-of-range", "the range is not inside the span", vkValidationFailed},
 	WrongMode:       {"wrong-mode", "the mapping's mode does not allow it", vkMemoryMapFailed},
-	NotMapped:       {"not-mapped", "the range is not mapped", vkMemoryMapFailed},
-	Freed:           {"freed", "the span was freed", vkInvalidHandle},
+	NotMapped:       {"not-mapped", "unmapped already, or there never was such a mapping", vkMemoryMapFailed},
+	Freed:           {"freed", "the span is gone for everybody", vkInvalidHandle},
 	TierAbsent:      {"tier-absent", "the server has no such tier", vkFeatureNotPresent},
-	Budget:          {"budget", "the tier's budget does not hold it", vkOutOfDeviceMemory},
-	Limit:           {"limit", "a limit was reached", vkTooManyObjects},
+	Budget:          {"budget", "the tier has no room for it", vkOutOfDeviceMemory},
+	Limit:           {"limit", "the server allows no more", vkTooManyObjects},
 	Unauthenticated: {"unauthenticated", "a valid token or certificate is needed", vkNotPermitted},
 	BadVersion:      {"bad-version", "the peer speaks another protocol version", vkIncompatibleDriver},
 	Conflict:        {"conflict", "others changed the same bytes", vkUnknown},
@@ -83,10 +85,12 @@ var codes = [codeEnd]struct {
 	Unsupported:     {"unsupported", "this server or system cannot do it", vkFeatureNotPresent},
 	LastCopy:        {"last-copy", "the copy is the only one of its version", vkUnknown},
 	Pinned:          {"pinned", "a mapping keeps the copy in its place", vkUnknown},
-	LockLost:        {"lock-lost", "a holder went away with the lock held", vkDeviceLost},
-	NotHeld:         {"not-held", "the lock is not held by this session", vkValidationFailed},
+	LockLost:        {"lock-lost", "the connection broke while the lock was held: others may have it", vkDeviceLost},
+	NotHeld:         {"not-held", "this session does not have the lock", vkValidationFailed},
 	Canceled:        {"canceled", "the caller gave up", vkUnknown},
 	Debt:            {"debt", "committed, but the write policy is not met yet", vkUnknown},
+	Busy:            {"busy", "another write or copy is under way here: try again", vkUnknown},
+	WrongState:      {"wrong-state", "the request is not legal now", vkUnknown},
 }
 
 func (c Code) known() bool { return 0 < c && c < codeEnd }
@@ -99,7 +103,8 @@ func (c Code) String() string {
 	return codes[c].name
 }
 
-// text says in a few words what the code means.
+// text says in a few words what the code means, and not by its name, which
+// stands before it.
 func (c Code) text() string {
 	if !c.known() {
 		c = 0

@@ -21,6 +21,10 @@ const (
 // magic is what every frame begins with: "MSPN" read as a little-endian number.
 const magic = 'M' | 'S'<<8 | 'P'<<16 | 'N'<<24
 
+// IsMagic reports whether b begins as a frame of any version does: by it who
+// expects another protocol, like TLS, recognises this one.
+func IsMagic(b []byte) bool { return len(b) >= 4 && binary.LittleEndian.Uint32(b) == magic }
+
 // castagnoli is the polynomial of all sums: CRC-32C.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -126,7 +130,7 @@ func ParseHeader(b []byte) (Header, error) {
 		return Header{}, fmt.Errorf("%w: %d bytes of a header of %d", ErrTruncated, len(b), HeaderSize)
 	}
 	b = b[:HeaderSize]
-	if binary.LittleEndian.Uint32(b) != magic {
+	if !IsMagic(b) {
 		return Header{}, fmt.Errorf("%w: % x", ErrMagic, b[:4])
 	}
 	// The version comes before the sum: another version may lay out the rest

@@ -275,13 +275,17 @@ var codes = []struct {
 	{wire.Closed, 19, "closed", -4}, {wire.Unsupported, 20, "unsupported", -8},
 	{wire.LastCopy, 21, "last-copy", -13}, {wire.Pinned, 22, "pinned", -13},
 	{wire.LockLost, 23, "lock-lost", -4}, {wire.NotHeld, 24, "not-held", -1000011001},
-	{wire.Canceled, 25, "canceled", -13},
+	{wire.Canceled, 25, "canceled", -13}, {wire.Debt, 26, "debt", -13},
+	{wire.Busy, 27, "busy", -13}, {wire.WrongState, 28, "wrong-state", -13},
 }
 
 func TestCodes(t *testing.T) {
 	for _, c := range codes {
 		if uint16(c.code) != c.number || c.code.String() != c.name || c.code.VkResult() != c.result {
 			t.Errorf("%v: number %d, result %d; want %s, %d, %d", c.code, uint16(c.code), c.code.VkResult(), c.name, c.number, c.result)
+		}
+		if words := strings.ReplaceAll(c.name, "-", " "); strings.Contains(strings.TrimPrefix(c.code.Error(), c.name), words) {
+			t.Errorf("%q says %q twice", c.code.Error(), words)
 		}
 		j, err := json.Marshal(&wire.Error{Code: c.code})
 		if want := fmt.Sprintf(`{"code":%q}`, c.name); err != nil || string(j) != want {
