@@ -126,6 +126,8 @@ func (c *Client) Alloc(ctx context.Context, cfg SpanConfig) (*Span, error) {
 		Home:      cfg.Home.or(tier),
 		Policy:    cfg.Policy,
 		Placement: cfg.Placement,
+
+		Unpublished: cfg.Unpublished,
 	})
 	if err != nil {
 		return nil, failed("alloc", cfg.Name, 0, cfg.Size, err)

@@ -137,6 +137,22 @@ func (s *Span) Free(ctx context.Context) error {
 	return nil
 }
 
+// Publish lets the span be found by its name, from which moment on it stays
+// until it is freed. It fails with ErrExists if another span has the name. For
+// spans that were made Unpublished; others are published, or were replaced and
+// have their name back if it is free.
+func (s *Span) Publish(ctx context.Context) error { return s.publish(ctx, false) }
+
+// Replace is Publish, but takes the name from the span that has it, if one has:
+// that one is freed with its last handle. It is one step for others: Client.Open
+// finds the old span or this one at any moment, never none.
+func (s *Span) Replace(ctx context.Context) error { return s.publish(ctx, true) }
+
+func (s *Span) publish(ctx context.Context, replace bool) error {
+	_, err := askSpan[nothing](ctx, s, control.OpPublish, control.Publish{Handle: s.handle, Replace: replace})
+	return s.failed("publish", 0, 0, err)
+}
+
 // askSpan sends a control request about the span.
 func askSpan[R any](ctx context.Context, s *Span, op control.Op, args any) (reply R, err error) {
 	if err := s.usable(); err != nil {

@@ -92,6 +92,10 @@ type SpanConfig struct {
 	Policy WritePolicy
 	// Placement chooses among a GPU's memories. Default: AnyMemory.
 	Placement Placement
+	// Unpublished spans are not found by their name, and go with their last
+	// handle, until Span.Publish or Span.Replace: nobody opens a span that is
+	// half written, and nothing of it stays if the writer dies.
+	Unpublished bool
 }
 
 // SpanInfo is what never changes about a span.

@@ -4,7 +4,6 @@ package server
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,6 +111,8 @@ func (s *session) control(ctx context.Context, req control.Request) (any, error)
 		return call(ctx, req.Args, s.alloc)
 	case control.OpOpen:
 		return call(ctx, req.Args, s.open)
+	case control.OpPublish:
+		return call(ctx, req.Args, s.publish)
 	case control.OpClose:
 		return call(ctx, req.Args, s.closeHandle)
 	case control.OpFree:
@@ -163,7 +164,11 @@ func (s *session) alloc(ctx context.Context, a control.Alloc) (control.Opened, e
 	if !ok {
 		return control.Opened{}, &wire.Error{Code: wire.Invalid, Op: "alloc", Span: a.Name, Message: fmt.Sprintf("unknown placement %q", a.Placement)}
 	}
-	sp, err := s.srv.store.Alloc(ctx, span.Info{
+	create := s.srv.store.Alloc
+	if a.Unpublished {
+		create = s.srv.store.Draft
+	}
+	sp, err := create(ctx, span.Info{
 		Name: a.Name, Size: a.Size, Tier: a.Tier, Home: a.Home, Policy: a.Policy, Placement: placement,
 	})
 	if err != nil {
@@ -179,7 +184,16 @@ func (s *session) open(_ context.Context, a control.Open) (control.Opened, error
 	if err != nil {
 		return control.Opened{}, err
 	}
-	return s.addHandle(sp)
+	opened, err := s.addHandle(sp)
+	return opened, errors.Join(err, sp.Forsake()) // the handle is a user now
+}
+
+func (s *session) publish(_ context.Context, a control.Publish) (none, error) {
+	sp, err := s.span(a.Handle)
+	if err != nil {
+		return none{}, err
+	}
+	return none{}, s.srv.store.Publish(sp, a.Replace)
 }
 
 func (s *session) addHandle(sp *span.Span) (control.Opened, error) {
@@ -233,82 +247,6 @@ func (s *session) free(_ context.Context, a control.Handle) (none, error) {
 	s.mu.Unlock()
 	// The handle stays: later uses of it learn that the span was freed.
 	return none{}, sp.Free()
-}
-
-// listPage is how many spans one answer to OpList describes: well within what
-// fits into a message.
-const listPage = 256
-
-func (s *session) list(_ context.Context, a control.List) (control.Listed, error) {
-	all := s.srv.store.List()
-	slices.SortFunc(all, func(x, y *span.Span) int { return cmp.Compare(x.ID.String(), y.ID.String()) })
-	listed := control.Listed{Spans: []control.SpanStat{}}
-	for _, sp := range all {
-		if sp.ID.String() <= a.After {
-			continue
-		}
-		if len(listed.Spans) == listPage {
-			listed.More = true
-			break
-		}
-		if st, err := spanStat(sp); err == nil { // else it was freed meanwhile
-			listed.Spans = append(listed.Spans, st)
-		}
-	}
-	return listed, nil
-}
-
-func (s *session) stat(_ context.Context, a control.Handle) (control.SpanStat, error) {
-	sp, err := s.span(a.Handle)
-	if err != nil {
-		return control.SpanStat{}, err
-	}
-	return spanStat(sp)
-}
-
-func spanStat(sp *span.Span) (control.SpanStat, error) {
-	st, err := sp.Stat()
-	if err != nil {
-		return control.SpanStat{}, err
-	}
-	stat := control.SpanStat{
-		SpanInfo: spanInfo(sp),
-		State:    st.State, Version: st.Version, Blocks: sp.Blocks(),
-		Debt: st.Debt, Lost: st.Lost, Unclean: st.Unclean,
-		Tiers:  make(map[string]control.TierStat),
-		Direct: st.Direct, Shadow: st.Shadow, Locks: st.Locks,
-	}
-	for t, ts := range st.Tiers {
-		stat.Tiers[t.String()] = control.TierStat(ts)
-	}
-	if st.LastErr != nil {
-		stat.Error = st.LastErr.Error()
-	}
-	return stat, nil
-}
-
-func (s *session) stats() (control.Stats, error) {
-	var st control.Stats
-	st.Coherency, st.Tiered = s.srv.store.Stats()
-	st.Budgets = make(map[string]control.Budget)
-	for t := range s.srv.store.Tiers().All() {
-		if u, ok := s.srv.store.Usage(t); ok {
-			st.Budgets[t.String()] = control.Budget{Used: u.Used, Budget: u.Budget}
-		}
-	}
-	s.srv.mu.Lock()
-	sessions := make([]*session, 0, len(s.srv.sessions))
-	for other := range s.srv.sessions {
-		sessions = append(sessions, other)
-	}
-	s.srv.mu.Unlock()
-	st.Sessions = len(sessions)
-	for _, other := range sessions {
-		other.mu.Lock()
-		st.Mappings += len(other.mappings)
-		other.mu.Unlock()
-	}
-	return st, nil
 }
 
 // mapRange answers OpMap.

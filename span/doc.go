@@ -12,7 +12,7 @@
 //
 //	block lock (block.go; several: by span id, then block number)
 //	  Store.mu
-//	  Span.mu
+//	    Span.mu
 //
 // A block lock may be held across input and output and is waited for with a
 // context; the mutexes guard memory only.

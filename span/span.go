@@ -31,7 +31,8 @@ type Span struct {
 	drained    chan struct{} // made by Free, closed when no block is in use
 	busy       map[int]*blockLock
 	spare      []*blockLock
-	users      int // open handles; an unnamed span goes with the last
+	users      int  // open handles; a span that is not published goes with the last
+	published  bool // its name finds it; changed with the store's mu held, too
 	locks      rangeLocks
 	direct     map[*Direct]struct{}
 	sums       map[int]uint64 // of RAM's bytes at their last commit, where known
@@ -132,12 +133,12 @@ func (s *Span) Retain() error {
 	return nil
 }
 
-// Forsake notes that a user is gone. A span without a name is freed with its
-// last.
+// Forsake notes that a user is gone. A span that is not published is freed with
+// its last.
 func (s *Span) Forsake() error {
 	s.mu.Lock()
 	s.users--
-	if s.users > 0 || s.Name != "" || s.freed {
+	if s.users > 0 || s.published || s.freed {
 		s.mu.Unlock()
 		return nil
 	}
@@ -203,7 +204,10 @@ type Stat struct {
 	Direct  int // mappings
 	Shadow  int
 	Locks   int
-	LastErr error // why a debt could not be paid
+	// Unpublished: the span has a name that does not find it, not yet or not
+	// any more.
+	Unpublished bool
+	LastErr     error // why a debt could not be paid
 }
 
 // TierStat is one tier's share of a span.
@@ -227,6 +231,8 @@ func (s *Span) Stat() (Stat, error) {
 		Shadow:  len(s.shadows),
 		Locks:   len(s.locks.held),
 		LastErr: s.lastErr,
+
+		Unpublished: s.Name != "" && !s.published,
 	}
 	for b := range s.Blocks() {
 		info := s.dir.Block(b)

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/internal/memfd"
@@ -154,13 +152,21 @@ type Info struct {
 	Created   time.Time
 }
 
-// maxName is the most bytes a span's name may have.
-const maxName = 255
-
 // Alloc makes a span that reads as zeros, with one user: see Retain. ID and
-// Created of info are set by the store. The tier's memory is taken now, so that a later write cannot fail
-// for want of it; other tiers' as copies are made there.
+// Created of info are set by the store. The tier's memory is taken now, so that
+// a later write cannot fail for want of it; other tiers' as copies are made
+// there. A span with a name is published: Open finds it by that.
 func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
+	return st.alloc(ctx, info, info.Name != "")
+}
+
+// Draft is Alloc, but a span with a name is not found by it, and goes with its
+// last user, until it is published.
+func (st *Store) Draft(ctx context.Context, info Info) (*Span, error) {
+	return st.alloc(ctx, info, false)
+}
+
+func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, error) {
 	fail := func(err error) (*Span, error) {
 		return nil, &Error{Op: "alloc", Span: info.Name, Err: err}
 	}
@@ -183,85 +189,16 @@ func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
 	}
 	rand.Read(info.ID[:])
 	info.Created = time.Now()
-	s := &Span{Info: info, store: st, prefer: prefer, busy: make(map[int]*blockLock)}
-	if err := st.reserve(info.Name); err != nil {
+	s := &Span{Info: info, store: st, prefer: prefer, published: published, busy: make(map[int]*blockLock)}
+	if err := st.reserve(s); err != nil {
 		return fail(err)
 	}
 	err = s.build(ctx, home)
-	st.publish(s, err == nil)
+	st.built(s, err == nil)
 	if err != nil {
 		return fail(err)
 	}
 	return s, nil
-}
-
-func checkName(name string) error {
-	if len(name) > maxName {
-		return fmt.Errorf("%w: name of %d bytes, the limit is %d", ErrInvalid, len(name), maxName)
-	}
-	if !utf8.ValidString(name) || slices.ContainsFunc([]rune(name), func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return fmt.Errorf("%w: name %q has unprintable characters", ErrInvalid, name)
-	}
-	return nil
-}
-
-// reserve takes a name, if there is one, for a span being made.
-func (st *Store) reserve(name string) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if len(st.byID)+st.building >= st.maxSpans {
-		return fmt.Errorf("%w: %d spans", ErrLimit, st.maxSpans)
-	}
-	if name != "" {
-		if _, taken := st.byName[name]; taken {
-			return ErrExists
-		}
-		st.byName[name] = nil
-	}
-	st.building++
-	return nil
-}
-
-// publish makes s found from now on, or gives its name free.
-func (st *Store) publish(s *Span, whole bool) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.building--
-	switch {
-	case whole:
-		st.byID[s.ID] = s
-		if s.Name != "" {
-			st.byName[s.Name] = s
-		}
-	case s.Name != "":
-		delete(st.byName, s.Name)
-	}
-}
-
-func (st *Store) remove(s *Span) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	delete(st.byID, s.ID)
-	if st.byName[s.Name] == s {
-		delete(st.byName, s.Name)
-	}
-}
-
-// Open finds a span by name, or by its id in hexadecimal.
-func (st *Store) Open(name string) (*Span, error) {
-	st.mu.RLock()
-	defer st.mu.RUnlock()
-	if s := st.byName[name]; s != nil {
-		return s, nil
-	}
-	var id ID
-	if raw, err := hex.DecodeString(name); err == nil && len(raw) == len(id) {
-		copy(id[:], raw)
-		if s := st.byID[id]; s != nil {
-			return s, nil
-		}
-	}
-	return nil, &Error{Op: "open", Span: name, Err: ErrNotFound}
 }
 
 // List returns all spans, oldest first.

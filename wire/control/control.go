@@ -30,6 +30,7 @@ type Op string
 const (
 	OpAlloc      Op = "alloc"      // Alloc -> Opened
 	OpOpen       Op = "open"       // Open -> Opened
+	OpPublish    Op = "publish"    // Publish -> nothing
 	OpClose      Op = "close"      // Handle -> nothing
 	OpFree       Op = "free"       // Handle -> nothing
 	OpList       Op = "list"       // List -> Listed
@@ -91,6 +92,18 @@ type Alloc struct {
 	Home      coherency.Tier        `json:"home"`
 	Policy    coherency.WritePolicy `json:"policy"`
 	Placement Placement             `json:"placement,omitempty"`
+	// Unpublished: the name does not find the span, which goes with its last
+	// handle, until OpPublish.
+	Unpublished bool `json:"unpublished,omitempty"`
+}
+
+// Publish makes a span found by the name that it was made with, in one step:
+// whoever opens the name meanwhile gets the span that had it, or this one. If
+// another span has the name, Replace takes it from that one, which goes with
+// its last handle; without, the answer is the code Exists.
+type Publish struct {
+	Handle  uint64 `json:"handle,string"`
+	Replace bool   `json:"replace,omitempty"`
 }
 
 // Open opens a span by name, or by id as 32 hexadecimal digits.
@@ -263,6 +276,8 @@ type SpanStat struct {
 	Shadow  int                 `json:"shadow"`  // shadow mappings
 	Locks   int                 `json:"locks"`
 	Error   string              `json:"error,omitempty"` // why debt could not be paid, last
+	// Unpublished: the name does not find the span, not yet or not any more.
+	Unpublished bool `json:"unpublished,omitempty"`
 }
 
 // TierStat is one tier's share of a span.
