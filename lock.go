@@ -4,6 +4,7 @@ package memspan
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -59,8 +60,9 @@ func (s *Span) Lock(ctx context.Context, off, n int64, kind LockKind) (*Lock, er
 // done.
 func (l *Lock) Abandoned() bool { return l.abandoned }
 
-// Unlock releases the lock. It fails with ErrNotHeld if it was released
-// before.
+// Unlock releases the lock. It fails with ErrNotHeld if it was released before,
+// and with ErrLockLost if the connection broke: others may have held the lock
+// since.
 func (l *Lock) Unlock(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,5 +71,8 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	}
 	_, err := ask[nothing](ctx, l.span.client, control.OpUnlock, control.Unlock{Lock: l.id})
 	l.unlocked = err == nil
+	if errors.Is(err, ErrPeerLost) {
+		err = &Error{Code: ErrLockLost, Err: err}
+	}
 	return l.span.failed("unlock", l.off, l.n, err)
 }

@@ -101,7 +101,7 @@ func (o *options) spanNames(limit int) cobra.CompletionFunc {
 		}
 		var names []string
 		for _, s := range spans {
-			if s.Name != "" && !slices.Contains(args, s.Name) {
+			if s.Name != "" && !s.Unpublished && !slices.Contains(args, s.Name) {
 				names = append(names, s.Name)
 			}
 		}
@@ -119,7 +119,7 @@ func hint(err error) string {
 		{memspan.ErrExists, "Choose another name, or replace the span: memspan put --replace"},
 		{memspan.ErrTierAbsent, "See what this machine offers: memspan doctor"},
 		{memspan.ErrBudget, "Free spans (memspan rm), or start the daemon with a larger --vram-budget or --host-budget."},
-		{memspan.ErrDataLoss, "The newest bytes were lost with the device that held them. Remove the span and put it again."},
+		{memspan.ErrDataLoss, "The newest bytes were lost with the device that held them. Take what survives: memspan accept; or remove the span and put it again."},
 	} {
 		if errors.Is(err, h.code) {
 			return h.text

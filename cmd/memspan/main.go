@@ -34,24 +34,35 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if errors.Is(err, errReported) {
 		return 1
 	}
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		fmt.Fprintln(stderr, "memspan: interrupted")
-		return 1
+	var ended *exitError
+	if errors.As(err, &ended) {
+		return ended.code
 	}
-	fmt.Fprintln(stderr, "memspan:", strings.TrimPrefix(err.Error(), "memspan: "))
-	var usage *usageError
-	if errors.As(err, &usage) {
-		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
+	f := describe(err, ctx.Err() != nil)
+	if wantsJSON(root, args) {
+		printFailure(stderr, f)
+	} else {
+		fmt.Fprintln(stderr, "memspan:", strings.TrimPrefix(f.text, "memspan: "))
+		if f.Code == codeUsage {
+			fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
+		}
+		if f.Hint != "" {
+			fmt.Fprintln(stderr, f.Hint)
+		}
+	}
+	if f.Code == codeUsage {
 		return 2
-	}
-	if advice := hint(err); advice != "" {
-		fmt.Fprintln(stderr, advice)
 	}
 	return 1
 }
 
 // errReported ends a command whose output has said already what is wrong.
 var errReported = errors.New("reported")
+
+// An exitError ends a command with the exit code of the one that it ran.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 // A usageError is a command line that cannot be meant.
 type usageError struct{ err error }

@@ -57,7 +57,8 @@ at a time. - is standard input.
 A span's size is fixed when it is made. Input whose length is not known before
 its end, like a pipe, is therefore kept in a temporary file ($TMPDIR) until then.
 
-If putting fails, the span that was begun is freed.`,
+The span is found by its name once all its bytes are there. If putting fails, or
+is killed, nothing is left of it, and with --replace the old span is as it was.`,
 		Example: `  memspan put model.bin --name weights
   memspan put model.bin --name weights --tier vram --replace
   zstd -dc table.zst | memspan put - --name table --tier vram --home host --policy write-through`,
@@ -65,7 +66,7 @@ If putting fails, the span that was begun is freed.`,
 	}
 	spec.add(cmd)
 	cmd.Flags().StringVarP(&name, "name", "n", "", "`name` of the span (default the file's name)")
-	cmd.Flags().BoolVar(&replace, "replace", false, "free a span of that name first")
+	cmd.Flags().BoolVar(&replace, "replace", false, "take the name from a span that has it, when the new one is whole; both need room until then")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if name == "" {
 			if args[0] == "-" {
@@ -92,28 +93,49 @@ If putting fails, the span that was begun is freed.`,
 
 func put(cmd *cobra.Command, opts *options, client *memspan.Client, in *input, config memspan.SpanConfig, replace bool) error {
 	ctx := cmd.Context()
-	if replace {
-		if err := free(ctx, client, config.Name); err != nil && !errors.Is(err, memspan.ErrNotFound) {
+	if !replace {
+		// Before the bytes travel; publishing looks again.
+		if err := vacant(ctx, client, config.Name); err != nil {
 			return err
 		}
 	}
 	start := time.Now()
+	config.Unpublished = true
 	span, err := client.Alloc(ctx, config)
 	if err != nil {
 		return err
 	}
+	defer span.Close()
 	bar := newProgress(cmd.ErrOrStderr(), "put "+config.Name, in.size)
 	defer bar.stop()
 	if err := upload(ctx, span, in, bar); err != nil {
-		// A span with a name outlives this process: half of one must not.
-		return errors.Join(err, span.Free(context.WithoutCancel(ctx)))
+		return err
 	}
 	bar.stop()
+	publish := span.Publish
+	if replace {
+		publish = span.Replace
+	}
+	if err := publish(ctx); err != nil {
+		return err
+	}
 	stat, err := span.Stat(ctx)
 	if err != nil {
 		return err
 	}
 	return opts.report(cmd, transferred(stat, in.size, time.Since(start)))
+}
+
+// vacant returns ErrExists if a span has the name.
+func vacant(ctx context.Context, client *memspan.Client, name string) error {
+	span, err := client.Open(ctx, name)
+	switch {
+	case errors.Is(err, memspan.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.Join(&memspan.Error{Code: memspan.ErrExists, Op: "put", Span: name}, span.Close())
 }
 
 // upload copies all of in to the span.

@@ -24,6 +24,7 @@ type options struct {
 
 func newRoot() *cobra.Command {
 	opts := new(options)
+	showVersion := false
 	root := &cobra.Command{
 		Use:   "memspan",
 		Short: "Memory that lives elsewhere, mapped as if it were yours",
@@ -31,7 +32,8 @@ func newRoot() *cobra.Command {
 this machine and on others. 'memspan serve' runs the daemon that holds them;
 the other commands talk to it.
 
-Exit status: 0 all went well, 1 something failed, 2 the command line is wrong.`,
+Exit status: 0 all went well, 1 something failed, 2 the command line is wrong;
+'memspan lock' has that of the command it runs.`,
 		Example: `  memspan serve &
   memspan put model.bin --name weights --tier vram
   memspan get weights | cmp - model.bin`,
@@ -39,6 +41,9 @@ Exit status: 0 all went well, 1 something failed, 2 the command line is wrong.`,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if showVersion {
+				return printVersion(cmd, opts)
+			}
 			if len(args) == 0 {
 				return cmd.Help()
 			}
@@ -51,6 +56,7 @@ Exit status: 0 all went well, 1 something failed, 2 the command line is wrong.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 
+	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	flags := root.PersistentFlags()
 	flags.StringVarP(&opts.address, "address", "a", "",
 		"the daemon's `address`: a socket's path, tcp://HOST:PORT or tls://HOST:PORT[#FINGERPRINT] (default $MEMSPAN_ADDRESS, else the unix socket of 'memspan serve')")
@@ -58,11 +64,11 @@ Exit status: 0 all went well, 1 something failed, 2 the command line is wrong.`,
 	flags.StringVar(&opts.tlsCA, "tls-ca", "", "`file` with the certificate authorities (PEM) that may vouch for the daemon")
 	flags.StringVar(&opts.tlsCert, "tls-cert", "", "`file` with this side's certificate (PEM)")
 	flags.StringVar(&opts.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
-	flags.BoolVar(&opts.json, "json", false, "print one JSON document instead of text")
+	flags.BoolVar(&opts.json, "json", false, "print one JSON document instead of text; an error is one, on standard error")
 
 	root.AddCommand(
 		newServe(opts), newPut(opts), newGet(opts), newList(opts), newStat(opts), newCopy(opts),
-		newRemove(opts), newDoctor(opts), newDemo(opts), newVersion(opts), newWorker(),
+		newRemove(opts), newLock(opts), newAccept(opts), newDoctor(opts), newDemo(opts), newVersion(opts), newWorker(),
 	)
 	return root
 }

@@ -236,14 +236,18 @@ func cmdExit(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// json PATH WANT checks that the last standard output is one JSON document
-// whose value at PATH, like .span.size or .[0].name, prints as WANT. The value
-// of an array or object is its length.
+// json [-stderr] PATH WANT checks that the last standard output, or error, is
+// one JSON document whose value at PATH, like .span.size or .[0].name, prints
+// as WANT. The value of an array or object is its length.
 func cmdJSON(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 2 {
-		ts.Fatalf("usage: [!] json PATH WANT")
+	stream := "stdout"
+	if len(args) > 0 && args[0] == "-stderr" {
+		stream, args = "stderr", args[1:]
 	}
-	got, err := jsonAt(ts.ReadFile("stdout"), args[0])
+	if len(args) != 2 {
+		ts.Fatalf("usage: [!] json [-stderr] PATH WANT")
+	}
+	got, err := jsonAt(ts.ReadFile(stream), args[0])
 	if err != nil {
 		ts.Fatalf("%v", err)
 	}
@@ -257,10 +261,10 @@ func jsonAt(doc, path string) (string, error) {
 	dec.UseNumber()
 	var v any
 	if err := dec.Decode(&v); err != nil {
-		return "", fmt.Errorf("standard output is not JSON: %v", err)
+		return "", fmt.Errorf("what was printed is not JSON: %v", err)
 	}
 	if dec.More() {
-		return "", errors.New("standard output holds more than one JSON document")
+		return "", errors.New("what was printed is more than one JSON document")
 	}
 	for key := range strings.SplitSeq(strings.Trim(path, "."), ".") {
 		switch at := v.(type) {

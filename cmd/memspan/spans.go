@@ -51,9 +51,9 @@ func roundTime(seconds float64) time.Duration {
 	return d.Round(10 * time.Microsecond)
 }
 
-// label is what a person calls a span.
+// label is what a person calls a span: what finds it.
 func label(s memspan.SpanStat) string {
-	if s.Name != "" {
+	if s.Name != "" && !s.Unpublished {
 		return s.Name
 	}
 	return s.ID
@@ -218,6 +218,9 @@ func printSpan(w io.Writer, s memspan.SpanStat) error {
 	t := newTable(w)
 	t.row("name", label(s))
 	t.row("id", s.ID)
+	if s.Unpublished {
+		t.row("published", "no: "+s.Name+" is another span's name, or none's")
+	}
 	t.row("size", fmt.Sprintf("%s (%d bytes)", humanSize(s.Size), s.Size))
 	t.row("tier", s.Tier.String())
 	t.row("home", s.Home.String())
@@ -274,11 +277,11 @@ flags say. One that exists must be as long as the source.`,
 		start := time.Now()
 		commit, err := dst.Copy(ctx, 0, src, 0, src.Size())
 		took := time.Since(start)
+		if err == nil && made {
+			err = dst.Publish(ctx)
+		}
 		if err != nil {
-			if made {
-				err = errors.Join(err, dst.Free(context.WithoutCancel(ctx)))
-			}
-			return err
+			return errors.Join(err, dst.Close())
 		}
 		stat, err := dst.Stat(ctx)
 		if err != nil {
@@ -291,7 +294,8 @@ flags say. One that exists must be as long as the source.`,
 	return cmd
 }
 
-// destination opens the span that cp copies to, or makes it.
+// destination opens the span that cp copies to, or makes it, to be published
+// when it is whole.
 func destination(ctx context.Context, client *memspan.Client, name string, src *memspan.Span, spec *spanFlags) (dst *memspan.Span, made bool, err error) {
 	dst, err = client.Open(ctx, name)
 	if err == nil {
@@ -310,7 +314,7 @@ func destination(ctx context.Context, client *memspan.Client, name string, src *
 	if err != nil {
 		return nil, false, err
 	}
-	config.Name = name
+	config.Name, config.Unpublished = name, true
 	dst, err = client.Alloc(ctx, config)
 	return dst, true, err
 }

@@ -53,13 +53,15 @@ func newVersion(opts *options) *cobra.Command {
 		Short:   "Print the version",
 		Example: `  memspan version --json`,
 		Args:    args(cobra.NoArgs, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := thisVersion()
-			if opts.json {
-				return printJSON(cmd.OutOrStdout(), v)
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "memspan %s, protocol %d, %s, %s\n", v.Version, v.Protocol, v.Go, v.System)
-			return err
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return printVersion(cmd, opts) },
 	}
+}
+
+func printVersion(cmd *cobra.Command, opts *options) error {
+	v := thisVersion()
+	if opts.json {
+		return printJSON(cmd.OutOrStdout(), v)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "memspan %s, protocol %d, %s, %s\n", v.Version, v.Protocol, v.Go, v.System)
+	return err
 }
