@@ -73,6 +73,10 @@ func (s *session) stats() (control.Stats, error) {
 			st.Budgets[t.String()] = control.Budget{Used: u.Used, Budget: u.Budget}
 		}
 	}
+	if s.srv.vram != nil {
+		done := control.VRAM(s.srv.vram.Stats())
+		st.VRAM = &done
+	}
 	s.srv.mu.Lock()
 	sessions := make([]*session, 0, len(s.srv.sessions))
 	for other := range s.srv.sessions {

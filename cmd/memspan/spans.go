@@ -122,7 +122,10 @@ func newStat(opts *options) *cobra.Command {
 
 Without one it counts: spans by coherency state (total, host_only, device_only,
 synced, dirty), and blocks by tier (total_blocks, vram_copies, host_copies,
-disk_copies, dirty_blocks) with the barriers so far (sync_count, epoch).`,
+disk_copies, dirty_blocks) with the barriers so far (sync_count, epoch). With
+device memory it also counts the bytes that went there and back through memory
+that the CPU can map (mapped) or through the queue (staged), and those that were
+moved within it (device).`,
 		Example: `  memspan stat
   memspan stat weights
   memspan stat --json | jq .tiered.epoch`,
@@ -210,6 +213,18 @@ func printStats(w io.Writer, s memspan.Stats) error {
 			used += " of " + humanSize(b.Budget)
 		}
 		t.row("  "+tier, used)
+	}
+	if v := s.VRAM; v != nil {
+		section("vram", []count{
+			{"mapped", uint64(v.Mapped)},
+			{"staged", uint64(v.Staged)},
+			{"device", uint64(v.Device)},
+			{"submits", uint64(v.Submits)},
+			{"flushes", uint64(v.Flushes)},
+			{"workers", uint64(v.Workers)},
+			{"slabs", uint64(v.Slabs)},
+			{"slots", uint64(v.Slots)},
+		})
 	}
 	return t.flush()
 }

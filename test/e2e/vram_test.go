@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/wire/control"
 )
 
 // killWorker kills the daemon's Vulkan worker as kill -9 does, and returns
@@ -254,8 +255,37 @@ func TestHiddenMemoryProperties(t *testing.T) {
 						func(p []byte) int { return wrong(p, 0, uint64(size)) })
 				}
 			}
+			// And by those paths: the daemon counts what it does.
+			c := d.dial(t, "unix")
+			const size = 3<<20 + 8
+			before := moved(t, c)
+			local := alloc(t, c, memspan.SpanConfig{Size: size, Tier: memspan.On(memspan.VRAM), Placement: memspan.DeviceLocal})
+			write(t, local, stamped(size, 0, 1), 0)
+			holds(t, local, 0, size, 1)
+			after := moved(t, c)
+			mapped, staged := after.Mapped-before.Mapped, after.Staged-before.Staged
+			if mapped+staged < 2*size {
+				t.Errorf("%d bytes mapped and %d staged, want all of %d there and back", mapped, staged, size)
+			}
+			if s.HideVisible && (mapped > 0 || after.Submits == before.Submits) {
+				t.Errorf("%d bytes went through memory that is hidden; %+v", mapped, after)
+			}
+			if mapped > 0 && after.Flushes == before.Flushes {
+				t.Errorf("memory that is not coherent was not flushed: %+v", after)
+			}
 		})
 	}
+}
+
+// moved returns what the daemon's VRAM tier has done so far.
+func moved(t testing.TB, c *memspan.Client) control.VRAM {
+	t.Helper()
+	st, err := c.Stats(t.Context())
+	check(t, err)
+	if st.VRAM == nil {
+		t.Fatal("no statistics of device memory")
+	}
+	return *st.VRAM
 }
 
 // The two-sided states of the document, through the client.

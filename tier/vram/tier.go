@@ -44,6 +44,9 @@ type Tier struct {
 func Start(ctx context.Context, cfg Config) (*Tier, error) { return start(ctx, cfg, stallLimit) }
 
 func start(ctx context.Context, cfg Config, stall time.Duration) (*Tier, error) {
+	if cfg.Budget != 0 && cfg.Budget < slabUnit {
+		return nil, fmt.Errorf("vram: a budget of %d bytes holds no span: memory is taken in pieces of %d bytes at least", cfg.Budget, slabUnit)
+	}
 	t := &Tier{cfg: cfg, stall: stall, done: make(chan struct{})}
 	var err error
 	if t.cfg.Command, t.log, err = cfg.worker(); err != nil {

@@ -19,8 +19,8 @@ type Config struct {
 	// of its name, in either case. Empty: the first discrete GPU, else the
 	// first device.
 	Device string
-	// Budget is the most device memory to take, in bytes; 0 means 80 % of the
-	// device-local heap.
+	// Budget is the most device memory to take, in bytes, at least 1 MiB; 0
+	// means 80 % of the device-local heap.
 	Budget int64
 	// HideHostVisible treats device-local memory as if the CPU could not map
 	// it, and HideHostCoherent treats mapped memory as if it were not coherent:

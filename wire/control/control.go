@@ -305,6 +305,21 @@ type Stats struct {
 	Sessions  int                   `json:"sessions"`
 	Mappings  int                   `json:"mappings"`
 	Budgets   map[string]Budget     `json:"budgets"` // by tier name
+	VRAM      *VRAM                 `json:"vram,omitempty"`
+}
+
+// VRAM counts what the tier of that name has done since the server started.
+// Bytes to and from device memory go through memory that the CPU can map, or
+// are staged: copied by the queue from and to memory that it can.
+type VRAM struct {
+	Mapped  int64 `json:"mapped"`  // bytes copied through mapped memory
+	Staged  int64 `json:"staged"`  // bytes copied through staging memory and the queue
+	Device  int64 `json:"device"`  // bytes copied or filled on the device
+	Submits int64 `json:"submits"` // submissions to the queue
+	Flushes int64 `json:"flushes"` // flushes and invalidations of memory that is not coherent
+	Workers int64 `json:"workers"` // workers started
+	Slabs   int64 `json:"slabs"`   // pieces of device memory taken now
+	Slots   int64 `json:"slots"`   // blocks in them
 }
 
 // Budget is what a tier has taken, in bytes.
