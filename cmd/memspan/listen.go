@@ -13,10 +13,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/internal/filelock"
 	"github.com/memspan/memspan/server"
 )
 
@@ -198,8 +200,21 @@ func readCertPool(flag, path string) (*x509.CertPool, error) {
 // one that lives accepts at once.
 const probeTimeout = 2 * time.Second
 
+// lockSuffix is what the lock file beside a socket has more in its name.
+const lockSuffix = ".lock"
+
+// A lockedListener has the place of its socket to itself until it is closed.
+type lockedListener struct {
+	net.Listener
+	close func() error // once: it gives the lock back too
+}
+
+func (l *lockedListener) Close() error { return l.close() }
+
 // listenUnix listens on a unix socket that only this user can reach. It takes
-// the place of a socket that nobody answers on.
+// the place of a socket that nobody answers on. Of several daemons that start
+// at once the one that has the lock file does: between looking whether anybody
+// answers and taking the socket's place there is time for others.
 func listenUnix(ctx context.Context, path string) (listener, error) {
 	if path == "" {
 		path = memspan.DefaultAddress()
@@ -208,19 +223,38 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 	if err := privateDir(filepath.Dir(path)); err != nil {
 		return listener{}, err
 	}
+	lock, err := filelock.Try(path + lockSuffix)
+	if errors.Is(err, filelock.ErrHeld) {
+		return listener{}, fmt.Errorf("--socket %s: a daemon has it already, or is starting there; stop it, or choose another path", path)
+	}
+	if err != nil {
+		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+	}
+	ln, err := takeSocket(ctx, path)
+	if err != nil {
+		return listener{}, errors.Join(err, lock.Close())
+	}
+	// The socket goes before the lock: who gets the lock finds no socket.
+	locked := &lockedListener{Listener: ln, close: sync.OnceValue(func() error { return errors.Join(ln.Close(), lock.Close()) })}
+	return listener{locked, "unix:" + path}, nil
+}
+
+// takeSocket makes the socket at path, in the place of one that nobody answers
+// on.
+func takeSocket(ctx context.Context, path string) (net.Listener, error) {
 	if err := removeStale(ctx, path); err != nil {
-		return listener{}, err
+		return nil, err
 	}
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
-		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+		return nil, fmt.Errorf("--socket %s: %w", path, err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		ln.Close()
-		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+		return nil, fmt.Errorf("--socket %s: %w", path, err)
 	}
-	return listener{ln, "unix:" + path}, nil
+	return ln, nil
 }
 
 // privateDir makes the socket's directory if it is missing. One that is there

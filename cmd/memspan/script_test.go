@@ -73,6 +73,8 @@ func TestScript(t *testing.T) {
 			"until":  cmdUntil,
 			"certs":  cmdCerts,
 			"signal": cmdSignal,
+
+			"contend": cmdContend,
 		},
 	})
 }
