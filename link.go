@@ -18,9 +18,10 @@ import (
 
 // A link sends requests over a connection and brings each its answer.
 //
-// One goroutine reads. It never waits for anything but the connection: answers
-// are received into the memory that the request named, so that nobody who is
-// slow to take his can hold up another's.
+// One goroutine reads at a time. It never waits for anything but the
+// connection: answers are received into the memory that the request named, so
+// that nobody who is slow to take his can hold up another's. Who reads is in
+// turn.go.
 type link struct {
 	wire      *wire.Conn
 	fds       *fdpass.Conn // of a unix socket, else nil
@@ -30,11 +31,14 @@ type link struct {
 	work      sync.WaitGroup
 	calls     sync.Pool // *call
 	lost      chan struct{}
+	wanted    chan struct{} // has an element when the link's own reader shall read
 
 	mu      sync.Mutex // guards what follows
 	err     error      // set when lost is closed, never changed
 	lastID  uint64
 	pending map[uint64]*call // nil values: nobody waits for the answer any more
+	reading bool             // somebody has the turn to read
+	turns   uint64           // that callers have had
 }
 
 // A call is a request that is under way. After the answer it belongs to the
@@ -59,6 +63,7 @@ func newLink(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, ioTimeout time.
 	l := &link{
 		wire: conn, fds: fds, queue: queue, ioTimeout: ioTimeout, onEvent: onEvent,
 		lost:    make(chan struct{}),
+		wanted:  make(chan struct{}, 1),
 		pending: make(map[uint64]*call),
 	}
 	l.calls.New = func() any { return &call{done: make(chan struct{}, 1)} }
@@ -67,6 +72,7 @@ func newLink(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, ioTimeout time.
 
 // start begins to read.
 func (l *link) start() {
+	l.reading = true
 	l.work.Go(l.read)
 	l.work.Go(l.watch)
 }
@@ -151,15 +157,10 @@ func (l *link) send(c *call, flags wire.Flags, prefix []byte, data ...[]byte) er
 
 // await waits for the answer. If ctx ends first it abandons the call.
 func (l *link) await(ctx context.Context, c *call) error {
-	select {
-	case <-c.done:
-		return c.err
-	case <-ctx.Done():
-		if l.abandon(c) {
-			return canceled(ctx)
-		}
-		return c.err
+	if !l.wait(ctx, c) && l.abandon(c) {
+		return canceled(ctx)
 	}
+	return c.err
 }
 
 // abandon gives a call up: when it returns, the call's memory is not written
@@ -184,20 +185,6 @@ func (l *link) take(id uint64) (c *call, known bool) {
 	c, known = l.pending[id]
 	delete(l.pending, id)
 	return c, known
-}
-
-// read receives frames until the connection ends.
-func (l *link) read() {
-	for {
-		h, err := l.wire.ReadHeader()
-		if err == nil {
-			err = l.receive(h)
-		}
-		if err != nil {
-			l.fail(peerLost(err))
-			return
-		}
-	}
 }
 
 // protocolError says how a server broke the protocol's rules.
@@ -297,9 +284,7 @@ func (l *link) control(ctx context.Context, op control.Op, args any, received fu
 	if err := l.send(c, 0, nil, payload); err != nil {
 		return nil, err
 	}
-	select {
-	case <-c.done:
-	case <-ctx.Done():
+	if !l.wait(ctx, c) {
 		l.cancel(c)
 		if errors.Is(c.err, ErrCanceled) {
 			return nil, canceled(ctx)

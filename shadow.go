@@ -308,14 +308,8 @@ func (sh *shadow) settle(ctx context.Context, keep int, f *flushing) error {
 	l := sh.m.span.client.link
 	for len(sh.under) > keep {
 		frame := sh.under[0]
-		select {
-		case <-frame.call.done:
-		default:
-			select {
-			case <-frame.call.done:
-			case <-ctx.Done():
-				return canceled(ctx)
-			}
+		if !l.wait(ctx, frame.call) {
+			return canceled(ctx)
 		}
 		sh.under = slices.Delete(sh.under, 0, 1)
 		err := frame.call.err

@@ -87,6 +87,19 @@ func (c *Conn) SetCompress(on bool) { c.compress.Store(on) }
 // that matches net.ErrClosed.
 func (c *Conn) Close() error { return c.nc.Close() }
 
+// ErrInterrupted is returned by ReadHeader after Interrupt. The connection is as
+// it was.
+var ErrInterrupted = errors.New("wire: reading was interrupted")
+
+// Interruptible reports whether Interrupt works: not over TLS, which does not
+// go on after a read that ended early.
+func (c *Conn) Interruptible() bool { return !c.layered }
+
+// Interrupt ends a ReadHeader that waits for a frame to begin, or the next one
+// that would, with ErrInterrupted. A frame that has begun is read to its end. If
+// nobody reads, whoever reads next is interrupted in vain, and reads again.
+func (c *Conn) Interrupt() { c.progress.interrupt() }
+
 // NetConn returns the connection that frames are written to: the one given to
 // NewConn, or a ProgressConn around it. Its deadlines may be set, for instance
 // to bound a handshake; reading or writing it breaks the framing.

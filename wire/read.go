@@ -44,6 +44,7 @@ type reader struct {
 // connection, which must begin within the i/o timeout. Once a frame has begun,
 // a peer that sends nothing for the i/o timeout ends it with an error that
 // matches Stalled, and a broken connection with one that matches PeerLost.
+// ErrInterrupted says that Interrupt was called and nothing was read.
 func (c *Conn) ReadHeader() (Header, error) {
 	if err := c.Discard(); err != nil {
 		return Header{}, err
@@ -57,6 +58,9 @@ func (c *Conn) ReadHeader() (Header, error) {
 		err := c.fill()
 		c.progress.setIdle(false)
 		if err != nil {
+			if errors.Is(err, ErrInterrupted) {
+				return Header{}, ErrInterrupted
+			}
 			if errors.Is(err, io.EOF) && in.r == in.w {
 				in.err = io.EOF
 				return Header{}, io.EOF
