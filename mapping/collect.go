@@ -64,7 +64,7 @@ func (s *Shadow) Collect(ctx context.Context, off, n int64, yield func(*Change) 
 	}
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
-	if err := s.gather(at); err != nil {
+	if err := s.gather(ctx, at); err != nil {
 		return err
 	}
 	return s.eachBlock(ctx, at, s.changes, yield)
@@ -132,8 +132,9 @@ func (s *Shadow) change(block int64, at extent, find func(int64, extent, *scratc
 }
 
 // gather begins a collection: it makes candidates of what is not settled and
-// of what the kernel saw written in at, whose pages it protects again.
-func (s *Shadow) gather(at extent) error {
+// of what the kernel saw written in at, whose pages it protects again, or of
+// what the sums say.
+func (s *Shadow) gather(ctx context.Context, at extent) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
@@ -143,8 +144,11 @@ func (s *Shadow) gather(at extent) error {
 		s.reopen(c)
 	}
 	clear(s.outstanding)
-	if s.tracking != Pages || at.start == at.end {
+	if at.start == at.end {
 		return nil
+	}
+	if s.tracking != Pages {
+		return s.sums.compare(ctx, at)
 	}
 	first, last := at.start/pageSize, (at.end+pageSize-1)/pageSize
 	var err error
@@ -174,11 +178,6 @@ func (s *Shadow) reopen(c *Change) {
 
 // candidates returns the first piece of at that may differ from the image.
 func (s *Shadow) candidates(at extent) (extent, bool) {
-	if s.tracking != Pages {
-		// A page that does not exist was never written, by anybody.
-		lo, hi := s.region.touched(bytesHalf, at.start, at.end)
-		return extent{lo, hi}, lo < hi
-	}
 	first, last := s.pending.next(at.start/pageSize, (at.end+pageSize-1)/pageSize)
 	return extent{max(at.start, first*pageSize), min(at.end, last*pageSize)}, first < last
 }
@@ -239,6 +238,9 @@ func (s *Shadow) Ack(c *Change) {
 			at := block + int64(r.Offset)
 			memfd.Copy(s.region.image[at:at+int64(r.Length)], data)
 			data = data[r.Length:]
+		}
+		if s.sums != nil {
+			s.sums.changed(block, c.Runs)
 		}
 	}
 	s.recycle(c)
