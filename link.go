@@ -25,7 +25,7 @@ import (
 type link struct {
 	wire      *wire.Conn
 	fds       *fdpass.Conn // of a unix socket, else nil
-	queue     sendQueue
+	backlog   sendQueue
 	ioTimeout time.Duration
 	onEvent   func(control.Event) // called by the reading goroutine
 	work      sync.WaitGroup
@@ -61,7 +61,7 @@ type call struct {
 
 func newLink(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, ioTimeout time.Duration, onEvent func(control.Event)) *link {
 	l := &link{
-		wire: conn, fds: fds, queue: queue, ioTimeout: ioTimeout, onEvent: onEvent,
+		wire: conn, fds: fds, backlog: queue, ioTimeout: ioTimeout, onEvent: onEvent,
 		lost:    make(chan struct{}),
 		wanted:  make(chan struct{}, 1),
 		pending: make(map[uint64]*call),
@@ -132,6 +132,23 @@ func (l *link) release(c *call) {
 // send sends a request. If it returns nil the call must be awaited or
 // abandoned.
 func (l *link) send(c *call, flags wire.Flags, prefix []byte, data ...[]byte) error {
+	return l.sendBy(l.wire.WriteFrame, c, flags, prefix, data...)
+}
+
+// queue is send for one of many small requests: it may leave later, but not
+// later than what is sent next. Who queues pushes before he waits.
+func (l *link) queue(c *call, flags wire.Flags, prefix []byte, data ...[]byte) error {
+	return l.sendBy(l.wire.QueueFrame, c, flags, prefix, data...)
+}
+
+// push sends what is queued.
+func (l *link) push() {
+	if err := l.wire.Push(); err != nil {
+		l.fail(peerLost(err))
+	}
+}
+
+func (l *link) sendBy(write func(h wire.Header, prefix []byte, data ...[]byte) error, c *call, flags wire.Flags, prefix []byte, data ...[]byte) error {
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -141,7 +158,7 @@ func (l *link) send(c *call, flags wire.Flags, prefix []byte, data ...[]byte) er
 	c.id = l.lastID
 	l.pending[c.id] = c
 	l.mu.Unlock()
-	err := l.wire.WriteFrame(wire.Header{Kind: c.kind, Flags: flags, ID: c.id}, prefix, data...)
+	err := write(wire.Header{Kind: c.kind, Flags: flags, ID: c.id}, prefix, data...)
 	if err == nil {
 		return nil
 	}
@@ -377,7 +394,7 @@ type movement struct{ received, taken uint64 }
 func (l *link) moved(last movement) movement {
 	stats := l.wire.Stats()
 	now := movement{stats.Received.Bytes, last.taken}
-	if waiting := l.queue.len(); waiting > 0 {
+	if waiting := l.backlog.len(); waiting > 0 {
 		now.taken = stats.Sent.Bytes - uint64(waiting)
 	}
 	return now

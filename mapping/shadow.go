@@ -77,6 +77,7 @@ type Shadow struct {
 	written     []userfault.Range    // room for the kernel's answer
 	words       []byte               // room for a page of Merge's
 	outstanding map[*Change]struct{} // handed out and not settled
+	scratch     *scratch             // where the next change goes; or nil
 }
 
 // NewShadow returns a shadow for bytes [off, off+n) of a span whose blocks are
@@ -260,6 +261,10 @@ func (s *Shadow) Close() error {
 	}
 	s.closed = true
 	clear(s.outstanding)
+	if s.scratch != nil && s.scratch.users == 0 {
+		s.pool.scratch.Put(s.scratch)
+	}
+	s.scratch = nil
 	s.mu.Unlock()
 	s.fills.Wait()
 	return s.pool.put(s.region)

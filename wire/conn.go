@@ -42,8 +42,10 @@ type Conn struct {
 
 	in reader
 
-	writeMu  sync.Mutex // frames do not interleave
-	out      []byte     // a frame's beginning, or all of a small frame
+	writeMu  sync.Mutex  // frames do not interleave
+	out      []byte      // what is queued, and a frame's beginning, or all of a small frame
+	queued   int         // bytes of out that are whole frames which nobody has written
+	waiting  atomic.Bool // queued is not 0
 	tail     [sumSize]byte
 	writeErr error // set for good by the first failed write
 
@@ -143,6 +145,12 @@ type flow struct {
 func (f *flow) countData(h Header) {
 	f.data.Add(uint64(h.Raw))
 	f.encoded.Add(uint64(h.encoded()))
+}
+
+// count counts a frame that was sent.
+func (f *flow) count(h Header) {
+	f.frames[h.Kind].Add(1)
+	f.countData(h)
 }
 
 func (f *flow) flow(bytes uint64) Flow {
