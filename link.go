@@ -18,23 +18,27 @@ import (
 
 // A link sends requests over a connection and brings each its answer.
 //
-// One goroutine reads. It never waits for anything but the connection: answers
-// are received into the memory that the request named, so that nobody who is
-// slow to take his can hold up another's.
+// One goroutine reads at a time. It never waits for anything but the
+// connection: answers are received into the memory that the request named, so
+// that nobody who is slow to take his can hold up another's. Who reads is in
+// turn.go.
 type link struct {
 	wire      *wire.Conn
 	fds       *fdpass.Conn // of a unix socket, else nil
-	queue     sendQueue
+	backlog   sendQueue
 	ioTimeout time.Duration
 	onEvent   func(control.Event) // called by the reading goroutine
 	work      sync.WaitGroup
 	calls     sync.Pool // *call
 	lost      chan struct{}
+	wanted    chan struct{} // has an element when the link's own reader shall read
 
 	mu      sync.Mutex // guards what follows
 	err     error      // set when lost is closed, never changed
 	lastID  uint64
 	pending map[uint64]*call // nil values: nobody waits for the answer any more
+	reading bool             // somebody has the turn to read
+	turns   uint64           // that callers have had
 }
 
 // A call is a request that is under way. After the answer it belongs to the
@@ -57,8 +61,9 @@ type call struct {
 
 func newLink(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, ioTimeout time.Duration, onEvent func(control.Event)) *link {
 	l := &link{
-		wire: conn, fds: fds, queue: queue, ioTimeout: ioTimeout, onEvent: onEvent,
+		wire: conn, fds: fds, backlog: queue, ioTimeout: ioTimeout, onEvent: onEvent,
 		lost:    make(chan struct{}),
+		wanted:  make(chan struct{}, 1),
 		pending: make(map[uint64]*call),
 	}
 	l.calls.New = func() any { return &call{done: make(chan struct{}, 1)} }
@@ -67,6 +72,7 @@ func newLink(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, ioTimeout time.
 
 // start begins to read.
 func (l *link) start() {
+	l.reading = true
 	l.work.Go(l.read)
 	l.work.Go(l.watch)
 }
@@ -126,6 +132,23 @@ func (l *link) release(c *call) {
 // send sends a request. If it returns nil the call must be awaited or
 // abandoned.
 func (l *link) send(c *call, flags wire.Flags, prefix []byte, data ...[]byte) error {
+	return l.sendBy(l.wire.WriteFrame, c, flags, prefix, data...)
+}
+
+// queue is send for one of many small requests: it may leave later, but not
+// later than what is sent next. Who queues pushes before he waits.
+func (l *link) queue(c *call, flags wire.Flags, prefix []byte, data ...[]byte) error {
+	return l.sendBy(l.wire.QueueFrame, c, flags, prefix, data...)
+}
+
+// push sends what is queued.
+func (l *link) push() {
+	if err := l.wire.Push(); err != nil {
+		l.fail(peerLost(err))
+	}
+}
+
+func (l *link) sendBy(write func(h wire.Header, prefix []byte, data ...[]byte) error, c *call, flags wire.Flags, prefix []byte, data ...[]byte) error {
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -135,7 +158,7 @@ func (l *link) send(c *call, flags wire.Flags, prefix []byte, data ...[]byte) er
 	c.id = l.lastID
 	l.pending[c.id] = c
 	l.mu.Unlock()
-	err := l.wire.WriteFrame(wire.Header{Kind: c.kind, Flags: flags, ID: c.id}, prefix, data...)
+	err := write(wire.Header{Kind: c.kind, Flags: flags, ID: c.id}, prefix, data...)
 	if err == nil {
 		return nil
 	}
@@ -151,15 +174,10 @@ func (l *link) send(c *call, flags wire.Flags, prefix []byte, data ...[]byte) er
 
 // await waits for the answer. If ctx ends first it abandons the call.
 func (l *link) await(ctx context.Context, c *call) error {
-	select {
-	case <-c.done:
-		return c.err
-	case <-ctx.Done():
-		if l.abandon(c) {
-			return canceled(ctx)
-		}
-		return c.err
+	if !l.wait(ctx, c) && l.abandon(c) {
+		return canceled(ctx)
 	}
+	return c.err
 }
 
 // abandon gives a call up: when it returns, the call's memory is not written
@@ -184,20 +202,6 @@ func (l *link) take(id uint64) (c *call, known bool) {
 	c, known = l.pending[id]
 	delete(l.pending, id)
 	return c, known
-}
-
-// read receives frames until the connection ends.
-func (l *link) read() {
-	for {
-		h, err := l.wire.ReadHeader()
-		if err == nil {
-			err = l.receive(h)
-		}
-		if err != nil {
-			l.fail(peerLost(err))
-			return
-		}
-	}
 }
 
 // protocolError says how a server broke the protocol's rules.
@@ -297,9 +301,7 @@ func (l *link) control(ctx context.Context, op control.Op, args any, received fu
 	if err := l.send(c, 0, nil, payload); err != nil {
 		return nil, err
 	}
-	select {
-	case <-c.done:
-	case <-ctx.Done():
+	if !l.wait(ctx, c) {
 		l.cancel(c)
 		if errors.Is(c.err, ErrCanceled) {
 			return nil, canceled(ctx)
@@ -392,7 +394,7 @@ type movement struct{ received, taken uint64 }
 func (l *link) moved(last movement) movement {
 	stats := l.wire.Stats()
 	now := movement{stats.Received.Bytes, last.taken}
-	if waiting := l.queue.len(); waiting > 0 {
+	if waiting := l.backlog.len(); waiting > 0 {
 		now.taken = stats.Sent.Bytes - uint64(waiting)
 	}
 	return now

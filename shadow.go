@@ -239,8 +239,13 @@ func (f *flushing) trim(ctx context.Context, ranges []Range) ([]Range, error) {
 
 // send sends the change that was held back.
 func (f *flushing) send(ctx context.Context, more bool) error {
-	if err := f.settle(ctx, f.room(), f); err != nil {
-		return err
+	if room := f.room(); len(f.under) > room {
+		if room == smallFrames-1 {
+			room /= 2 // many frames leave together, and so do their answers
+		}
+		if err := f.settle(ctx, room, f); err != nil {
+			return err
+		}
 	}
 	if err := f.fatal(); err != nil {
 		return err
@@ -262,7 +267,11 @@ func (f *flushing) send(ctx context.Context, more bool) error {
 	f.prefix = wire.AppendFlush(f.prefix[:0], wire.Flush{Mapping: f.m.id, Block: uint64(change.Block), Base: base, Runs: f.runs})
 	l := f.m.span.client.link
 	c := l.newCall(wire.KindFlush)
-	if err := l.send(c, flags, f.prefix, change.Data); err != nil {
+	send := l.send
+	if more {
+		send = l.queue
+	}
+	if err := send(c, flags, f.prefix, change.Data); err != nil {
 		l.release(c)
 		return err
 	}
@@ -306,16 +315,13 @@ func (f *flushing) fatal() error {
 // say goes to f; it is nil if the flush they belong to has returned.
 func (sh *shadow) settle(ctx context.Context, keep int, f *flushing) error {
 	l := sh.m.span.client.link
+	if len(sh.under) > keep {
+		l.push()
+	}
 	for len(sh.under) > keep {
 		frame := sh.under[0]
-		select {
-		case <-frame.call.done:
-		default:
-			select {
-			case <-frame.call.done:
-			case <-ctx.Done():
-				return canceled(ctx)
-			}
+		if !l.wait(ctx, frame.call) {
+			return canceled(ctx)
 		}
 		sh.under = slices.Delete(sh.under, 0, 1)
 		err := frame.call.err

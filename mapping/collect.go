@@ -24,20 +24,35 @@ type Change struct {
 	Runs  []Run  // in order, neither overlapping nor touching
 	Data  []byte // the runs' bytes, one after another
 
-	scratch *scratch // that Runs and Data are in, if not their own
+	scratch *scratch // that Runs and Data are in
 }
 
-// A scratch is room for the changes of one block.
+// A scratch is room for the changes of one large block, or of many small ones.
 type scratch struct {
-	runs []Run
-	data []byte // at least a block
+	runs  []Run
+	data  []byte // room for two blocks
+	users int    // changes that are in it; guarded by the shadow's mu
 }
 
-func (p *Pool) getScratch(blockSize int64) *scratch {
-	if s, ok := p.scratch.Get().(*scratch); ok && int64(cap(s.data)) >= blockSize {
-		return s
+// room returns the scratch that the next block's changes go to. The caller
+// holds mu.
+func (s *Shadow) room() *scratch {
+	if r := s.scratch; r != nil {
+		if r.users == 0 {
+			r.runs, r.data = r.runs[:0], r.data[:0]
+		}
+		if int64(cap(r.data)-len(r.data)) >= s.blockSize {
+			return r
+		}
+		s.scratch = nil // whoever is in it gives it back
 	}
-	return &scratch{data: make([]byte, 0, blockSize)}
+	r, ok := s.pool.scratch.Get().(*scratch)
+	if !ok || int64(cap(r.data)) < 2*s.blockSize {
+		r = &scratch{data: make([]byte, 0, 2*s.blockSize)}
+	}
+	r.runs, r.data = r.runs[:0], r.data[:0]
+	s.scratch = r
+	return r
 }
 
 // Collect finds what the user wrote in the span's bytes [off, off+n) and calls
@@ -64,7 +79,7 @@ func (s *Shadow) Collect(ctx context.Context, off, n int64, yield func(*Change) 
 	}
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
-	if err := s.gather(at); err != nil {
+	if err := s.gather(ctx, at); err != nil {
 		return err
 	}
 	return s.eachBlock(ctx, at, s.changes, yield)
@@ -114,26 +129,29 @@ func (s *Shadow) change(block int64, at extent, find func(int64, extent, *scratc
 	if err := s.usable(); err != nil {
 		return nil, err
 	}
-	room := s.pool.getScratch(s.blockSize)
-	room.runs, room.data = room.runs[:0], room.data[:0]
-	find(block, at, room)
-	if len(room.runs) == 0 {
-		s.pool.scratch.Put(room)
+	room := s.room()
+	runs, data := len(room.runs), len(room.data)
+	own := scratch{runs: room.runs[runs:], data: room.data[data:]}
+	find(block, at, &own)
+	if len(own.runs) == 0 {
 		return nil, nil
 	}
-	c := &Change{Block: block, Runs: room.runs, Data: room.data, scratch: room}
-	// A receiver that holds many small changes must not hold a block for each.
-	if len(room.data) < cap(room.data)/16 && len(room.runs) < 4096 {
-		c.Runs, c.Data, c.scratch = slices.Clone(room.runs), bytes.Clone(room.data), nil
-		s.pool.scratch.Put(room)
+	room.data = room.data[:data+len(own.data)]
+	if runs+len(own.runs) <= cap(room.runs) {
+		room.runs = room.runs[:runs+len(own.runs)]
+	} else { // they have moved to where there is room
+		room.runs = own.runs
 	}
+	c := &Change{Block: block, Runs: slices.Clip(own.runs), Data: slices.Clip(own.data), scratch: room}
+	room.users++
 	s.outstanding[c] = struct{}{}
 	return c, nil
 }
 
 // gather begins a collection: it makes candidates of what is not settled and
-// of what the kernel saw written in at, whose pages it protects again.
-func (s *Shadow) gather(at extent) error {
+// of what the kernel saw written in at, whose pages it protects again, or of
+// what the sums say.
+func (s *Shadow) gather(ctx context.Context, at extent) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
@@ -143,8 +161,11 @@ func (s *Shadow) gather(at extent) error {
 		s.reopen(c)
 	}
 	clear(s.outstanding)
-	if s.tracking != Pages || at.start == at.end {
+	if at.start == at.end {
 		return nil
+	}
+	if s.tracking != Pages {
+		return s.sums.compare(ctx, at)
 	}
 	first, last := at.start/pageSize, (at.end+pageSize-1)/pageSize
 	var err error
@@ -174,11 +195,6 @@ func (s *Shadow) reopen(c *Change) {
 
 // candidates returns the first piece of at that may differ from the image.
 func (s *Shadow) candidates(at extent) (extent, bool) {
-	if s.tracking != Pages {
-		// A page that does not exist was never written, by anybody.
-		lo, hi := s.region.touched(bytesHalf, at.start, at.end)
-		return extent{lo, hi}, lo < hi
-	}
 	first, last := s.pending.next(at.start/pageSize, (at.end+pageSize-1)/pageSize)
 	return extent{max(at.start, first*pageSize), min(at.end, last*pageSize)}, first < last
 }
@@ -220,8 +236,9 @@ func (s *Shadow) changes(block int64, at extent, room *scratch) {
 
 // whole appends to room all of at, a piece of block.
 func (s *Shadow) whole(block int64, at extent, room *scratch) {
-	room.data = room.data[:at.end-at.start]
-	memfd.Copy(room.data, s.region.alias[at.start:at.end])
+	from := len(room.data)
+	room.data = room.data[:int64(from)+at.end-at.start]
+	memfd.Copy(room.data[from:], s.region.alias[at.start:at.end])
 	room.runs = append(room.runs, Run{Offset: uint32(at.start - (block*s.blockSize - s.base)), Length: uint32(at.end - at.start)})
 }
 
@@ -239,6 +256,9 @@ func (s *Shadow) Ack(c *Change) {
 			at := block + int64(r.Offset)
 			memfd.Copy(s.region.image[at:at+int64(r.Length)], data)
 			data = data[r.Length:]
+		}
+		if s.sums != nil {
+			s.sums.changed(block, c.Runs)
 		}
 	}
 	s.recycle(c)
@@ -264,7 +284,7 @@ func (s *Shadow) settle(c *Change) bool {
 }
 
 func (s *Shadow) recycle(c *Change) {
-	if c.scratch != nil {
+	if c.scratch.users--; c.scratch.users == 0 && c.scratch != s.scratch {
 		s.pool.scratch.Put(c.scratch)
 	}
 	c.Runs, c.Data, c.scratch = nil, nil, nil

@@ -64,4 +64,7 @@ func (s *Shadow) mergePage(at int64, remote []byte) {
 	storeUnchanged(user, image, now)
 	// Not word by word: each atomic store would have to wait for the one here.
 	copy(image, now)
+	if s.sums != nil {
+		s.sums.sum(at / pageSize)
+	}
 }

@@ -60,11 +60,21 @@ func TestAgainstModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			mem := sh.Bytes()
+			first := slices.Clone(user)
 
 			t.Repeat(map[string]func(*rapid.T){
 				"write": func(t *rapid.T) {
 					lo, hi := window(t)
 					paint(t, mem[lo:hi])
+					copy(user[lo:hi], mem[lo:hi])
+				},
+				"undo": func(t *rapid.T) { // what was there once must not pass for unchanged
+					lo, hi := window(t)
+					if rapid.Bool().Draw(t, "clear") {
+						clear(mem[lo:hi])
+					} else {
+						copy(mem[lo:hi], first[lo:hi])
+					}
 					copy(user[lo:hi], mem[lo:hi])
 				},
 				"collect": func(t *rapid.T) {

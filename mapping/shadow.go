@@ -72,10 +72,12 @@ type Shadow struct {
 	armed       bool
 	closed      bool
 	filled      []extent             // until armed
-	pending     bitmap               // Pages: candidates that the kernel no longer reports
+	sums        *sums                // of the image; Compare only
+	pending     bitmap               // pages that may differ from the image; with Pages, as far as the kernel no longer reports them
 	written     []userfault.Range    // room for the kernel's answer
 	words       []byte               // room for a page of Merge's
 	outstanding map[*Change]struct{} // handed out and not settled
+	scratch     *scratch             // where the next change goes; or nil
 }
 
 // NewShadow returns a shadow for bytes [off, off+n) of a span whose blocks are
@@ -107,8 +109,11 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 		region: region, base: off - start, start: start,
 		outstanding: make(map[*Change]struct{}),
 	}
-	if tracking == Pages {
+	if s.image {
 		s.pending = newBitmap(s.pages())
+	}
+	if tracking == Compare {
+		s.sums = newSums(s)
 	}
 	return s, nil
 }
@@ -175,13 +180,29 @@ func (s *Shadow) Fill(off, n int64, read func(dst []byte) error) error {
 		return fmt.Errorf("mapping: fill [%d, +%d): %w", off, n, err)
 	}
 	if s.image {
-		memfd.Copy(s.region.image[at.start:at.end], dst)
+		s.imprint(at)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.filled = append(s.filled, at)
 	return nil
 }
+
+// imprint makes the image of what was filled, and sums it while it is in the
+// processor's cache.
+func (s *Shadow) imprint(at extent) {
+	for start := at.start; start < at.end; {
+		end := min(at.end, start&^(imprintStep-1)+imprintStep)
+		memfd.Copy(s.region.image[start:end], s.region.alias[start:end])
+		if s.sums != nil {
+			s.sums.take(extent{start, end})
+		}
+		start = end
+	}
+}
+
+// imprintStep is how much imprint copies before it sums: whole pages.
+const imprintStep = 256 << 10
 
 // Arm makes what was not filled read as zeros and begins tracking. It is
 // called once, when all Fills have returned and before Bytes is handed out.
@@ -202,6 +223,9 @@ func (s *Shadow) Arm() error {
 			s.zero(at, f.start)
 		}
 		at = max(at, f.end)
+	}
+	if s.sums != nil {
+		s.sums.complete(s.filled)
 	}
 	s.filled = nil
 	if s.tracking != Pages {
@@ -237,6 +261,10 @@ func (s *Shadow) Close() error {
 	}
 	s.closed = true
 	clear(s.outstanding)
+	if s.scratch != nil && s.scratch.users == 0 {
+		s.pool.scratch.Put(s.scratch)
+	}
+	s.scratch = nil
 	s.mu.Unlock()
 	s.fills.Wait()
 	return s.pool.put(s.region)

@@ -26,6 +26,7 @@ type dataJob struct {
 	command wire.MemoryCommand // Transfer, Read
 	flush   wire.Flush
 	data    tier.Memory // staging memory, whole; none for Read
+	queue   bool        // the answer may wait for the next
 }
 
 // startData receives a data frame and carries it out, here or on the lane. It
@@ -77,6 +78,8 @@ func (s *session) startData(ctx context.Context, h wire.Header) error {
 		return err
 	}
 	if s.queued.Add(1) == 1 && size <= inlineData {
+		// If the next request is here already its answer goes with this one.
+		j.queue = s.conn.FrameReceived()
 		err := s.carryOut(ctx, j)
 		s.jobDone(nil)
 		return err
@@ -98,7 +101,11 @@ func (s *session) carryOut(ctx context.Context, j *dataJob) error {
 }
 
 func (s *session) answer(j *dataJob, prefix []byte, data ...[]byte) error {
-	return s.conn.WriteFrame(wire.Header{Kind: j.header.Kind, Flags: wire.FlagReply, ID: j.header.ID}, prefix, data...)
+	write := s.conn.WriteFrame
+	if j.queue {
+		write = s.conn.QueueFrame
+	}
+	return write(wire.Header{Kind: j.header.Kind, Flags: wire.FlagReply, ID: j.header.ID}, prefix, data...)
 }
 
 // failData answers a data frame with an error. It returns an error of its own

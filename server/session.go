@@ -298,6 +298,11 @@ func (s *session) authentic(token string) bool {
 // readFrames serves requests until the connection ends or breaks the rules.
 func (s *session) readFrames(ctx context.Context) error {
 	for {
+		if !s.conn.FrameReceived() { // nobody waits for what waits here
+			if err := s.conn.Push(); err != nil {
+				return err
+			}
+		}
 		h, err := s.conn.ReadHeader()
 		if err != nil {
 			if errors.Is(err, io.EOF) {

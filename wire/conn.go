@@ -42,8 +42,10 @@ type Conn struct {
 
 	in reader
 
-	writeMu  sync.Mutex // frames do not interleave
-	out      []byte     // a frame's beginning, or all of a small frame
+	writeMu  sync.Mutex  // frames do not interleave
+	out      []byte      // what is queued, and a frame's beginning, or all of a small frame
+	queued   int         // bytes of out that are whole frames which nobody has written
+	waiting  atomic.Bool // queued is not 0
 	tail     [sumSize]byte
 	writeErr error // set for good by the first failed write
 
@@ -86,6 +88,19 @@ func (c *Conn) SetCompress(on bool) { c.compress.Store(on) }
 // Close closes the connection. Reads and writes under way fail with an error
 // that matches net.ErrClosed.
 func (c *Conn) Close() error { return c.nc.Close() }
+
+// ErrInterrupted is returned by ReadHeader after Interrupt. The connection is as
+// it was.
+var ErrInterrupted = errors.New("wire: reading was interrupted")
+
+// Interruptible reports whether Interrupt works: not over TLS, which does not
+// go on after a read that ended early.
+func (c *Conn) Interruptible() bool { return !c.layered }
+
+// Interrupt ends a ReadHeader that waits for a frame to begin, or the next one
+// that would, with ErrInterrupted. A frame that has begun is read to its end. If
+// nobody reads, whoever reads next is interrupted in vain, and reads again.
+func (c *Conn) Interrupt() { c.progress.interrupt() }
 
 // NetConn returns the connection that frames are written to: the one given to
 // NewConn, or a ProgressConn around it. Its deadlines may be set, for instance
@@ -130,6 +145,12 @@ type flow struct {
 func (f *flow) countData(h Header) {
 	f.data.Add(uint64(h.Raw))
 	f.encoded.Add(uint64(h.encoded()))
+}
+
+// count counts a frame that was sent.
+func (f *flow) count(h Header) {
+	f.frames[h.Kind].Add(1)
+	f.countData(h)
 }
 
 func (f *flow) flow(bytes uint64) Flow {

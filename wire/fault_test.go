@@ -379,3 +379,54 @@ func TestStalledReceiverOverTCP(t *testing.T) {
 		}
 	}
 }
+
+// Interrupting ends a wait between two frames, and nothing else: a frame that
+// has begun is read whole, and the connection goes on.
+func TestInterrupt(t *testing.T) {
+	f := frame{kind: wire.KindRead, prefix: random(28)}
+	one := encode(t, wire.Config{Sums: true}, f)
+	synctest.Test(t, func(t *testing.T) {
+		raw, c := pipes(t)
+		send := func(b []byte) {
+			t.Helper()
+			if _, err := raw.Write(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done := in(func() error { return discardFrame(c) })
+		send(one)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			done = in(func() error { return discardFrame(c) })
+			synctest.Wait() // for the frame to begin
+			c.Interrupt()
+			if err := <-done; err != wire.ErrInterrupted {
+				t.Fatalf("interrupted while idle: %v", err)
+			}
+			c.Interrupt() // nobody reads
+			if err := discardFrame(c); err != wire.ErrInterrupted {
+				t.Fatalf("interrupted before: %v", err)
+			}
+			done = in(func() error { return discardFrame(c) })
+			send(one[:40])
+			synctest.Wait()
+			c.Interrupt()
+			synctest.Wait()
+			send(one[40:])
+			if err := <-done; err != nil {
+				t.Fatalf("interrupted within a frame: %v", err)
+			}
+			if err := discardFrame(c); err != wire.ErrInterrupted {
+				t.Fatalf("after the frame: %v", err)
+			}
+			done = in(func() error { return discardFrame(c) })
+			time.Sleep(24 * time.Hour)
+			send(one)
+			if err := <-done; err != nil {
+				t.Fatalf("a day after: %v", err)
+			}
+		}
+	})
+}

@@ -40,6 +40,7 @@ type ProgressConn struct {
 	tcp     bool            // and its low-water mark can be set
 
 	idle     atomic.Bool // reads may take for ever
+	stop     atomic.Bool // the next idle read, or the one under way, shall end
 	lowWater int         // of the socket, as the reader has set it
 	reading  deadline
 	bytesIn  atomic.Uint64
@@ -170,6 +171,31 @@ func (w *watch) tick(err error, moved bool) error {
 // setIdle lets reads wait without limit, or not.
 func (p *ProgressConn) setIdle(idle bool) { p.idle.Store(idle) }
 
+// interrupt ends an idle read that is under way, or the next.
+func (p *ProgressConn) interrupt() {
+	p.stop.Store(true) // first: a read that ends early looks for it
+	p.reading.expire()
+}
+
+// expire makes the deadline pass, once: whoever meets it sets the next.
+func (d *deadline) expire() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	past := time.Unix(1, 0)
+	if d.set(past) == nil {
+		d.armed = past
+	}
+}
+
+// stopped reports whether an idle read shall end. It takes the request back.
+func (p *ProgressConn) stopped() bool {
+	if !p.idle.Load() || !p.stop.CompareAndSwap(true, false) {
+		return false
+	}
+	p.reading.arm(time.Time{}, time.Time{})
+	return true
+}
+
 // expect tells how many bytes the reader is waiting for, so that the socket
 // need not wake it for each of them. It must not be more than will come before
 // the peer waits for an answer. It has no effect under TLS, where it would have
@@ -198,6 +224,9 @@ func (p *ProgressConn) Read(b []byte) (int, error) {
 	if p.idle.Load() {
 		timeout = 0
 	}
+	if p.stopped() {
+		return 0, ErrInterrupted
+	}
 	w := p.reading.watch(timeout)
 	for {
 		n, err := p.Conn.Read(b)
@@ -207,6 +236,9 @@ func (p *ProgressConn) Read(b []byte) (int, error) {
 		}
 		if err == nil {
 			return 0, nil
+		}
+		if p.stopped() {
+			return 0, ErrInterrupted
 		}
 		if err := w.tick(err, false); err != nil {
 			return 0, err

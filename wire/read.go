@@ -16,6 +16,10 @@ const (
 	// readBuffer holds small frames and the headers of large ones. What it
 	// takes in of a large frame's data is copied once more, so it is small.
 	readBuffer = 16 << 10
+	// streamBuffer is the buffer's size while many small frames come at once.
+	streamBuffer = 128 << 10
+	// streamFrame is the longest payload that counts as small then.
+	streamFrame = 32 << 10
 	// directRead is the shortest rest of a payload that is read straight into
 	// the caller's memory. A shorter rest is read into the buffer together
 	// with the sum and the next frame's header.
@@ -32,6 +36,7 @@ type reader struct {
 	data   int    // bytes of the data part, as sent, not delivered yet
 	sum    uint32 // of the payload so far
 	fill   [4]byte
+	full   bool  // the last read left nothing free in buf: more may wait in the socket
 	open   bool  // the payload, or its sum, has not been read to its end
 	err    error // set for good by the first failed read
 }
@@ -44,6 +49,7 @@ type reader struct {
 // connection, which must begin within the i/o timeout. Once a frame has begun,
 // a peer that sends nothing for the i/o timeout ends it with an error that
 // matches Stalled, and a broken connection with one that matches PeerLost.
+// ErrInterrupted says that Interrupt was called and nothing was read.
 func (c *Conn) ReadHeader() (Header, error) {
 	if err := c.Discard(); err != nil {
 		return Header{}, err
@@ -57,6 +63,9 @@ func (c *Conn) ReadHeader() (Header, error) {
 		err := c.fill()
 		c.progress.setIdle(false)
 		if err != nil {
+			if errors.Is(err, ErrInterrupted) {
+				return Header{}, ErrInterrupted
+			}
 			if errors.Is(err, io.EOF) && in.r == in.w {
 				in.err = io.EOF
 				return Header{}, io.EOF
@@ -74,12 +83,44 @@ func (c *Conn) ReadHeader() (Header, error) {
 	case h.Encoding != EncodingRaw && !c.compress.Load():
 		return Header{}, c.readFailed(fmt.Errorf("%w: %v data, which was not agreed on", ErrMalformed, h.Encoding))
 	}
+	in.adapt(h)
 	in.r += HeaderSize
 	in.begun = true
 	in.header, in.prefix, in.data, in.sum = h, int(h.Prefix), h.encoded(), 0
 	in.open = h.Length > 0
 	c.received.frames[h.Kind].Add(1)
 	return h, nil
+}
+
+// adapt chooses the buffer's size by the frame that begins.
+func (in *reader) adapt(h Header) {
+	size := len(in.buf)
+	switch {
+	case h.Length > streamFrame:
+		size = readBuffer
+	case in.full:
+		size = streamBuffer
+	}
+	if size != len(in.buf) && in.w-in.r <= size {
+		buf := make([]byte, size)
+		in.w = copy(buf, in.buf[in.r:in.w])
+		in.buf, in.r = buf, 0
+	}
+	in.full = false
+}
+
+// streaming reports whether many small frames come at once.
+func (in *reader) streaming() bool { return len(in.buf) > readBuffer }
+
+// FrameReceived reports whether the next frame has been received whole, so that
+// reading it does not wait.
+func (c *Conn) FrameReceived() bool {
+	in := &c.in
+	if in.open || in.w-in.r < HeaderSize {
+		return false
+	}
+	h, err := ParseHeader(in.buf[in.r:in.w])
+	return err == nil && in.w-in.r >= HeaderSize+int(h.Length)+sumSize
 }
 
 // ReadPrefix returns the frame's prefix, in buf if it has room for it. Until
@@ -229,7 +270,7 @@ func (c *Conn) readPayload(dst []byte) error {
 		case in.r < in.w:
 			n = copy(dst, in.buf[in.r:in.w])
 			in.r += n
-		case len(dst) >= directRead:
+		case len(dst) > streamFrame || len(dst) >= directRead && !in.streaming():
 			c.progress.expect(len(dst))
 			n, err = c.nc.Read(dst)
 		default:
@@ -285,6 +326,7 @@ func (c *Conn) fill() error {
 		n, err := c.nc.Read(in.buf[in.w:])
 		in.w += n
 		if n > 0 {
+			in.full = in.w == len(in.buf)
 			return nil // an error, if there was one, comes again
 		}
 		if err != nil {

@@ -19,6 +19,8 @@ const (
 	sumChunk = 256 << 10
 	// sumLast is how much of it is summed first, to leave with the sum.
 	sumLast = 16 << 10
+	// queueLimit is how many bytes of queued frames wait for the next write.
+	queueLimit = 32 << 10
 	// keepBuffer is the largest buffer that a connection keeps.
 	keepBuffer = 64 << 10
 )
@@ -33,6 +35,47 @@ const (
 // WriteFrame returns: the peer could receive a mixture of old and new bytes,
 // and on a connection with sums find the frame corrupt.
 func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
+	return c.write(h, prefix, data, false)
+}
+
+// QueueFrame is WriteFrame for one of many small frames: it may keep a copy of
+// the frame, which then leaves with the next frame that is written, or queued
+// when many bytes wait, or at Push. Whoever queues sees to it that one of these
+// comes, before he waits for anything.
+func (c *Conn) QueueFrame(h Header, prefix []byte, data ...[]byte) error {
+	return c.write(h, prefix, data, true)
+}
+
+// Push writes the frames that are queued. It costs little if none are.
+func (c *Conn) Push() error {
+	if !c.waiting.Load() {
+		return nil
+	}
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if c.writeErr != nil || c.queued == 0 {
+		return c.writeErr
+	}
+	return c.push()
+}
+
+// push writes what is queued in c.out. The caller holds writeMu.
+func (c *Conn) push() error {
+	_, err := c.nc.Write(c.out)
+	c.unqueue()
+	if err != nil {
+		c.writeErr = ioError("write queued frames", err)
+	}
+	return c.writeErr
+}
+
+// unqueue notes that what was queued has been written, or never will be.
+func (c *Conn) unqueue() {
+	c.queued = 0
+	c.waiting.Store(false)
+}
+
+func (c *Conn) write(h Header, prefix []byte, data [][]byte, queue bool) error {
 	raw := 0
 	for _, d := range data {
 		raw += len(d)
@@ -53,14 +96,17 @@ func (c *Conn) WriteFrame(h Header, prefix []byte, data ...[]byte) error {
 			h.Encoding, h.Length = e.encoding, uint32(len(prefix)+len(e.data))
 		}
 	}
-	if h.Length <= smallPayload {
-		return c.writeSmall(h, prefix, data)
+	switch {
+	case queue && h.Length <= queueLimit:
+		return c.writeSmall(h, prefix, data, true)
+	case h.Length <= smallPayload:
+		return c.writeSmall(h, prefix, data, false)
 	}
 	return c.writeLarge(h, prefix, data)
 }
 
-// writeSmall writes a frame in one piece.
-func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte) error {
+// writeSmall writes a frame in one piece, or queues it.
+func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte, queue bool) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	if c.writeErr != nil {
@@ -71,7 +117,16 @@ func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte) error {
 		c.out = append(c.out, d...)
 	}
 	if h.Has(FlagSum) {
-		c.out = appendSum(c.out, crc32.Checksum(c.out[HeaderSize:], castagnoli))
+		c.out = appendSum(c.out, crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli))
+	}
+	if queue {
+		c.queued = len(c.out)
+		c.waiting.Store(true)
+		c.sent.count(h)
+		if c.queued < queueLimit {
+			return nil
+		}
+		return c.push()
 	}
 	_, err := c.nc.Write(c.out)
 	return c.finish(h, err)
@@ -100,7 +155,7 @@ func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte) error {
 // kernel has copied it, and so brought it into the processor's cache; only the
 // last, which leaves with the sum, before.
 func (c *Conn) writeSummed(data [][]byte) error {
-	sum := crc32.Checksum(c.out[HeaderSize:], castagnoli)
+	sum := crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli)
 	var last []byte
 	var one [1][]byte
 	for i, d := range data {
@@ -160,6 +215,11 @@ func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	if c.writeErr != nil {
 		return c.writeErr
 	}
+	if c.queued > 0 { // the files' place is this frame's first byte
+		if err := c.push(); err != nil {
+			return err
+		}
+	}
 	c.begin(&h, nil)
 	c.out = append(c.out, data...)
 	if h.Has(FlagSum) {
@@ -168,27 +228,28 @@ func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	return c.finish(h, c.progress.writeFiles(to, c.out, files))
 }
 
-// begin starts a frame in c.out, by its header and prefix.
+// begin starts a frame in c.out, behind what is queued, by its header and
+// prefix.
 func (c *Conn) begin(h *Header, prefix []byte) {
 	h.Flags &^= FlagSum
 	if c.sums && h.Length > 0 {
 		h.Flags |= FlagSum
 	}
-	if cap(c.out) > keepBuffer {
+	if cap(c.out) > keepBuffer && c.queued == 0 {
 		c.out = nil
 	}
-	c.out = append(h.Append(c.out[:0]), prefix...)
+	c.out = append(h.Append(c.out[:c.queued]), prefix...)
 }
 
 func appendSum(dst []byte, sum uint32) []byte { return binary.LittleEndian.AppendUint32(dst, sum) }
 
 // finish ends the writing of a frame.
 func (c *Conn) finish(h Header, err error) error {
+	c.unqueue()
 	if err != nil {
 		c.writeErr = ioError("write "+h.Kind.String(), err)
 		return c.writeErr
 	}
-	c.sent.frames[h.Kind].Add(1)
-	c.sent.countData(h)
+	c.sent.count(h)
 	return nil
 }
