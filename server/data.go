@@ -125,6 +125,12 @@ func (s *session) read(ctx context.Context, j *dataJob) error {
 	if err != nil {
 		return err
 	}
+	if n > inlineData {
+		if answered, err := s.lend(ctx, j, sp, data); answered {
+			s.srv.store.PutScratch(data)
+			return err
+		}
+	}
 	if err := sp.Read(ctx, off, data.Slice(0, n)); err != nil {
 		s.srv.store.PutScratch(data)
 		return s.failData(j, err)

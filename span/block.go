@@ -11,6 +11,7 @@ type blockLock struct {
 	writer  bool
 	writers int           // waiting; new readers queue behind them
 	free    chan struct{} // closed when the lock may have become free
+	loans   []*loan       // of the readers that lend the block: see Lend
 }
 
 func (l *blockLock) idle() bool {
@@ -51,6 +52,7 @@ func (s *Span) lockBlock(ctx context.Context, b int, write bool) error {
 		if write {
 			l.writers++
 			waiting = true
+			l.recall()
 		}
 		if l.free == nil {
 			l.free = make(chan struct{})

@@ -174,6 +174,7 @@ func (s *Span) freeLocked() error {
 		drained = make(chan struct{})
 		s.drained = drained
 		for b, l := range s.busy { // waiters look again and see freed
+			l.recall()
 			s.wake(b, l)
 		}
 	}

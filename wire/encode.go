@@ -128,6 +128,22 @@ func (e *encoder) encode(data [][]byte, raw int) (encoded, bool) {
 	return encoded{}, false
 }
 
+// promising reports whether data may be worth encoding, at the cost of looking
+// at a little of it.
+func (e *encoder) promising(data []byte) bool {
+	if len(data) < minEncode {
+		return false
+	}
+	one := [1][]byte{data}
+	if _, ok := constant(one[:]); ok {
+		return true
+	}
+	dst, src := getScratch(), getScratch()
+	defer putScratch(dst)
+	defer putScratch(src)
+	return e.pays(e.sample(*dst, *src, one[:], len(data)))
+}
+
 // sample encodes two pieces of the data and returns what share of them that
 // saves.
 func (e *encoder) sample(dst, src []byte, data [][]byte, raw int) float64 {

@@ -97,13 +97,41 @@ type deadline struct {
 	mu    sync.Mutex
 	limit time.Time // the caller's; zero: none
 	armed time.Time // the connection's now; zero: none
+	cut   bool      // interrupted: the connection's is in the past
 }
 
 func (d *deadline) limitTo(t time.Time) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.limit, d.armed = t, t
+	if d.cut {
+		return nil // resume sets it
+	}
 	return d.set(t)
+}
+
+// interrupt ends waiting, now and until resume.
+func (d *deadline) interrupt() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cut = true
+	_ = d.set(time.Unix(1, 0)) // fails if the connection is closed: nobody waits then
+}
+
+// resume undoes interrupt.
+func (d *deadline) resume() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cut {
+		d.cut, d.armed = false, d.limit
+		_ = d.set(d.limit)
+	}
+}
+
+func (d *deadline) interrupted() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cut
 }
 
 // arm makes the connection's deadline t, or the caller's if that is earlier.
@@ -112,6 +140,9 @@ func (d *deadline) limitTo(t time.Time) error {
 func (d *deadline) arm(least, t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.cut {
+		return
+	}
 	if !d.limit.IsZero() && (t.IsZero() || d.limit.Before(t)) {
 		t, least = d.limit, d.limit
 	}
@@ -279,6 +310,9 @@ func (p *ProgressConn) repeat(n int, write func(done int) (int, error)) (done in
 		if err == nil || done >= n {
 			return done, nil
 		}
+		if p.writing.interrupted() {
+			return done, errRecalled
+		}
 		before := queue
 		queue = p.sendQueue()
 		// A full socket takes no byte until much of it has gone out: look
@@ -305,6 +339,17 @@ func (p *ProgressConn) sendQueue() int {
 // writeBuffers writes head, then data, then tail, by as few system calls as
 // the connection allows.
 func (p *ProgressConn) writeBuffers(head []byte, data [][]byte, tail []byte) error {
+	_, err := p.writeVector(head, data, tail)
+	return err
+}
+
+// writeParts writes head and data and returns how many bytes of both are
+// written.
+func (p *ProgressConn) writeParts(head, data []byte) (int, error) {
+	return p.writeVector(head, nil, data)
+}
+
+func (p *ProgressConn) writeVector(head []byte, data [][]byte, tail []byte) (int, error) {
 	p.writeMu.Lock()
 	defer p.writeMu.Unlock()
 	n := 0
@@ -320,10 +365,10 @@ func (p *ProgressConn) writeBuffers(head []byte, data [][]byte, tail []byte) err
 		add(d)
 	}
 	add(tail)
-	_, err := p.repeat(n, p.writeRest)
+	n, err := p.repeat(n, p.writeRest)
 	p.bufs = nil
 	clear(p.vec[:]) // the caller's memory is not kept
-	return err
+	return n, err
 }
 
 // writeRest writes what is left of p.bufs.

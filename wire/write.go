@@ -143,7 +143,7 @@ func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte) error {
 	start := time.Now()
 	var err error
 	if h.Has(FlagSum) {
-		err = c.writeSummed(data)
+		err = c.writeSummed(crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli), data)
 	} else {
 		err = c.gather(data, nil)
 	}
@@ -151,11 +151,11 @@ func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte) error {
 	return c.finish(h, err)
 }
 
-// writeSummed writes c.out, data and the sum. It sums each chunk after the
-// kernel has copied it, and so brought it into the processor's cache; only the
-// last, which leaves with the sum, before.
-func (c *Conn) writeSummed(data [][]byte) error {
-	sum := crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli)
+// writeSummed writes c.out, data and the sum, given the sum of the payload
+// before the data. It sums each chunk after the kernel has copied it, and so
+// brought it into the processor's cache; only the last, which leaves with the
+// sum, before.
+func (c *Conn) writeSummed(sum uint32, data [][]byte) error {
 	var last []byte
 	var one [1][]byte
 	for i, d := range data {

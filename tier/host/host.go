@@ -159,6 +159,7 @@ type Space struct {
 	reserved []bool
 	count    int // of reserved
 	shared   bool
+	storable bool // somebody outside may store to it, though nobody ought to
 	closed   bool
 }
 
@@ -207,7 +208,16 @@ func (s *Space) Share(writable bool) (*os.File, int64, error) {
 		return nil, 0, fmt.Errorf("tier/host: space %q: %w", s.name, err)
 	}
 	s.shared = true
+	s.storable = s.storable || writable
 	return f, r.Size(), nil
+}
+
+// Storable reports whether another process was ever given the memory to write:
+// it may change at any time, whatever that process was asked to do since.
+func (s *Space) Storable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.storable
 }
 
 // Memory returns bytes [off, off+n) of block b, which must be reserved.
