@@ -175,8 +175,10 @@ func (s *session) alloc(ctx context.Context, a control.Alloc) (control.Opened, e
 		return control.Opened{}, err
 	}
 	opened, err := s.addHandle(sp)
-	// The handle has the span retained, or nothing has.
-	return opened, errors.Join(err, sp.Forsake())
+	if err != nil { // nobody would know of a span with a name
+		return control.Opened{}, errors.Join(err, sp.Free())
+	}
+	return opened, sp.Forsake() // the handle is a user now
 }
 
 func (s *session) open(_ context.Context, a control.Open) (control.Opened, error) {
@@ -185,7 +187,7 @@ func (s *session) open(_ context.Context, a control.Open) (control.Opened, error
 		return control.Opened{}, err
 	}
 	opened, err := s.addHandle(sp)
-	return opened, errors.Join(err, sp.Forsake()) // the handle is a user now
+	return opened, errors.Join(err, sp.Forsake()) // the handle is a user now, if there is one
 }
 
 func (s *session) publish(_ context.Context, a control.Publish) (none, error) {

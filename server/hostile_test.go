@@ -186,7 +186,7 @@ func (p *peer) ended(why string) {
 	}
 }
 
-func code(t testing.TB, what string, err error, want wire.Code) {
+func code(t testing.TB, what string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Errorf("%s: error %v, want %v", what, err, want)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -196,5 +197,163 @@ func TestWriteIsOneCommit(t *testing.T) {
 	}
 	if err := p.control(control.OpStat, control.Handle{Handle: h}, nil); !errors.Is(err, wire.NotFound) {
 		t.Errorf("stat of a closed handle: %v", err)
+	}
+}
+
+// A session that has all the handles it may have gets no span, and leaves none.
+func TestHandleLimit(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{Limits: server.Limits{Handles: 2}})
+	p, other := connect(t, "unix", socket).greet(), connect(t, "unix", socket).greet()
+	first := p.alloc("a", 1)
+	p.alloc("", 1)
+	more := control.Alloc{Name: "b", Size: 1, Tier: coherency.Host, Home: coherency.Host}
+	code(t, "alloc beyond the limit", p.control(control.OpAlloc, more, nil), wire.Limit)
+	code(t, "open beyond the limit", p.control(control.OpOpen, control.Open{Name: "a"}, nil), wire.Limit)
+	var stats control.Stats
+	if err := p.control(control.OpStats, nil, &stats); err != nil || stats.Coherency.Total != 2 {
+		t.Errorf("%d spans, want 2 (%v)", stats.Coherency.Total, err)
+	}
+	other.alloc("b", 1) // others have their own
+	if err := p.control(control.OpClose, control.Handle{Handle: first}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.control(control.OpOpen, control.Open{Name: "b"}, nil); err != nil {
+		t.Errorf("open with room for one: %v", err)
+	}
+}
+
+// The server has so many spans, whosever they are.
+func TestSpanLimit(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{Limits: server.Limits{Spans: 2}})
+	p, other := connect(t, "unix", socket).greet(), connect(t, "unix", socket).greet()
+	h := p.alloc("a", 1)
+	other.alloc("b", 1)
+	more := control.Alloc{Name: "c", Size: 1, Tier: coherency.Host, Home: coherency.Host}
+	code(t, "alloc beyond the limit", p.control(control.OpAlloc, more, nil), wire.Limit)
+	if err := p.control(control.OpFree, control.Handle{Handle: h}, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.alloc("c", 1)
+}
+
+// asks sends control requests without waiting for their answers.
+func (p *peer) asks(n int, op control.Op, args any) (ids []uint64) {
+	p.t.Helper()
+	raw, _ := json.Marshal(args)
+	data, _ := json.Marshal(control.Request{Op: op, Args: raw})
+	for range n {
+		ids = append(ids, p.send(wire.KindControl, nil, data))
+	}
+	return ids
+}
+
+// answer receives the answer to some request: its error, and result where it
+// has none.
+func (p *peer) answer(result any) (id uint64, err error) {
+	p.t.Helper()
+	p.raw.SetReadDeadline(time.Now().Add(20 * time.Second)) // for tests that fail
+	h, data, err := p.receive()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if h.Has(wire.FlagError) {
+		we, err := wire.ParseError(data)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return h.ID, we
+	}
+	if result != nil {
+		if err := json.Unmarshal(data, result); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	return h.ID, nil
+}
+
+// Locks that a session waits for count as those that it has.
+func TestLockLimit(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{Limits: server.Limits{Locks: 3}})
+	p := connect(t, "unix", socket).greet()
+	h := p.alloc("s", 10)
+	lock := control.Lock{Handle: h, Length: 10, Exclusive: true}
+	var held control.Locked
+	if err := p.control(control.OpLock, lock, &held); err != nil {
+		t.Fatal(err)
+	}
+	ids := p.asks(5, control.OpLock, lock) // 2 may wait
+	for range 3 {
+		_, err := p.answer(nil)
+		code(t, "a waiter beyond the limit", err, wire.Limit)
+	}
+	for range 2 { // each is granted when the one before is given back
+		p.asks(1, control.OpUnlock, control.Unlock{Lock: held.Lock})
+		for range 2 {
+			var l control.Locked
+			id, err := p.answer(&l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.Contains(ids, id) {
+				held = l
+			}
+		}
+	}
+	// Waiting counts no longer than it lasts.
+	for i := range 2 {
+		shared := control.Lock{Handle: h, Offset: int64(i), Length: 1}
+		if err := p.control(control.OpUnlock, control.Unlock{Lock: held.Lock}, nil); i == 0 && err != nil {
+			t.Fatal(err)
+		}
+		if err := p.control(control.OpLock, shared, nil); err != nil {
+			t.Errorf("lock %d after all were given back: %v", i, err)
+		}
+	}
+}
+
+// Of the control requests of a session so many are under way; cancelling one
+// makes room.
+func TestRequestLimit(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{Limits: server.Limits{Requests: 2}})
+	holder, p := connect(t, "unix", socket).greet(), connect(t, "unix", socket).greet()
+	lock := control.Lock{Handle: holder.alloc("s", 10), Length: 10, Exclusive: true}
+	if err := holder.control(control.OpLock, lock, nil); err != nil {
+		t.Fatal(err)
+	}
+	var o control.Opened
+	if err := p.control(control.OpOpen, control.Open{Name: "s"}, &o); err != nil {
+		t.Fatal(err)
+	}
+	lock.Handle = o.Handle
+	var waiting []uint64
+	for len(waiting) < 2 {
+		// The place of an answered request may be free a moment after its answer
+		// only. A cancellation of nothing is answered after what was refused.
+		id, ping := p.asks(1, control.OpLock, lock)[0], p.asks(1, control.OpCancel, control.Cancel{})[0]
+		switch got, err := p.answer(nil); got {
+		case ping:
+			waiting = append(waiting, id)
+		case id:
+			code(t, "a request that meets no room", err, wire.Limit)
+			p.answer(nil)
+		}
+	}
+	code(t, "a request beyond the limit", p.control(control.OpStats, nil, nil), wire.Limit)
+	code(t, "another one", p.control(control.OpLock, lock, nil), wire.Limit)
+	cancel := p.asks(1, control.OpCancel, control.Cancel{Request: waiting[0]}) // is none of them
+	for range 2 {
+		switch id, err := p.answer(nil); id {
+		case cancel[0]:
+			code(t, "cancel", err, nil)
+		case waiting[0]:
+			code(t, "what was cancelled", err, wire.Canceled)
+		default:
+			t.Errorf("an answer to %d: %v", id, err)
+		}
+	}
+	for err := error(wire.Limit); err != nil; {
+		if err = p.control(control.OpStats, nil, nil); err != nil && !errors.Is(err, wire.Limit) {
+			t.Fatal(err)
+		}
 	}
 }

@@ -55,6 +55,11 @@ func TestScript(t *testing.T) {
 			run := filepath.Join(env.WorkDir, ".run")
 			env.Setenv("XDG_RUNTIME_DIR", run)
 			env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, ".config"))
+			setup, err := filepath.Abs(filepath.Join("..", "..", "scripts", "setup"))
+			if err != nil {
+				return err
+			}
+			env.Setenv("SETUP", setup)
 			env.Values[daemonsKey{}] = make(daemons)
 			return os.Mkdir(run, 0o700)
 		},
