@@ -117,3 +117,48 @@ func stat(t testing.TB, s *memspan.Span) memspan.SpanStat {
 	}
 	return st
 }
+
+// A range that is mapped directly again and again shows the span each time,
+// and another span or range never by mistake.
+func TestMappedAgain(t *testing.T) {
+	srv := serve(t, server.Config{})
+	c, other := dial(t, srv.unix, nil), dial(t, srv.unix, nil)
+	ctx := t.Context()
+	var spans []*memspan.Span
+	for range 12 {
+		spans = append(spans, alloc(t, c, mib))
+	}
+	for round := range 3 {
+		for i, s := range spans {
+			theirs, err := other.Open(ctx, s.ID())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tag := []byte{byte(i), byte(round)}
+			for _, off := range []int64{0, 5000} {
+				if _, err := theirs.WriteAt(ctx, append(tag, byte(off)), off); err != nil {
+					t.Fatal(err)
+				}
+				want := append(tag, byte(off))
+				for _, mode := range []memspan.Mode{memspan.ReadOnly, memspan.ReadWrite, memspan.ReadOnly} {
+					m := mapRange(t, s, off, 4096+off, mode)
+					if got := m.Bytes()[:3]; !bytes.Equal(got, want) {
+						t.Fatalf("span %d, round %d, mode %d at %d: %v, want %v", i, round, mode, off, got, want)
+					}
+					if mode == memspan.ReadWrite {
+						m.Bytes()[2]++
+						want[2]++
+					}
+					if err := m.Unmap(ctx); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if round == 2 && i%2 == 0 {
+				if err := s.Free(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}

@@ -159,7 +159,7 @@ func (m *Mapping) ask(ctx context.Context) (*mapAnswer, error) {
 // attach makes the mapping's memory.
 func (m *Mapping) attach(ctx context.Context, answer *mapAnswer) (err error) {
 	if answer.Direct {
-		m.direct, err = mapping.NewDirect(answer.file, answer.Size, m.off, m.n, m.mode&access != ReadOnly)
+		m.direct, err = m.span.client.kept.take(m.span, answer.file, answer.Size, m.off, m.n, m.mode&access != ReadOnly)
 		if err == nil {
 			m.mem = m.direct.Bytes()
 		}
@@ -199,7 +199,7 @@ func (c *Client) forget(m *Mapping) {
 }
 
 // Bytes returns the mapped bytes, nil after Unmap and Discard. They must not
-// be touched after either: in a shadow buffer they become another mapping's.
+// be touched after either: they become another mapping's.
 // Stores by several goroutines need the care that any []byte needs.
 func (m *Mapping) Bytes() []byte {
 	m.mu.Lock()
@@ -425,7 +425,7 @@ func (m *Mapping) release() error {
 	m.span.unmapped()
 	switch {
 	case m.direct != nil:
-		return m.direct.Close()
+		return m.span.client.kept.keep(m.span, m.direct)
 	case m.shadow != nil:
 		return m.shadow.close()
 	}
