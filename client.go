@@ -5,6 +5,7 @@ package memspan
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -21,6 +22,7 @@ import (
 type Client struct {
 	link      *link
 	pool      *mapping.Pool
+	kept      keeper
 	tracking  Tracking
 	blockSize int64
 	tiers     TierMask
@@ -79,7 +81,7 @@ func (c *Client) event(e control.Event) {
 // they are unmapped or discarded. Close is idempotent.
 func (c *Client) Close() error {
 	c.link.close(&Error{Code: ErrClosed, Message: "the client was closed", Err: net.ErrClosed})
-	return c.pool.Close()
+	return errors.Join(c.pool.Close(), c.kept.drop(nil))
 }
 
 // Done is closed when the connection is gone, whoever ended it.

@@ -37,6 +37,7 @@ type link struct {
 	err     error      // set when lost is closed, never changed
 	lastID  uint64
 	pending map[uint64]*call // nil values: nobody waits for the answer any more
+	given   int              // of pending, how many are nil
 	reading bool             // somebody has the turn to read
 	turns   uint64           // that callers have had
 }
@@ -187,6 +188,7 @@ func (l *link) abandon(c *call) bool {
 	waiting := l.pending[c.id] == c
 	if waiting {
 		l.pending[c.id] = nil
+		l.given++
 	}
 	l.mu.Unlock()
 	if !waiting { // it is being received, or has been
@@ -200,6 +202,9 @@ func (l *link) take(id uint64) (c *call, known bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c, known = l.pending[id]
+	if known && c == nil {
+		l.given--
+	}
 	delete(l.pending, id)
 	return c, known
 }

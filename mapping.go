@@ -14,8 +14,8 @@ import (
 	"github.com/memspan/memspan/wire/control"
 )
 
-// A Mode says what a mapping is for: one of ReadOnly, WriteOnly and ReadWrite,
-// and whatever else of the modes is or-ed to it.
+// A Mode says what a mapping is for: one of ReadOnly, WriteOnly, ReadWrite and
+// WriteDiscard, and whatever else of the modes is or-ed to it.
 type Mode uint8
 
 // The modes.
@@ -28,6 +28,12 @@ const (
 	WriteOnly Mode = 1
 	// ReadWrite mappings are loaded from and stored to.
 	ReadWrite Mode = 2
+	// WriteDiscard mappings are for storing every byte anew, and cost no look
+	// at what was there: they begin as zeros, or if direct as whatever the span
+	// holds. Flush without ranges and Unmap send the whole mapping, and each
+	// range of a Flush is sent whole, whoever wrote there last. After a Flush
+	// Discard ends the mapping without sending it once more.
+	WriteDiscard Mode = 3
 
 	access Mode = 3
 
@@ -39,7 +45,13 @@ const (
 )
 
 // controlModes is how the protocol calls them.
-var controlModes = [...]control.Mode{ReadOnly: control.ModeRead, WriteOnly: control.ModeWrite, ReadWrite: control.ModeReadWrite}
+var controlModes = [...]control.Mode{
+	ReadOnly: control.ModeRead, WriteOnly: control.ModeWrite, ReadWrite: control.ModeReadWrite, WriteDiscard: control.ModeWrite,
+}
+
+// blind reports whether a shadow buffer of the mode is not filled, nor compared
+// with anything.
+func (m Mode) blind() bool { return m&access == WriteOnly || m&access == WriteDiscard }
 
 // A Mapping is a []byte that is a range of a span. Its methods may be called
 // concurrently; Flush, Invalidate, Unmap and Discard take turns.
@@ -66,7 +78,7 @@ type Mapping struct {
 //
 // Over a unix socket the mapping is direct, unless mode has Shadow: no bytes
 // move. Otherwise it is a shadow buffer, which takes n bytes of memory here,
-// and as much again unless it is ReadOnly or WriteOnly.
+// and as much again if it is ReadWrite.
 func (s *Span) Map(ctx context.Context, off, n int64, mode Mode) (*Mapping, error) {
 	m, err := s.mapRange(ctx, off, n, mode)
 	if err != nil {
@@ -82,7 +94,7 @@ func (s *Span) mapRange(ctx context.Context, off, n int64, mode Mode) (*Mapping,
 	if err := s.checkRange(off, n); err != nil {
 		return nil, err
 	}
-	if mode&^(access|Shadow|LastWriterWins) != 0 || mode&access == access {
+	if mode&^(access|Shadow|LastWriterWins) != 0 {
 		return nil, &Error{Code: ErrWrongMode, Message: fmt.Sprintf("unknown mode %#x", mode)}
 	}
 	if err := s.mapped(); err != nil {
@@ -147,7 +159,7 @@ func (m *Mapping) ask(ctx context.Context) (*mapAnswer, error) {
 // attach makes the mapping's memory.
 func (m *Mapping) attach(ctx context.Context, answer *mapAnswer) (err error) {
 	if answer.Direct {
-		m.direct, err = mapping.NewDirect(answer.file, answer.Size, m.off, m.n, m.mode&access != ReadOnly)
+		m.direct, err = m.span.client.kept.take(m.span, answer.file, answer.Size, m.off, m.n, m.mode&access != ReadOnly)
 		if err == nil {
 			m.mem = m.direct.Bytes()
 		}
@@ -156,7 +168,7 @@ func (m *Mapping) attach(ctx context.Context, answer *mapAnswer) (err error) {
 	if m.shadow, err = newShadow(m, answer.Versions); err != nil {
 		return err
 	}
-	if m.mode&access != WriteOnly {
+	if !m.mode.blind() {
 		err = m.shadow.fill(ctx)
 	}
 	if err == nil {
@@ -187,7 +199,7 @@ func (c *Client) forget(m *Mapping) {
 }
 
 // Bytes returns the mapped bytes, nil after Unmap and Discard. They must not
-// be touched after either: in a shadow buffer they become another mapping's.
+// be touched after either: they become another mapping's.
 // Stores by several goroutines need the care that any []byte needs.
 func (m *Mapping) Bytes() []byte {
 	m.mu.Lock()
@@ -286,7 +298,7 @@ func (m *Mapping) checkRanges(ranges []Range) ([]Range, error) {
 // a range, and what was stored there is not flushed. Everything else is.
 //
 // A WriteOnly mapping's ranges must be named, and are stored whole, whoever
-// wrote them last. A ReadOnly mapping cannot be flushed: ErrWrongMode.
+// wrote them last; so is what a WriteDiscard mapping flushes. A ReadOnly mapping cannot be flushed: ErrWrongMode.
 func (m *Mapping) Flush(ctx context.Context, ranges ...Range) (Commit, error) {
 	if err := m.begin(ctx); err != nil {
 		return Commit{}, m.failed("flush", err)
@@ -326,7 +338,8 @@ func (m *Mapping) flush(ctx context.Context, ranges []Range) (Commit, error) {
 // mapping if none are given. Bytes that were stored here and not flushed stay
 // on top. A direct mapping has others' stores at once, but for those of a GPU to
 // the span of a ReadOnly one, which Invalidate brings.
-// A WriteOnly shadow buffer has nothing to compare with: ErrWrongMode.
+// A WriteOnly or WriteDiscard mapping has nothing to compare with:
+// ErrWrongMode.
 func (m *Mapping) Invalidate(ctx context.Context, ranges ...Range) error {
 	if err := m.begin(ctx); err != nil {
 		return m.failed("invalidate", err)
@@ -335,8 +348,8 @@ func (m *Mapping) Invalidate(ctx context.Context, ranges ...Range) error {
 	ranges, err := m.checkRanges(ranges)
 	switch {
 	case err != nil:
-	case m.mode&access == WriteOnly:
-		err = &Error{Code: ErrWrongMode, Message: "the mapping is write-only"}
+	case m.mode.blind():
+		err = &Error{Code: ErrWrongMode, Message: "the mapping is for writing only"}
 	case m.shadow != nil:
 		err = m.shadow.invalidate(ctx, ranges)
 	default:
@@ -347,28 +360,31 @@ func (m *Mapping) Invalidate(ctx context.Context, ranges ...Range) error {
 
 // Unmap flushes the mapping and ends it. If the flush fails the mapping stays
 // as it is and nothing is lost: Unmap may be called again, or Discard. A
-// WriteOnly mapping is not flushed. After the first Unmap or Discard that ends
+// WriteOnly mapping is not flushed. Where nothing is left to be committed Unmap
+// does not wait for the server to know that the mapping is over: what is asked
+// of it afterwards over the same connection finds it so. After the first Unmap or Discard that ends
 // the mapping it is ErrNotMapped.
 func (m *Mapping) Unmap(ctx context.Context) error {
 	if err := m.begin(ctx); err != nil {
 		return m.failed("unmap", err)
 	}
 	defer m.finish()
-	if m.shadow != nil && m.mode&access == ReadWrite {
+	if m.shadow != nil && (m.mode&access == ReadWrite || m.mode&access == WriteDiscard) {
 		if err := m.shadow.flush(ctx, []Range{{Offset: m.off, Length: m.n}}); err != nil {
 			return m.failed("unmap", err)
 		}
 	}
-	err := m.tell(ctx)
 	if m.direct != nil && m.mode&access != ReadOnly {
 		// The answer says what became of what was stored.
+		err := m.tell(ctx)
 		if err != nil && !errors.Is(err, ErrDebt) {
 			return m.failed("unmap", err)
 		}
 		return m.failed("unmap", errors.Join(err, m.release()))
 	}
-	// What was stored is with the server. If it could not be told that the
-	// mapping is over, the end of the connection will tell it.
+	// What was stored is with the server. If it cannot be told that the mapping
+	// is over, the end of the connection will tell it.
+	m.span.client.link.notify(control.OpUnmap, control.Mapping{Mapping: m.id})
 	return m.failed("unmap", m.release())
 }
 
@@ -409,7 +425,7 @@ func (m *Mapping) release() error {
 	m.span.unmapped()
 	switch {
 	case m.direct != nil:
-		return m.direct.Close()
+		return m.span.client.kept.keep(m.span, m.direct)
 	case m.shadow != nil:
 		return m.shadow.close()
 	}

@@ -53,7 +53,7 @@ func newShadow(m *Mapping, versions []control.VersionRun) (*shadow, error) {
 		return nil, c.broken(err)
 	}
 	tracking := c.tracking
-	if m.mode&access == WriteOnly {
+	if m.mode.blind() {
 		tracking = mapping.Named
 	}
 	buf, err := mapping.NewShadow(c.pool, m.off, m.n, size, m.mode&access != ReadOnly, tracking)
@@ -187,7 +187,7 @@ func (f *flushing) collect(ctx context.Context, ranges []Range) error {
 		f.held = c
 		return nil
 	}
-	if f.m.mode&access == WriteOnly {
+	if f.m.mode.blind() {
 		for _, r := range ranges {
 			if err := f.buf.CollectNamed(ctx, r.Offset, r.Length, yield); err != nil {
 				return err
@@ -257,7 +257,7 @@ func (f *flushing) send(ctx context.Context, more bool) error {
 	change := f.held
 	block := int(change.Block - f.first)
 	base := f.base[block]
-	if f.m.mode&LastWriterWins != 0 || f.m.mode&access == WriteOnly {
+	if f.m.mode&LastWriterWins != 0 || f.m.mode.blind() {
 		base = wire.AnyVersion
 	}
 	f.runs = f.runs[:0]

@@ -71,12 +71,14 @@ var (
 // already.
 func (s *Span) retire(reason error) (drop, first bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	first = s.err == nil
 	if first {
 		s.err = reason
 	}
-	return first && s.mappings == 0, first
+	drop = first && s.mappings == 0
+	s.mu.Unlock()
+	_ = s.client.kept.drop(s) // unmapping fails for no reason that anybody could mend
+	return drop, first
 }
 
 // Close gives the handle up. A span without a name is freed with its last

@@ -63,7 +63,7 @@ func (l *link) giveUp() bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.pending) > 0 {
+	if len(l.pending) > l.given {
 		return false
 	}
 	l.reading = false
@@ -130,7 +130,7 @@ func (l *link) takeTurn(c *call) bool {
 	if l.reading || l.pending == nil {
 		return false
 	}
-	if len(l.pending) != 1 || l.pending[c.id] != c {
+	if len(l.pending)-l.given != 1 || l.pending[c.id] != c {
 		l.wake()
 		return false
 	}
@@ -144,7 +144,7 @@ func (l *link) passTurn() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reading = false
-	if len(l.pending) > 0 {
+	if len(l.pending) > l.given {
 		l.wake()
 	}
 }

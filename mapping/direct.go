@@ -17,6 +17,10 @@ type Direct struct {
 	mem   []byte // whole pages
 	bytes []byte
 
+	file     os.FileInfo // what is mapped
+	off      int64
+	writable bool
+
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -44,7 +48,17 @@ func NewDirect(f *os.File, size int64, off, n int64, writable bool) (*Direct, er
 		return nil, fmt.Errorf("mapping: direct map of [%d, +%d): %w", off, n, err)
 	}
 	lead := off % pageSize
-	return &Direct{mem: mem, bytes: mem[lead : lead+n : lead+n]}, nil
+	return &Direct{mem: mem, bytes: mem[lead : lead+n : lead+n], file: info, off: off, writable: writable}, nil
+}
+
+// Maps reports whether d maps just what NewDirect would map with these
+// arguments, so that d can serve in its place. f stays open.
+func (d *Direct) Maps(f *os.File, off, n int64, writable bool) bool {
+	if d.off != off || int64(len(d.bytes)) != n || d.writable != writable {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && os.SameFile(info, d.file)
 }
 
 // Bytes returns exactly the mapped range. It must not be touched after Close.

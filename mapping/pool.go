@@ -135,7 +135,8 @@ func (p *Pool) get(size int64, tracked bool) (*region, error) {
 	}
 	// The one used last: its pages are the likeliest to be in a cache.
 	for i := len(p.idle) - 1; i >= 0; i-- {
-		if r := p.idle[i]; r.capacity() == capacity && r.tracked() == tracked {
+		// One that can be tracked need not be.
+		if r := p.idle[i]; r.capacity() == capacity && (r.tracked() || !tracked) {
 			p.idle = slices.Delete(p.idle, i, i+1)
 			p.idleBytes -= r.resident
 			p.mu.Unlock()

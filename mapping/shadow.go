@@ -103,6 +103,12 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 	if err != nil {
 		return nil, fmt.Errorf("mapping: shadow of %d bytes: %w", n, err)
 	}
+	if writable && tracking != Pages && region.tracked() { // its last user's stores were
+		pages := (start + n + pageSize - 1) / pageSize
+		if err := region.tracker.Disarm(0, int(pages*pageSize)); err != nil {
+			return nil, errors.Join(fmt.Errorf("mapping: shadow of %d bytes: %w", n, err), region.close())
+		}
+	}
 	s := &Shadow{
 		pool: p, off: off, n: n, blockSize: blockSize,
 		tracking: tracking, image: tracking != Named,

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
@@ -16,29 +15,43 @@ import (
 	"github.com/memspan/memspan/wire/control"
 )
 
-// startControl reads a control request and carries it out in a goroutine. It
-// returns an error if the connection must end.
+// startControl reads a control request and carries it out: here if that waits
+// for nothing, so that it is done before what follows is looked at, otherwise
+// in a goroutine. It returns an error if the connection must end.
 func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	var req control.Request
 	if err := s.readJSON(h, &req); err != nil {
 		return fmt.Errorf("control request: %w", err)
 	}
+	s.mu.Lock()
+	_, dup := s.cancels[h.ID]
+	s.mu.Unlock()
+	if dup {
+		return fmt.Errorf("request id %d is under way already", h.ID)
+	}
 	if req.Op == control.OpCancel {
 		return s.cancelRequest(h, req.Args)
 	}
+	if s.immediate(req) {
+		err := s.answerControl(ctx, h, req)
+		s.mu.Lock()
+		s.settle()
+		s.mu.Unlock()
+		return err
+	}
+	if req.Op == control.OpMap {
+		if done, err := s.mapAtOnce(h, req.Args); done {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.mu.Lock()
-	_, dup := s.cancels[h.ID]
 	full := len(s.cancels) >= s.srv.limits.Requests
-	if !dup && !full {
+	if !full {
 		s.cancels[h.ID] = cancel
 	}
 	s.mu.Unlock()
-	switch {
-	case dup:
-		cancel(nil)
-		return fmt.Errorf("request id %d is under way already", h.ID)
-	case full:
+	if full {
 		cancel(nil)
 		return s.refuse(h, wire.Limit, fmt.Sprintf("%d control requests are under way already", s.srv.limits.Requests))
 	}
@@ -55,6 +68,22 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 		}
 	})
 	return nil
+}
+
+// immediate reports whether a request waits for nothing.
+func (s *session) immediate(req control.Request) bool {
+	switch req.Op {
+	case control.OpVersions:
+		return true
+	case control.OpUnmap: // unless what was stored is to be committed
+		var a control.Mapping
+		if decode(req.Args, &a) != nil {
+			return true
+		}
+		m, err := s.mapping(a.Mapping)
+		return err != nil || m.direct == nil || !m.write
+	}
+	return false
 }
 
 func (s *session) cancelRequest(h wire.Header, args json.RawMessage) error {
@@ -249,167 +278,6 @@ func (s *session) free(_ context.Context, a control.Handle) (none, error) {
 	s.mu.Unlock()
 	// The handle stays: later uses of it learn that the span was freed.
 	return none{}, sp.Free()
-}
-
-// mapRange answers OpMap.
-func (s *session) mapRange(ctx context.Context, h wire.Header, args json.RawMessage) error {
-	var a control.Map
-	if err := decode(args, &a); err != nil {
-		return s.replyError(h, err)
-	}
-	sp, err := s.span(a.Handle)
-	if err != nil {
-		return s.replyError(h, err)
-	}
-	if !slices.Contains([]control.Mode{control.ModeRead, control.ModeWrite, control.ModeReadWrite}, a.Mode) {
-		return s.replyError(h, &wire.Error{Code: wire.WrongMode, Op: "map", Span: sp.Label(), Message: fmt.Sprintf("unknown mode %q", a.Mode)})
-	}
-	m := &mapping{span: sp, off: a.Offset, n: a.Length, write: a.Mode != control.ModeRead}
-	if s.direct && !a.Shadow {
-		return s.mapDirect(ctx, h, m)
-	}
-	return s.mapShadow(h, m)
-}
-
-func (s *session) addMapping(m *mapping) (uint64, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.mappings) >= s.srv.limits.Mappings {
-		return 0, &wire.Error{Code: wire.Limit, Op: "map", Span: m.span.Label(),
-			Message: fmt.Sprintf("the session has %d mappings: unmap some", len(s.mappings))}
-	}
-	m.id = newHandle(s.mappings)
-	s.mappings[m.id] = m
-	return m.id, nil
-}
-
-func (s *session) mapDirect(ctx context.Context, h wire.Header, m *mapping) error {
-	d, err := m.span.MapDirect(ctx, m.off, m.n, m.write, s.onFree(m))
-	if err != nil {
-		return s.replyError(h, err)
-	}
-	m.direct = d
-	f, size, err := d.File()
-	if err == nil {
-		defer f.Close()
-		var id uint64
-		if id, err = s.addMapping(m); err == nil {
-			return s.passFile(h, control.Mapped{Mapping: id, Direct: true, Size: size}, f)
-		}
-	}
-	d.Close(ctx, false)
-	return s.replyError(h, err)
-}
-
-// onFree returns what a span calls when it goes, to tell m's client.
-func (s *session) onFree(m *mapping) func() {
-	return func() {
-		select {
-		case s.freed <- m:
-		default: // the client has more mappings than it may: it can do without
-		}
-	}
-}
-
-func (s *session) mapShadow(h wire.Header, m *mapping) error {
-	if m.n > s.srv.limits.Map {
-		return s.replyError(h, &wire.Error{Code: wire.Limit, Op: "map", Span: m.span.Label(), Offset: m.off, Length: m.n,
-			Message: fmt.Sprintf("a shadow mapping may have %d bytes: map parts of the span", s.srv.limits.Map)})
-	}
-	sh, err := m.span.OpenShadow(m.off, m.n, m.write, s.onFree(m))
-	if err != nil {
-		return s.replyError(h, err)
-	}
-	m.shadow = sh
-	versions, err := versionRuns(m)
-	var id uint64
-	if err == nil {
-		id, err = s.addMapping(m)
-	}
-	if err != nil {
-		sh.Close()
-		return s.replyError(h, err)
-	}
-	return s.reply(h, control.Mapped{Mapping: id, Versions: versions})
-}
-
-func versionRuns(m *mapping) ([]control.VersionRun, error) {
-	var runs []control.VersionRun
-	err := m.span.Versions(m.off, m.n, func(v uint64) {
-		if last := len(runs) - 1; last >= 0 && runs[last].Version == v {
-			runs[last].Count++
-			return
-		}
-		runs = append(runs, control.VersionRun{Count: 1, Version: v})
-	})
-	return runs, err
-}
-
-func (s *session) versions(_ context.Context, a control.Mapping) (control.Versions, error) {
-	m, err := s.mapping(a.Mapping)
-	if err != nil {
-		return control.Versions{}, err
-	}
-	runs, err := versionRuns(m)
-	return control.Versions{Versions: runs}, err
-}
-
-// directRanges finds a direct mapping, and the ranges of it that are meant.
-func (s *session) directRanges(op string, id uint64, ranges []control.Range) (*span.Direct, []span.Extent, error) {
-	m, err := s.mapping(id)
-	if err != nil {
-		return nil, nil, err
-	}
-	if m.direct == nil {
-		return nil, nil, &wire.Error{Code: wire.WrongMode, Op: op, Span: m.span.Label(), Message: "the mapping is a shadow: use data frames"}
-	}
-	extents := make([]span.Extent, len(ranges))
-	for i, r := range ranges {
-		extents[i] = span.Extent(r)
-	}
-	return m.direct, extents, nil
-}
-
-func (s *session) flushDirect(ctx context.Context, a control.Flush) (control.Committed, error) {
-	d, extents, err := s.directRanges("flush", a.Mapping, a.Ranges)
-	if err != nil {
-		return control.Committed{}, err
-	}
-	done, err := d.Flush(ctx, extents...)
-	return control.Committed{Version: done.Version, Holders: done.Holders}, err
-}
-
-func (s *session) invalidate(ctx context.Context, a control.Flush) (none, error) {
-	d, extents, err := s.directRanges("invalidate", a.Mapping, a.Ranges)
-	if err != nil {
-		return none{}, err
-	}
-	return none{}, d.Invalidate(ctx, extents...)
-}
-
-// unmap ends a mapping. If what was stored through a direct one cannot be
-// committed the mapping stays, for the client to try again.
-func (s *session) unmap(ctx context.Context, a control.Mapping) (control.Committed, error) {
-	m, err := s.mapping(a.Mapping)
-	if err != nil {
-		return control.Committed{}, err
-	}
-	var done span.Committed
-	if m.direct != nil {
-		done, err = m.direct.Close(ctx, false)
-		if err != nil && !errors.Is(err, span.ErrDebt) && !errors.Is(err, span.ErrFreed) {
-			return control.Committed{}, err
-		}
-	}
-	s.mu.Lock()
-	_, there := s.mappings[a.Mapping]
-	s.countRest(a.Mapping)
-	delete(s.mappings, a.Mapping)
-	s.mu.Unlock()
-	if there && m.shadow != nil { // else another request was faster
-		m.shadow.Close()
-	}
-	return control.Committed{Version: done.Version, Holders: done.Holders}, err
 }
 
 func (s *session) copy(ctx context.Context, a control.Copy) (control.Committed, error) {

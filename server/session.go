@@ -73,6 +73,8 @@ type mapping struct {
 	direct *span.Direct // or nil
 	shadow *span.Shadow // or nil
 	write  bool
+
+	toBeDirect bool
 }
 
 // A heldLock is a lock of the session.

@@ -42,32 +42,47 @@ type Direct struct {
 // the range is a promise of the holder. onFree is called when the span goes,
 // by whoever frees it; it must not wait for anything, nor call the span.
 func (s *Span) MapDirect(ctx context.Context, off, n int64, writable bool, onFree func()) (*Direct, error) {
-	if err := s.checkRange(off, n); err != nil {
-		return nil, s.fail("map", off, n, err)
-	}
-	d := &Direct{span: s, off: off, n: n, writable: writable, onFree: onFree}
-	s.mu.Lock()
-	if s.freed {
-		s.mu.Unlock()
-		return nil, s.fail("map", off, n, ErrFreed)
-	}
-	// First the registration, which turns later writes to RAM; then, as
-	// earlier ones may still be under way elsewhere, a look at the blocks.
-	if s.direct == nil {
-		s.direct = make(map[*Direct]struct{})
-	}
-	s.direct[d] = struct{}{}
-	if len(s.busy) == 0 && s.dir.PinAll(hostAgent) == nil {
-		d.pinnedAll = true
-	}
-	s.mu.Unlock()
-	if d.pinnedAll {
-		return d, nil
+	d, err := s.newDirect(off, n, writable, onFree, true)
+	if err != nil || d.pinnedAll {
+		return d, err
 	}
 	if err := d.blocks(ctx, Extent{off, n}, d.pin); err != nil {
 		d.close()
 		return nil, s.fail("map", off, n, err)
 	}
+	return d, nil
+}
+
+// TryMapDirect is MapDirect if all of the span is in RAM and nothing is under
+// way: it waits for nothing. Otherwise ok is false, and nothing is mapped.
+func (s *Span) TryMapDirect(off, n int64, writable bool, onFree func()) (d *Direct, ok bool, err error) {
+	d, err = s.newDirect(off, n, writable, onFree, false)
+	return d, d != nil, err
+}
+
+// newDirect registers a mapping and pins what it maps if that is in RAM. If it
+// is not, pinning is left to the caller, or if anyway is false there is no
+// mapping.
+func (s *Span) newDirect(off, n int64, writable bool, onFree func(), anyway bool) (*Direct, error) {
+	if err := s.checkRange(off, n); err != nil {
+		return nil, s.fail("map", off, n, err)
+	}
+	d := &Direct{span: s, off: off, n: n, writable: writable, onFree: onFree}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return nil, s.fail("map", off, n, ErrFreed)
+	}
+	d.pinnedAll = len(s.busy) == 0 && s.dir.PinAll(hostAgent) == nil
+	if !d.pinnedAll && !anyway {
+		return nil, nil
+	}
+	// Blocks that are not pinned are looked at after the registration, which
+	// turns later writes to RAM: earlier ones may still be under way elsewhere.
+	if s.direct == nil {
+		s.direct = make(map[*Direct]struct{})
+	}
+	s.direct[d] = struct{}{}
 	return d, nil
 }
 

@@ -69,13 +69,19 @@ func Track(mem []byte) (*Tracker, error) {
 }
 
 // Arm makes every page of [off, off+n), whole pages, count as not written.
-func (t *Tracker) Arm(off, n int) error {
+func (t *Tracker) Arm(off, n int) error { return t.protect(off, n, writeProtectWP) }
+
+// Disarm ends the tracking of [off, off+n), whole pages, until it is armed
+// again: stores there cost nothing, and Collect reports what it likes.
+func (t *Tracker) Disarm(off, n int) error { return t.protect(off, n, 0) }
+
+func (t *Tracker) protect(off, n int, mode uint64) error {
 	if err := t.check(off, n); err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	arg := writeProtectArg{start: address(t.mem) + uint64(off), len: uint64(n), mode: writeProtectWP}
+	arg := writeProtectArg{start: address(t.mem) + uint64(off), len: uint64(n), mode: mode}
 	if n == 0 {
 		return nil
 	}

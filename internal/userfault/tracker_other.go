@@ -26,6 +26,9 @@ func Track([]byte) (*Tracker, error) { return nil, errAbsent }
 // Arm fails on this system.
 func (t *Tracker) Arm(off, n int) error { return errAbsent }
 
+// Disarm fails on this system.
+func (t *Tracker) Disarm(off, n int) error { return errAbsent }
+
 // Collect fails on this system.
 func (t *Tracker) Collect(off, n int, into []Range) ([]Range, error) { return into, errAbsent }
 
