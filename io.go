@@ -37,6 +37,20 @@ func (f *flight) pop() *call {
 	return c
 }
 
+// wait waits for the first half of the calls, which are answered in order, and
+// returns how many they are. Waking up for each would take the processor from
+// those who receive and send the data, twice for every block.
+func (f *flight) wait(ctx context.Context) int {
+	n := (f.n + 1) / 2
+	last := f.calls[(f.head+n-1)%window]
+	select {
+	case <-last.done:
+		last.done <- struct{}{} // for await
+	case <-ctx.Done():
+	}
+	return n
+}
+
 // ReadAt reads len(p) bytes of the span from off on into p. Each block's part
 // is of one version; several blocks need not be of one moment. It returns how
 // many bytes, from p's beginning, are read; fewer than len(p) only with an
@@ -61,8 +75,9 @@ func (s *Span) read(ctx context.Context, p []byte, off int64) (done int, err err
 	}
 	l := s.client.link
 	var under flight
+	answered := 0 // of those under way, or as good as
 	for rest := p; len(rest) > 0 || under.n > 0; {
-		if len(rest) > 0 && !under.full() {
+		if len(rest) > 0 && !under.full() && answered == 0 {
 			n := s.client.piece(off, len(rest))
 			c := l.newCall(wire.KindRead)
 			c.data = rest[:n:n]
@@ -74,7 +89,11 @@ func (s *Span) read(ctx context.Context, p []byte, off int64) (done int, err err
 			rest, off = rest[n:], off+int64(n)
 			continue
 		}
+		if answered == 0 {
+			answered = under.wait(ctx)
+		}
 		c := under.pop()
+		answered--
 		err = l.await(ctx, c)
 		n := len(c.data)
 		l.release(c)

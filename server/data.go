@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/wire"
@@ -17,7 +18,8 @@ import (
 const vkSuccess = 0
 
 // inlineData is the most bytes of a data request that the reading goroutine
-// carries out itself: handing it over would cost more than it overlaps.
+// carries out itself whatever it asks for: handing it over would cost more than
+// it overlaps.
 const inlineData = 16 << 10
 
 // A dataJob is one data frame, received and checked.
@@ -77,15 +79,35 @@ func (s *session) startData(ctx context.Context, h wire.Header) error {
 	} else if err := s.conn.Discard(); err != nil {
 		return err
 	}
-	if s.queued.Add(1) == 1 && size <= inlineData {
-		// If the next request is here already its answer goes with this one.
-		j.queue = s.conn.FrameReceived()
+	if s.queued.Add(1) == 1 && (size <= inlineData || s.storesToRAM(j)) {
+		if size <= inlineData {
+			// If the next request is here already its answer goes with this one.
+			j.queue = s.conn.FrameReceived()
+		}
 		err := s.carryOut(ctx, j)
 		s.jobDone(nil)
 		return err
 	}
 	s.lane <- j
 	return nil
+}
+
+// storesToRAM reports whether a job copies what was received to RAM and waits
+// for no device. The reading goroutine does that best: the bytes are in its
+// processor's cache, and on two processors the other is busy sending.
+func (s *session) storesToRAM(j *dataJob) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sp *span.Span
+	switch j.header.Kind {
+	case wire.KindTransfer:
+		sp = s.handles[j.command.Memory]
+	case wire.KindFlush:
+		if m := s.mappings[j.flush.Mapping]; m != nil {
+			sp = m.span
+		}
+	}
+	return sp != nil && sp.Tier == coherency.Host && sp.Home == coherency.Host
 }
 
 // carryOut does what a data frame asks for and answers it.

@@ -31,8 +31,8 @@ import (
 // when the connection goes.
 //
 // The goroutine of serve reads frames. Data frames are carried out in order:
-// small ones there, large ones on the lane, so that the next is received while
-// one is stored. Each control request has a goroutine.
+// small ones and stores to RAM there, others on the lane, so that the next is
+// received while one is stored. Each control request has a goroutine.
 type session struct {
 	srv   *Server
 	raw   net.Conn // as accepted

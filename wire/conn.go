@@ -71,9 +71,6 @@ func NewConn(nc net.Conn, cfg Config) *Conn {
 		c.nc = c.progress
 	}
 	c.layered = c.nc != net.Conn(c.progress)
-	if c.layered {
-		c.progress.tcp = false // what TLS waits for cannot be told from outside
-	}
 	c.compress.Store(cfg.Compress)
 	c.in.buf = make([]byte, readBuffer)
 	return c

@@ -5,7 +5,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
+	"github.com/memspan/memspan/internal/crc32c"
 )
 
 // What the protocol fixes.
@@ -24,9 +24,6 @@ const magic = 'M' | 'S'<<8 | 'P'<<16 | 'N'<<24
 // IsMagic reports whether b begins as a frame of any version does: by it who
 // expects another protocol, like TLS, recognises this one.
 func IsMagic(b []byte) bool { return len(b) >= 4 && binary.LittleEndian.Uint32(b) == magic }
-
-// castagnoli is the polynomial of all sums: CRC-32C.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Kind says what a frame is about. A reply has the kind of its request.
 type Kind uint8
@@ -117,7 +114,7 @@ func (h Header) Append(dst []byte) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, h.Length)
 	dst = binary.LittleEndian.AppendUint32(dst, h.Raw)
 	dst = binary.LittleEndian.AppendUint32(dst, h.Prefix)
-	return binary.LittleEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
+	return binary.LittleEndian.AppendUint32(dst, crc32c.Checksum(dst[start:]))
 }
 
 // ParseHeader reads a header from the first 32 bytes of b and checks that it
@@ -138,7 +135,7 @@ func ParseHeader(b []byte) (Header, error) {
 	if b[4] != Version {
 		return Header{}, &VersionError{Got: int(b[4])}
 	}
-	if binary.LittleEndian.Uint32(b[28:]) != crc32.Checksum(b[:28], castagnoli) {
+	if binary.LittleEndian.Uint32(b[28:]) != crc32c.Checksum(b[:28]) {
 		return Header{}, ErrHeaderSum
 	}
 	h := Header{

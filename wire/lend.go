@@ -4,7 +4,6 @@ package wire
 
 import (
 	"errors"
-	"hash/crc32"
 	"sync"
 	"time"
 
@@ -22,7 +21,7 @@ type Loan struct {
 	conn   *Conn // that Lend has begun to write to
 	header Header
 	rest   [1][]byte // of the data, in the spare memory
-	sum    uint32    // of what was sent before
+	tail   []byte    // of the sum
 	start  time.Time
 	err    error
 }
@@ -82,36 +81,25 @@ func (c *Conn) Lend(l *Loan, h Header, prefix, data, spare []byte) bool {
 	}
 	c.begin(&h, prefix)
 	l.conn, l.header, l.start = c, h, time.Now()
-	rest := l.write(data)
+	one := [1][]byte{data}
+	if h.Has(FlagSum) {
+		l.tail = c.sum(one[:])
+	}
+	n, err := c.progress.writeVector(c.out, one[:], l.tail)
 	l.end()
-	if errors.Is(l.err, errRecalled) {
-		l.err = nil
+	if !errors.Is(err, errRecalled) {
+		l.err = err
 	}
+	skip := func(b []byte) []byte {
+		k := min(n, len(b))
+		n -= k
+		return b[k:]
+	}
+	c.out = append(c.out[:0], skip(c.out)...)
+	rest := skip(data)
 	l.rest[0] = spare[:memfd.Copy(spare, rest)]
+	l.tail = skip(l.tail)
 	return true
-}
-
-// write writes c.out and data until it is done or recalled, and returns what is
-// left: a little at least if the connection has sums, to leave with the sum.
-func (l *Loan) write(data []byte) (rest []byte) {
-	c, step, last := l.conn, len(data), 0
-	if l.header.Has(FlagSum) {
-		l.sum = crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli)
-		step, last = sumChunk, min(len(data), sumLast)
-	}
-	for len(data) > last && l.err == nil {
-		part := data[:min(len(data)-last, step)]
-		var n int
-		n, l.err = c.progress.writeParts(c.out, part)
-		head := min(n, len(c.out))
-		c.out = append(c.out[:0], c.out[head:]...)
-		n -= head
-		if l.header.Has(FlagSum) {
-			l.sum = crc32.Update(l.sum, castagnoli, part[:n])
-		}
-		data = data[n:]
-	}
-	return data
 }
 
 // Settle writes what Lend has left of the frame and ends it; its errors are
@@ -121,12 +109,8 @@ func (l *Loan) Settle() error {
 	c := l.conn
 	defer c.writeMu.Unlock()
 	err := l.err
-	switch {
-	case err != nil:
-	case l.header.Has(FlagSum):
-		err = c.writeSummed(l.sum, l.rest[:])
-	case len(c.out)+len(l.rest[0]) > 0:
-		err = c.gather(l.rest[:], nil)
+	if err == nil && len(c.out)+len(l.rest[0])+len(l.tail) > 0 {
+		err = c.gather(l.rest[:], l.tail)
 	}
 	c.enc.wrote(int(l.header.Length), time.Since(l.start))
 	return c.finish(l.header, err)

@@ -37,13 +37,12 @@ type ProgressConn struct {
 	net.Conn
 	timeout time.Duration   // 0: none
 	socket  *sockopt.Socket // nil if the connection does not show it
-	tcp     bool            // and its low-water mark can be set
 
-	idle     atomic.Bool // reads may take for ever
-	stop     atomic.Bool // the next idle read, or the one under way, shall end
-	lowWater int         // of the socket, as the reader has set it
-	reading  deadline
-	bytesIn  atomic.Uint64
+	idle    atomic.Bool       // reads may take for ever
+	stop    atomic.Bool       // the next idle read, or the one under way, shall end
+	direct  *sockopt.Receiver // nil: not TCP, or not on this system
+	reading deadline
+	bytesIn atomic.Uint64
 
 	writeMu  sync.Mutex
 	writing  deadline
@@ -58,13 +57,15 @@ type ProgressConn struct {
 // If nc is a TCP connection to this machine, its congestion control is set to
 // cubic: others pace what needs no pacing.
 func Progress(nc net.Conn, ioTimeout time.Duration) *ProgressConn {
-	p := &ProgressConn{Conn: nc, timeout: ioTimeout, lowWater: 1}
+	p := &ProgressConn{Conn: nc, timeout: ioTimeout}
 	p.reading.set, p.writing.set = nc.SetReadDeadline, nc.SetWriteDeadline
 	if sc, ok := nc.(syscall.Conn); ok {
 		p.socket, _ = sockopt.Of(sc) // without, it is slower, no more
 	}
 	if addr, ok := nc.RemoteAddr().(*net.TCPAddr); ok && p.socket != nil {
-		p.tcp = true
+		if sc, ok := nc.(syscall.Conn); ok {
+			p.direct, _ = sockopt.ReceiverOf(sc)
+		}
 		if addr.IP.IsLoopback() {
 			_ = p.socket.SetCongestion("cubic") // where there is no cubic: as before
 		}
@@ -227,30 +228,14 @@ func (p *ProgressConn) stopped() bool {
 	return true
 }
 
-// expect tells how many bytes the reader is waiting for, so that the socket
-// need not wake it for each of them. It must not be more than will come before
-// the peer waits for an answer. It has no effect under TLS, where it would have
-// to count what TLS holds.
-func (p *ProgressConn) expect(n int) {
-	want := 1
-	if n >= directRead {
-		want = min(n, maxLowWater)
-	}
-	p.setLowWater(want)
-}
-
-func (p *ProgressConn) setLowWater(n int) {
-	if !p.tcp || n == p.lowWater {
-		return
-	}
-	if p.socket.SetReceiveLowWater(n) != nil {
-		p.tcp = false // not on this system
-	}
-	p.lowWater = n
-}
-
 // Read reads what has come, waiting for it as long as the timeout allows.
-func (p *ProgressConn) Read(b []byte) (int, error) {
+func (p *ProgressConn) Read(b []byte) (int, error) { return p.receive(b, nil, 1) }
+
+// receive is Read into b and, if the socket can be read directly, on into after
+// once b is full. Sure is how many bytes come, one after the other, before the
+// peer waits for an answer: the socket need not wake the reader for each of
+// them. It must be 1 under TLS, where it would have to count what TLS holds.
+func (p *ProgressConn) receive(b, after []byte, sure int) (n int, err error) {
 	timeout := p.timeout
 	if p.idle.Load() {
 		timeout = 0
@@ -260,7 +245,11 @@ func (p *ProgressConn) Read(b []byte) (int, error) {
 	}
 	w := p.reading.watch(timeout)
 	for {
-		n, err := p.Conn.Read(b)
+		if p.direct != nil {
+			n, err = p.direct.Receive(b, after, min(sure, maxLowWater))
+		} else {
+			n, err = p.Conn.Read(b)
+		}
 		if n > 0 {
 			p.bytesIn.Add(uint64(n))
 			return n, nil // an error, if there was one, comes again
@@ -343,12 +332,7 @@ func (p *ProgressConn) writeBuffers(head []byte, data [][]byte, tail []byte) err
 	return err
 }
 
-// writeParts writes head and data and returns how many bytes of both are
-// written.
-func (p *ProgressConn) writeParts(head, data []byte) (int, error) {
-	return p.writeVector(head, nil, data)
-}
-
+// writeVector is writeBuffers; it returns how many bytes are written.
 func (p *ProgressConn) writeVector(head []byte, data [][]byte, tail []byte) (int, error) {
 	p.writeMu.Lock()
 	defer p.writeMu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"github.com/memspan/memspan/internal/crc32c"
 	"io"
 
 	"github.com/klauspost/compress/s2"
@@ -24,6 +24,9 @@ const (
 	// the caller's memory. A shorter rest is read into the buffer together
 	// with the sum and the next frame's header.
 	directRead = 4 << 10
+	// replyPrefix is how much of a next frame's payload is taken in with its
+	// header: the prefix of the answer to a read.
+	replyPrefix = 4
 )
 
 // A reader is the state of the frame that is being read.
@@ -55,7 +58,6 @@ func (c *Conn) ReadHeader() (Header, error) {
 		return Header{}, err
 	}
 	in := &c.in
-	c.progress.expect(0)
 	for in.w-in.r < HeaderSize {
 		if in.r == in.w {
 			c.progress.setIdle(in.begun)
@@ -270,12 +272,12 @@ func (c *Conn) readPayload(dst []byte) error {
 		case in.r < in.w:
 			n = copy(dst, in.buf[in.r:in.w])
 			in.r += n
-		case len(dst) > streamFrame || len(dst) >= directRead && !in.streaming():
-			c.progress.expect(len(dst))
+		case len(dst) < directRead && in.header.encoded() < directRead, len(dst) <= streamFrame && in.streaming():
+			err = c.fill()
+		case c.layered || c.progress.direct == nil:
 			n, err = c.nc.Read(dst)
 		default:
-			c.progress.expect(0)
-			err = c.fill()
+			n, err = c.readThrough(dst)
 		}
 		c.addSum(dst[:n]) // while it is in the processor's cache
 		dst = dst[n:]
@@ -286,9 +288,23 @@ func (c *Conn) readPayload(dst []byte) error {
 	return nil
 }
 
+// readThrough reads into dst and, where dst ends, on into the buffer: the sum,
+// and the next frame's header if it has come already.
+func (c *Conn) readThrough(dst []byte) (int, error) {
+	in := &c.in
+	in.r, in.w = 0, 0
+	sure := len(dst)
+	if in.header.Has(FlagSum) {
+		sure += sumSize
+	}
+	n, err := c.progress.receive(dst, in.buf[:sumSize+HeaderSize+replyPrefix], sure)
+	in.w = max(0, n-len(dst))
+	return min(n, len(dst)), err
+}
+
 func (c *Conn) addSum(b []byte) {
 	if c.in.header.Has(FlagSum) {
-		c.in.sum = crc32.Update(c.in.sum, castagnoli, b)
+		c.in.sum = crc32c.Update(c.in.sum, b)
 	}
 }
 
@@ -299,7 +315,6 @@ func (c *Conn) endPayload() error {
 		return nil
 	}
 	if in.header.Has(FlagSum) {
-		c.progress.expect(0)
 		for in.w-in.r < sumSize {
 			if err := c.fill(); err != nil {
 				return c.readFailed(ioError("read sum", err))

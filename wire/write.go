@@ -5,7 +5,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
+	"github.com/memspan/memspan/internal/crc32c"
 	"os"
 	"time"
 )
@@ -14,11 +14,6 @@ const (
 	// smallPayload is the longest payload, as sent, that is copied behind its
 	// header and leaves in one plain write.
 	smallPayload = 4 << 10
-	// sumChunk is how much data is written at a time before it is summed: what
-	// the processor's nearer caches hold.
-	sumChunk = 256 << 10
-	// sumLast is how much of it is summed first, to leave with the sum.
-	sumLast = 16 << 10
 	// queueLimit is how many bytes of queued frames wait for the next write.
 	queueLimit = 32 << 10
 	// keepBuffer is the largest buffer that a connection keeps.
@@ -117,7 +112,7 @@ func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte, queue bool) er
 		c.out = append(c.out, d...)
 	}
 	if h.Has(FlagSum) {
-		c.out = appendSum(c.out, crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli))
+		c.out = appendSum(c.out, crc32c.Checksum(c.out[c.queued+HeaderSize:]))
 	}
 	if queue {
 		c.queued = len(c.out)
@@ -141,40 +136,25 @@ func (c *Conn) writeLarge(h Header, prefix []byte, data [][]byte) error {
 	}
 	c.begin(&h, prefix)
 	start := time.Now()
-	var err error
+	var tail []byte
 	if h.Has(FlagSum) {
-		err = c.writeSummed(crc32.Checksum(c.out[c.queued+HeaderSize:], castagnoli), data)
-	} else {
-		err = c.gather(data, nil)
+		tail = c.sum(data)
 	}
+	err := c.gather(data, tail)
 	c.enc.wrote(int(h.Length), time.Since(start))
 	return c.finish(h, err)
 }
 
-// writeSummed writes c.out, data and the sum, given the sum of the payload
-// before the data. It sums each chunk after the kernel has copied it, and so
-// brought it into the processor's cache; only the last, which leaves with the
-// sum, before.
-func (c *Conn) writeSummed(sum uint32, data [][]byte) error {
-	var last []byte
-	var one [1][]byte
-	for i, d := range data {
-		if i == len(data)-1 {
-			keep := min(len(d), sumLast)
-			d, last = d[:len(d)-keep], d[len(d)-keep:]
-		}
-		for len(d) > 0 {
-			one[0] = d[:min(len(d), sumChunk)]
-			if err := c.gather(one[:], nil); err != nil {
-				return err
-			}
-			sum = crc32.Update(sum, castagnoli, one[0])
-			c.out, d = c.out[:0], d[len(one[0]):]
-		}
+// sum returns the sum of c.out's payload and data, as it follows them. It is
+// computed before anything is written, so that one system call writes all: what
+// is summed is in the processor's cache then, and the peer does not wait for
+// the end of a frame in the middle of it.
+func (c *Conn) sum(data [][]byte) []byte {
+	sum := crc32c.Checksum(c.out[c.queued+HeaderSize:])
+	for _, d := range data {
+		sum = crc32c.Update(sum, d)
 	}
-	one[0] = last
-	sum = crc32.Update(sum, castagnoli, last)
-	return c.gather(one[:], appendSum(c.tail[:0], sum))
+	return appendSum(c.tail[:0], sum)
 }
 
 // gather writes c.out, data and tail one after the other.
@@ -223,7 +203,7 @@ func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	c.begin(&h, nil)
 	c.out = append(c.out, data...)
 	if h.Has(FlagSum) {
-		c.out = appendSum(c.out, crc32.Checksum(data, castagnoli))
+		c.out = appendSum(c.out, crc32c.Checksum(data))
 	}
 	return c.finish(h, c.progress.writeFiles(to, c.out, files))
 }

@@ -27,3 +27,12 @@ func (*Socket) Congestion() (string, error) { return "", errors.ErrUnsupported }
 
 // SendQueue fails on this system.
 func (*Socket) SendQueue() (int, error) { return 0, errors.ErrUnsupported }
+
+// A Receiver reads a TCP connection; there is none to be had on this system.
+type Receiver struct{}
+
+// ReceiverOf fails on this system.
+func ReceiverOf(syscall.Conn) (*Receiver, error) { return nil, errors.ErrUnsupported }
+
+// Receive fails on this system.
+func (*Receiver) Receive(p, after []byte, want int) (int, error) { return 0, errors.ErrUnsupported }
