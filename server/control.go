@@ -27,6 +27,9 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if req.Op == control.OpCancel {
 		return s.cancelRequest(h, req.Args)
 	}
+	if req.Op == control.OpVulkan {
+		return s.lend(h, req.Args)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.mu.Lock()
 	_, dup := s.cancels[h.ID]
@@ -296,6 +299,7 @@ func (s *session) stats() (control.Stats, error) {
 			st.Budgets[t.String()] = control.Budget{Used: u.Used, Budget: u.Budget}
 		}
 	}
+	st.Vulkan = s.srv.vulkanStats()
 	s.srv.mu.Lock()
 	sessions := make([]*session, 0, len(s.srv.sessions))
 	for other := range s.srv.sessions {

@@ -7,6 +7,7 @@ package sockopt
 import (
 	"errors"
 	"syscall"
+	"time"
 )
 
 // A Socket is what lies under a connection; there is none to be had on this
@@ -27,3 +28,9 @@ func (*Socket) Congestion() (string, error) { return "", errors.ErrUnsupported }
 
 // SendQueue fails on this system.
 func (*Socket) SendQueue() (int, error) { return 0, errors.ErrUnsupported }
+
+// AwaitReadable fails on this system.
+func (*Socket) AwaitReadable(time.Duration) (bool, error) { return false, errors.ErrUnsupported }
+
+// Shutdown fails on this system.
+func (*Socket) Shutdown() error { return errors.ErrUnsupported }

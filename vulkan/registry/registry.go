@@ -20,11 +20,12 @@ type Command struct {
 	// First is the handle type of the first parameter, or None: whom the
 	// command is dispatched on.
 	First Index
-	// Creates is the index of the parameter that receives new handles, or -1;
-	// the parameter's Type says which. Vulkan's naming decides: commands called
-	// vkCreate…, vkAllocate… and vkRegister… create.
+	// Creates is the index of the parameter that receives handles, or -1; the
+	// parameter's Type says which. These are new ones, save those of
+	// vkGetDeviceQueue, vkGetDeviceQueue2 and vkEnumeratePhysicalDevices.
 	Creates int8
-	// Destroys is the index of the parameter whose handles end, or -1.
+	// Destroys is the index of the parameter whose handles end, or -1: those of
+	// vkDestroy… and vkFree…
 	Destroys int8
 	// FloatArgs has bit i set if parameter i is a float by value.
 	FloatArgs uint16
@@ -40,10 +41,10 @@ type Returns uint8
 
 // What commands return.
 const (
-	Nothing    Returns = iota
-	Result             // VkResult
-	Word               // an address, a size, or another integer of up to 64 bits
-	Procedure          // PFN_vkVoidFunction
+	Nothing   Returns = iota
+	Result            // VkResult
+	Word              // an address, a size, or another integer of up to 64 bits
+	Procedure         // PFN_vkVoidFunction
 )
 
 // Index is a position in Commands, Structs or Handles.
@@ -52,12 +53,14 @@ type Index int16
 // None is no Index.
 const None Index = -1
 
+// NoSType is the SType of structures without sType. (0 is VkApplicationInfo's.)
+const NoSType = ^uint32(0)
+
 // A Struct is a structure or union, as a 64-bit C compiler lays it out.
 type Struct struct {
 	Name string
 	Size uint32
-	// SType is the value of sType, or ^0 if the structure has none (0 is
-	// VkApplicationInfo's).
+	// SType is the value of sType, or NoSType.
 	SType uint32
 	// Members are those that are not plain bytes, in order of Offset: a
 	// structure without any is copied as it is. (Unions have none, save those
@@ -67,7 +70,7 @@ type Struct struct {
 	Returned bool
 }
 
-// Handle is a handle type.
+// A HandleType is a type of handles.
 type HandleType struct {
 	Name         string
 	Dispatchable bool
@@ -75,6 +78,13 @@ type HandleType struct {
 	Parent Index
 	// Object is its VkObjectType.
 	Object uint32
+}
+
+// An Extension is one that memspan carries.
+type Extension struct {
+	Name     string
+	Instance bool   // else of a device
+	Version  uint32 // its newest revision that the tables know
 }
 
 // Kind says what a member is.
@@ -104,13 +114,13 @@ type Elem uint8
 
 // The elements of pointers.
 const (
-	Bytes   Elem = iota // ElemSize plain bytes each; void* has ElemSize 1
-	Handles             // of Type
-	Structs             // of Type: with or without Members
-	String              // the pointer is itself a NUL-terminated string
-	Strings             // pointers to NUL-terminated strings
-	Pointers            // pointers to one structure of Type each
-	Object              // void* whose layout another object says: by hand (descriptor update templates)
+	Bytes       Elem = iota // ElemSize plain bytes each; void* has ElemSize 1
+	HandleElems             // of Type
+	StructElems             // of Type: with or without Members
+	String                  // the pointer is itself a NUL-terminated string
+	Strings                 // pointers to NUL-terminated strings
+	Pointers                // pointers to one structure of Type each
+	Object                  // void* whose layout another object says: by hand (descriptor update templates)
 )
 
 // A Member is a parameter of a command or a member of a structure.
@@ -142,13 +152,14 @@ type Member struct {
 type Length struct {
 	Kind LengthKind
 	// Of is the index in Params of the parameter, or the byte offset of the
-	// structure's member, that says it; Size its size in bytes (1, 2, 4 or 8).
+	// structure's member, that says it. Size is the size of the number in bytes
+	// (1, 2, 4 or 8), wherever it stands.
 	Of   uint32
 	Size uint8
 	// Then is the byte offset of the member that says it in the structure that
 	// Of points to, or -1: "pAllocateInfo->descriptorSetCount".
 	Then int32
-	// N is the fixed count, or the divisor.
+	// N is the fixed count, the divisor, or the stride's parameter.
 	N uint32
 }
 
@@ -157,10 +168,14 @@ type LengthKind uint8
 
 // The kinds of lengths.
 const (
-	One      LengthKind = iota // a single element
-	Fixed                      // N
-	Counted                    // the value of Of (through Then)
-	Pointed                    // what Of points to (a uint32_t* or size_t*): the two-call idiom
-	Divided                    // the value of Of, divided by N (codeSize / 4)
-	RoundUp                    // (the value of Of + N - 1) / N (pSampleMask)
+	One     LengthKind = iota // a single element
+	Fixed                     // N
+	Counted                   // the value of Of (through Then)
+	Pointed                   // what Of points to (a uint32_t* or size_t*): the two-call idiom
+	Divided                   // the value of Of, divided by N (codeSize / 4)
+	RoundUp                   // (the value of Of + N - 1) / N (pSampleMask)
+	// Strided is in bytes, of elements a parameter's value apart: with n the
+	// value of Of and s that of the uint32_t parameter number N, none if n is 0,
+	// else (n - 1) * s + ElemSize.
+	Strided
 )
