@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 #   make demo     install what is missing, build, and show it working
-#   make build    bin/memspan
+#   make build    bin/memspan, and the Vulkan driver if there is a C compiler
 #   make test     everything that must hold before a change goes in
 
 GO          ?= go
@@ -14,13 +14,25 @@ BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.versi
 # What client programs import must compile where the daemon does not run.
 PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./internal/...
 
-.PHONY: all build build-static setup demo test race search e2e test-slow lint vet generate bench fuzz cover clean
+.PHONY: all build driver build-static setup demo test race search e2e test-slow lint vet generate bench fuzz cover clean
 .NOTPARALLEL:
 
 all: build
 
-build:
+build: driver
 	$(BUILD) -o bin/memspan ./cmd/memspan
+
+# What Vulkan applications load, and the manifest that names it. It is linked so
+# that it shows the loader's three functions and nothing of Go.
+DRIVER_LDFLAGS = -s -w -extldflags=-Wl,--version-script=$(CURDIR)/vulkan/icd/exports.map
+driver:
+	@if ! command -v $${CC:-cc} >/dev/null; then \
+		echo "no C compiler: bin/libvulkan_memspan.so is not built"; exit 0; fi; \
+	set -x; \
+	CGO_ENABLED=1 $(GO) build -buildmode=c-shared -trimpath -ldflags '$(DRIVER_LDFLAGS)' \
+		-o bin/libvulkan_memspan.so ./cmd/libvulkan_memspan && \
+	rm -f bin/libvulkan_memspan.h && \
+	cp cmd/libvulkan_memspan/memspan_icd.json bin/memspan_icd.json
 
 # Fully static, without the VRAM tier: opening Vulkan links the C library.
 build-static:

@@ -11,10 +11,9 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/mapping"
-	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
+	"github.com/memspan/memspan/wire/dial"
 )
 
 // A Client is a connection to a server. Its methods may be called
@@ -33,7 +32,40 @@ type Client struct {
 	stopping error // set once the server has said that it is
 }
 
-func newClient(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, w control.Welcome, o Options) *Client {
+// DefaultAddress returns where the daemon of this user listens:
+// $MEMSPAN_SOCKET, else memspan.sock in $XDG_RUNTIME_DIR, else
+// /tmp/memspan-UID/memspan.sock.
+func DefaultAddress() string { return dial.DefaultAddress() }
+
+// Dial connects to the server at address:
+//
+//	""                          DefaultAddress()
+//	unix:PATH, or a path        a unix socket of this user's or root's; mappings are direct
+//	tcp://HOST:PORT             plain TCP with a token, on loopback only
+//	tls://HOST:PORT             TLS 1.3, the server's certificate verified
+//	tls://HOST:PORT#FINGERPRINT TLS 1.3, the certificate known by its SHA-256
+//
+// A path is told by the slash in it. The fingerprint is 64 hexadecimal digits,
+// as `memspan serve` prints it. opts may be nil. ctx bounds the dialing alone;
+// the connection lasts until Close, or until it breaks.
+func Dial(ctx context.Context, address string, opts *Options) (*Client, error) {
+	o := opts.withDefaults()
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	conn, err := dial.Dial(ctx, address, dial.Options{
+		Token: o.Token, TLS: o.TLS, NoCompression: o.NoCompression, IOTimeout: o.IOTimeout, Name: o.Name,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := newClient(conn, o)
+	c.start()
+	return c, nil
+}
+
+func newClient(conn *dial.Conn, o Options) *Client {
+	w := conn.Welcome
 	c := &Client{
 		pool:      mapping.NewPool(max(0, o.ShadowPool)),
 		tracking:  o.Tracking,
@@ -42,7 +74,7 @@ func newClient(conn *wire.Conn, fds *fdpass.Conn, queue sendQueue, w control.Wel
 		mappings:  make(map[uint64]*Mapping),
 	}
 	c.blocks.New = func() any { b := make([]byte, c.blockSize); return &b }
-	c.link = newLink(conn, fds, queue, o.IOTimeout, c.event)
+	c.link = newLink(conn.Wire, conn.Files, newSendQueue(conn.Socket), o.IOTimeout, c.event)
 	return c
 }
 

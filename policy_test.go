@@ -33,12 +33,19 @@ var layers = []struct {
 	{"sparsevec", nil},
 	{"wire", []string{"internal/..."}},
 	{"wire/control", []string{"coherency"}}, // its vocabulary
+	{"wire/dial", []string{"internal/...", "wire", "wire/control"}},
 	{"tier", []string{"internal/...", "coherency"}},
 	{"tier/...", []string{"internal/...", "coherency", "wire", "tier"}},
 	{"mapping", []string{"internal/...", "wire"}},
 	{"span", []string{"internal/...", "coherency", "tier/..."}},
+	{"vulkan/registry", nil},
+	{"vulkan/registry/...", []string{"vulkan/registry"}}, // the generator
+	{"vulkan/codec", []string{"vulkan/registry"}},
+	{"vulkan/stream", []string{"internal/...", "wire"}},
+	{"vulkan/handover", []string{"internal/...", "wire"}},
+	{"vulkan/...", []string{"internal/...", "wire/...", "mapping", "vulkan/..."}},
 	{"", []string{"internal/...", "coherency", "wire/...", "mapping"}},
-	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span"}},
+	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "vulkan/handover"}},
 	{"cmd/...", []string{"..."}},
 	{"test/...", []string{"..."}},
 }

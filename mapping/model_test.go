@@ -129,6 +129,22 @@ func TestAgainstModel(t *testing.T) {
 						image[i] = srv[off+i]
 					}
 				},
+				"merge delta": func(t *rapid.T) {
+					lo, hi := window(t)
+					delta := make([]byte, hi-lo)
+					paint(t, delta)
+					if err := sh.MergeDelta(off+lo, delta); err != nil {
+						t.Fatal(err)
+					}
+					for i := lo; i < hi; i++ {
+						d := delta[i-lo]
+						if d != 0 && user[i] == image[i] {
+							user[i] ^= d
+						}
+						image[i] ^= d
+						srv[off+i] = image[i]
+					}
+				},
 				"": func(t *rapid.T) {
 					if !slices.Equal(mem, user) {
 						t.Fatalf("mapping and model differ in %v", differences(mem, user, off))

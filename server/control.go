@@ -44,6 +44,9 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 			return err
 		}
 	}
+	if req.Op == control.OpVulkan {
+		return s.lendGPU(h, req.Args)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.mu.Lock()
 	full := len(s.cancels) >= s.srv.limits.Requests

@@ -33,6 +33,9 @@ type Config struct {
 	// without Vulkan the server goes on without it and logs why. Lost is the
 	// server's own; it must be nil.
 	VRAM *vram.Config
+	// Vulkan lends the machine's GPUs to Vulkan applications, with or without
+	// a VRAM tier; nil: it does not.
+	Vulkan *VulkanConfig
 	// HostBudget is the most RAM that spans may take, in bytes; 0: half of
 	// what the machine, or the control group, has.
 	HostBudget int64
@@ -101,12 +104,16 @@ type Server struct {
 	host  *host.Tier
 	vram  *vram.Tier // nil: absent
 
+	vulkan *VulkanConfig // with its defaults; nil: no GPU is lent
+
 	nextOwner atomic.Uint64
 	work      sync.WaitGroup // sessions and listeners
 
 	mu        sync.Mutex            // guards what follows
 	sessions  map[*session]struct{} // those that are shaking hands too
 	admitted  int                   // of them, those that are not
+	leases    map[*session]*lease   // those that have become Vulkan applications'
+	lent      int                   // of them, and those to come
 	listeners map[net.Listener]struct{}
 	closing   bool
 }
@@ -122,13 +129,19 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.HostBudget == 0 {
 		cfg.HostBudget = cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory) / 2
 	}
+	vulkan, err := cfg.Vulkan.withDefaults(cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
 	srv := &Server{
+		vulkan:    vulkan,
 		limits:    cfg.Limits.withDefaults(),
 		ioTimeout: cfg.IOTimeout,
 		token:     sha256.Sum256([]byte(cfg.Token)),
 		hasToken:  cfg.Token != "",
 		log:       cfg.Logger,
 		sessions:  make(map[*session]struct{}),
+		leases:    make(map[*session]*lease),
 		listeners: make(map[net.Listener]struct{}),
 	}
 	var others []tier.Tier

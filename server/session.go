@@ -45,7 +45,9 @@ type session struct {
 	ended       chan struct{} // closed when serve returns
 	conn        *wire.Conn
 	direct      bool
+	compress    bool
 
+	frames  int    // received; readFrames' own
 	prefix  []byte // of the data frame being received; readFrames' own
 	lane    chan *dataJob
 	replies chan *dataJob // large answers to reads
@@ -244,18 +246,18 @@ func (s *session) handshake(ctx context.Context) error {
 	if err := s.srv.admit(s); err != nil {
 		return errors.Join(err, s.replyError(h, err))
 	}
-	compress := hello.Compress && !s.direct
+	s.compress = hello.Compress && !s.direct
 	err = s.reply(h, control.Welcome{
 		Protocol:  wire.Version,
 		Session:   uint64(s.owner),
 		BlockSize: tier.BlockSize,
 		Tiers:     s.srv.store.Tiers(),
 		Direct:    s.direct,
-		Compress:  compress,
+		Compress:  s.compress,
 		MaxSpan:   s.srv.limits.SpanSize,
 		MaxMap:    s.srv.limits.Map,
 	})
-	if err == nil && compress {
+	if err == nil && s.compress {
 		s.conn.SetCompress(true)
 	}
 	return err
@@ -312,6 +314,7 @@ func (s *session) readFrames(ctx context.Context) error {
 			}
 			return err
 		}
+		s.frames++
 		switch h.Kind {
 		case wire.KindControl:
 			err = s.startControl(ctx, h)
@@ -378,6 +381,15 @@ func (s *session) drain(ctx context.Context) {
 	select {
 	case <-s.established:
 	default:
+		return
+	}
+	if l := s.lease(); l != nil { // what is on the connection is not ours to say
+		l.end()
+		select {
+		case <-s.ended:
+		case <-ctx.Done():
+			l.process.Kill()
+		}
 		return
 	}
 	s.event(control.Event{Event: control.EventClosing, Message: "the server is stopping"})

@@ -77,6 +77,7 @@ func (s *session) stats() (control.Stats, error) {
 		done := control.VRAM(s.srv.vram.Stats())
 		st.VRAM = &done
 	}
+	st.Vulkan = s.srv.vulkanStats()
 	s.srv.mu.Lock()
 	sessions := make([]*session, 0, len(s.srv.sessions))
 	for other := range s.srv.sessions {

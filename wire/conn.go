@@ -166,3 +166,7 @@ func (c *Conn) Stats() Stats {
 		Sent:     c.sent.flow(c.progress.BytesWritten()),
 	}
 }
+
+// SendQueue returns how many of the bytes sent the peer's system (TCP) or the
+// peer (unix sockets) has not taken yet, 0 if that cannot be known.
+func (c *Conn) SendQueue() int { return c.progress.sendQueue() }

@@ -38,11 +38,12 @@ const (
 	KindRead                     // client to server: fetch data, see MemoryCommand
 	KindFlush                    // client to server: a block's changed byte runs, see Flush
 	KindEvent                    // server to client, unasked; JSON
+	KindStream                   // both ways, once a session is a Vulkan stream; see package vulkan/stream
 
 	kindEnd
 )
 
-var kindNames = [kindEnd]string{"", "hello", "control", "transfer", "read", "flush", "event"}
+var kindNames = [kindEnd]string{"", "hello", "control", "transfer", "read", "flush", "event", "stream"}
 
 // String returns the kind's name, as in "transfer".
 func (k Kind) String() string {

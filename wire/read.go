@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"github.com/memspan/memspan/internal/crc32c"
 	"io"
+	"net"
+	"time"
 
 	"github.com/klauspost/compress/s2"
 )
@@ -225,6 +227,40 @@ func decodeS2(dst, src []byte) error {
 	return nil
 }
 
+// Buffered returns how many bytes have been received that no frame has
+// delivered. Only the goroutine that reads may ask.
+func (c *Conn) Buffered() int { return c.in.w - c.in.r }
+
+// Await waits until the socket has bytes to read or has ended, and reports
+// whether it has before the timeout; a negative one is none. It takes nothing
+// from the socket and does not see what is Buffered.
+//
+// It waits in a system call of the calling thread, which the system wakes
+// directly: a goroutine that is bound to its thread and waits in Read is woken
+// by way of another thread. Where the socket cannot be waited for so, under TLS
+// for one, it fails with an error that matches Unsupported. Close does not wake
+// it: shut the socket down first.
+func (c *Conn) Await(timeout time.Duration) (bool, error) {
+	if c.layered || c.progress.socket == nil {
+		return false, fmt.Errorf("wire: await: %w", Unsupported)
+	}
+	ready, err := c.progress.socket.AwaitReadable(timeout)
+	if err != nil {
+		return false, ioError("await", err)
+	}
+	return ready, nil
+}
+
+// Shutdown ends both directions of the connection without closing it, so that
+// everyone who waits for it wakes up. Where the socket cannot be reached it
+// closes the connection.
+func (c *Conn) Shutdown() error {
+	if c.progress.socket != nil && c.progress.socket.Shutdown() == nil {
+		return nil
+	}
+	return c.Close()
+}
+
 // Discard skips what has not been read of the frame, and verifies its sum.
 func (c *Conn) Discard() error {
 	in := &c.in
@@ -241,6 +277,19 @@ func (c *Conn) Discard() error {
 		return err
 	}
 	return c.endPayload()
+}
+
+// Detach returns the connection below, which is the caller's from now on for
+// bytes of another protocol: reads of it wait without limit, writes still end
+// when they stall. The frame before must have been read to its end; if bytes
+// that follow it have been received already, they would be lost, and Detach
+// fails with an error that matches ErrMalformed.
+func (c *Conn) Detach() (net.Conn, error) {
+	if c.in.open || c.in.w > c.in.r {
+		return nil, fmt.Errorf("%w: %d bytes follow a frame that should be the last", ErrMalformed, c.in.w-c.in.r)
+	}
+	c.progress.setIdle(true)
+	return c.nc, nil
 }
 
 func (c *Conn) skipPrefix() error { return c.skip(&c.in.prefix) }

@@ -32,10 +32,16 @@ var (
 	pathVariables = []string{"VK_DRIVER_FILES", "VK_ADD_DRIVER_FILES", "VK_ICD_FILENAMES", "LD_LIBRARY_PATH"}
 )
 
-// driverEnvironment keeps drivers from looking for a shader cache in the home
-// directory; workers run no shaders of their own.
-var driverEnvironment = []string{
-	"MESA_SHADER_CACHE_DISABLE=true", "MESA_GLSL_CACHE_DISABLE=true", "__GL_SHADER_DISK_CACHE=0",
+// driverEnvironment has drivers look for their shader caches in directory, or,
+// if that is empty, keep none rather than look in the home directory.
+func driverEnvironment(directory string) []string {
+	if directory == "" {
+		return []string{"MESA_SHADER_CACHE_DISABLE=true", "MESA_GLSL_CACHE_DISABLE=true", "__GL_SHADER_DISK_CACHE=0"}
+	}
+	return []string{
+		"MESA_SHADER_CACHE_DIR=" + directory, "MESA_GLSL_CACHE_DIR=" + directory,
+		"__GL_SHADER_DISK_CACHE_PATH=" + directory, "XDG_CACHE_HOME=" + directory,
+	}
 }
 
 // Confine confines the process and everything it starts, and returns what is in
@@ -43,7 +49,11 @@ var driverEnvironment = []string{
 // confinement concerns one thread, so Confine confines the one it is on and
 // executes the program anew from it. The second call, in the new program, with
 // the same arguments and descriptors, returns.
-func Confine() (State, error) {
+//
+// A shader cache, if not empty, is the absolute path of a directory of which
+// the process gets the use, and in which drivers are told to keep compiled
+// shaders; without one they keep none.
+func Confine(shaderCache string) (State, error) {
 	if text, ok := os.LookupEnv(mark); ok {
 		state, err := parseState(text)
 		if err != nil {
@@ -60,13 +70,13 @@ func Confine() (State, error) {
 	}
 	var state State
 	var err error
-	if state.Landlock, err = restrictFiles(); err != nil {
+	if state.Landlock, err = restrictFiles(shaderCache); err != nil {
 		return State{}, err
 	}
 	if state.Seccomp, err = filterCalls(); err != nil {
 		return State{}, err
 	}
-	env := append(os.Environ(), driverEnvironment...)
+	env := append(os.Environ(), driverEnvironment(shaderCache)...)
 	err = unix.Exec("/proc/self/exe", os.Args, append(env, mark+"="+state.marshal()))
 	return State{}, fmt.Errorf("confine: execute this program (%s) anew: %w", os.Args[0], err)
 }

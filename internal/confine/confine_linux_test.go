@@ -46,7 +46,7 @@ type report struct {
 }
 
 func worker() error {
-	state, err := confine.Confine()
+	state, err := confine.Confine(os.Getenv("CACHE"))
 	if err != nil {
 		return err
 	}
@@ -206,6 +206,33 @@ func TestConfine(t *testing.T) {
 				t.Errorf("got %q, want errno %v", r.Err, c.want)
 			}
 		})
+	}
+}
+
+// TestShaderCache writes to a directory that only the argument allows.
+func TestShaderCache(t *testing.T) {
+	if ask(t, "nothing").State.Landlock == 0 {
+		t.Skip("this kernel does not confine files")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		t.Skip("no home directory")
+	}
+	dir, err := os.MkdirTemp(home, "memspan-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "f")
+	if r := ask(t, "write "+file); r.Errno != syscall.EACCES {
+		t.Errorf("without a cache: %q", r.Err)
+	}
+	t.Setenv("CACHE", dir)
+	if r := ask(t, "write "+file); r.Err != "" {
+		t.Errorf("to the cache: %q", r.Err)
+	}
+	if r := ask(t, "list "+home); r.Errno != syscall.EACCES {
+		t.Errorf("beside the cache: %q", r.Err)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 var errNeedsLinux = fmt.Errorf("confine: workers need Linux on amd64 or arm64: %w", errors.ErrUnsupported)
 
 // Confine fails on this system.
-func Confine() (State, error) { return State{}, errNeedsLinux }
+func Confine(string) (State, error) { return State{}, errNeedsLinux }
 
 // Spawn fails on this system.
 func Spawn(*exec.Cmd) (*net.UnixConn, error) { return nil, errNeedsLinux }

@@ -25,9 +25,10 @@ const (
 )
 
 // restrictFiles confines the calling thread to the paths a driver needs, to
-// itself for signals and abstract sockets, and to no TCP port. It returns the
-// version of the kernel's Landlock, 0 if it has none.
-func restrictFiles() (version int, err error) {
+// itself for signals and abstract sockets, and to no TCP port. The shader cache
+// is a further directory it may write, if not empty. It returns the version of
+// the kernel's Landlock, 0 if it has none.
+func restrictFiles(shaderCache string) (version int, err error) {
 	v, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno == unix.ENOSYS || errno == unix.EOPNOTSUPP {
 		return 0, nil // not built in, or not enabled at boot
@@ -70,7 +71,11 @@ func restrictFiles() (version int, err error) {
 			return 0, err
 		}
 	}
-	for _, path := range paths(writable) {
+	write := paths(writable)
+	if shaderCache != "" {
+		write = append(write, shaderCache)
+	}
+	for _, path := range write {
 		if err := allow(int(fd), path, ruleset[0]&^unix.LANDLOCK_ACCESS_FS_EXECUTE); err != nil {
 			return 0, err
 		}

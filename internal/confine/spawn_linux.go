@@ -13,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/memspan/memspan/internal/fdpass"
 )
 
 // parentFD is the descriptor a worker's socket has.
@@ -25,17 +25,11 @@ const parentFD = 3
 // thread that called Spawn ends: the caller locks its goroutine to a thread
 // until it has waited for cmd.
 func Spawn(cmd *exec.Cmd) (*net.UnixConn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "parent")
-	defer ours.Close()
-	defer theirs.Close()
-	conn, err := unixConn(ours)
+	conn, theirs, err := fdpass.Pair()
 	if err != nil {
 		return nil, err
 	}
+	defer theirs.Close()
 	// A mark that this process was started with would keep the worker from
 	// confining itself.
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool { return strings.HasPrefix(v, mark+"=") })
@@ -53,23 +47,9 @@ func Spawn(cmd *exec.Cmd) (*net.UnixConn, error) {
 func Parent() (*net.UnixConn, error) {
 	f := os.NewFile(parentFD, "parent")
 	defer f.Close()
-	conn, err := unixConn(f)
+	conn, err := fdpass.UnixConn(f)
 	if err != nil {
 		return nil, fmt.Errorf("confine: descriptor %d is no socket: workers are started by their parent, not by hand: %w", parentFD, err)
 	}
 	return conn, nil
-}
-
-// unixConn returns a connection on a duplicate of f's descriptor.
-func unixConn(f *os.File) (*net.UnixConn, error) {
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("confine: %s is a %s socket", f.Name(), c.LocalAddr().Network())
-	}
-	return u, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,6 +76,41 @@ func (s *Socket) SendQueue() (n int, err error) {
 		return err
 	})
 	return n, err
+}
+
+// AwaitReadable waits, in a system call, until the socket has bytes to read,
+// has ended or was shut down, and reports whether it has before the timeout; a
+// negative one is none. The low-water mark holds here too. Closing the socket
+// waits for it to return: Shutdown wakes it.
+func (s *Socket) AwaitReadable(timeout time.Duration) (ready bool, err error) {
+	var end time.Time
+	if timeout > 0 {
+		end = time.Now().Add(timeout)
+	}
+	err = s.control("ppoll", func(fd int) error {
+		for {
+			var left *unix.Timespec
+			if timeout >= 0 {
+				ts := unix.NsecToTimespec(int64(timeout))
+				left = &ts
+			}
+			n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left, nil)
+			if err != unix.EINTR {
+				ready = n > 0
+				return err
+			}
+			// The runtime interrupts threads by signals.
+			if timeout > 0 {
+				timeout = max(time.Until(end), 0)
+			}
+		}
+	})
+	return ready, err
+}
+
+// Shutdown ends both directions of the socket.
+func (s *Socket) Shutdown() error {
+	return s.control("shutdown", func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
 }
 
 func (s *Socket) control(call string, f func(fd int) error) error {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -142,5 +143,45 @@ func TestClosedSocket(t *testing.T) {
 	}
 	if _, err := s.SendQueue(); err == nil {
 		t.Error("a closed socket has a queue")
+	}
+}
+
+func TestAwaitReadable(t *testing.T) {
+	a, b := dial(t)
+	s := of(t, b)
+	if ready, err := s.AwaitReadable(0); ready || err != nil {
+		t.Errorf("nothing was sent: %v, %v", ready, err)
+	}
+	if ready, err := s.AwaitReadable(time.Millisecond); ready || err != nil {
+		t.Errorf("nothing was sent: %v, %v", ready, err)
+	}
+	if _, err := a.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it takes nothing
+		if ready, err := s.AwaitReadable(-1); !ready || err != nil {
+			t.Errorf("a byte was sent: %v, %v", ready, err)
+		}
+	}
+}
+
+// Whoever waits is woken by Shutdown; Close alone would wait for him.
+func TestShutdownWakes(t *testing.T) {
+	_, b := dial(t)
+	s := of(t, b)
+	woken := make(chan bool)
+	go func() {
+		ready, err := s.AwaitReadable(-1)
+		woken <- ready && err == nil
+	}()
+	if err := s.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	if !<-woken {
+		t.Error("the end is not readable")
+	}
+	b.Close()
+	if _, err := s.AwaitReadable(-1); err == nil {
+		t.Error("a closed socket was waited for")
 	}
 }

@@ -7,6 +7,7 @@ package sockopt
 import (
 	"errors"
 	"syscall"
+	"time"
 )
 
 // A Socket is what lies under a connection; there is none to be had on this
@@ -36,3 +37,9 @@ func ReceiverOf(syscall.Conn) (*Receiver, error) { return nil, errors.ErrUnsuppo
 
 // Receive fails on this system.
 func (*Receiver) Receive(p, after []byte, want int) (int, error) { return 0, errors.ErrUnsupported }
+
+// AwaitReadable fails on this system.
+func (*Socket) AwaitReadable(time.Duration) (bool, error) { return false, errors.ErrUnsupported }
+
+// Shutdown fails on this system.
+func (*Socket) Shutdown() error { return errors.ErrUnsupported }

@@ -4,7 +4,6 @@ package vram
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,9 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
-	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,10 +28,9 @@ type link struct {
 	stall time.Duration // a worker that owes answers and sends none for so long is killed; to end, it has a quarter
 	count *counters
 
-	cmd  *exec.Cmd
-	conn *fdpass.Conn
-	gone chan struct{} // closed when the process has been waited for
-	dead chan struct{} // closed when the link has ended
+	process *confine.Process
+	conn    *fdpass.Conn
+	dead    chan struct{} // closed when the link has ended
 
 	mu      sync.Mutex
 	pending map[uint64]*call
@@ -65,34 +60,13 @@ var errStalled = errors.New("it stopped answering")
 func startLink(command []string, stall time.Duration, count *counters, log *slog.Logger) (*link, error) {
 	l := &link{
 		log: log, stall: stall, count: count,
-		gone: make(chan struct{}), dead: make(chan struct{}), pending: make(map[uint64]*call),
+		dead: make(chan struct{}), pending: make(map[uint64]*call),
 	}
-	l.cmd = exec.Command(command[0], command[1:]...)
-	l.cmd.Env = append(os.Environ(), "MEMSPAN_WORKER=1")
-	stderr := &lineLogger{log: log}
-	l.cmd.Stderr = stderr
-	l.cmd.WaitDelay = time.Second // should a descendant of the worker keep its stderr open
-
-	started := make(chan error)
-	go func() {
-		// The worker dies with the thread that started it; the thread stays
-		// with this goroutine for as long as the worker lives.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		conn, err := confine.Spawn(l.cmd)
-		if err == nil {
-			l.conn = fdpass.New(conn)
-		}
-		started <- err
-		if err != nil {
-			return
-		}
-		l.cmd.Wait() // its error is in ProcessState
-		close(l.gone)
-	}()
-	if err := <-started; err != nil {
-		return nil, fmt.Errorf("vram: start worker %q: %w", command[0], err)
+	process, conn, err := confine.Start(command, log, "MEMSPAN_WORKER=1")
+	if err != nil {
+		return nil, fmt.Errorf("vram: %w", err)
 	}
+	l.process, l.conn = process, fdpass.New(conn)
 	count.workers.Add(1)
 	log.Debug("vram worker started", "pid", l.pid())
 	go func() {
@@ -103,13 +77,13 @@ func startLink(command []string, stall time.Duration, count *counters, log *slog
 		}
 		// The end of a process frees all it had: only now is it certain that
 		// it does not touch the callers' memory any more.
-		l.await(l.gone)
-		l.end(stderr.last())
+		l.await(process.Gone())
+		l.end(process.LastWords())
 	}()
 	return l, nil
 }
 
-func (l *link) pid() int { return l.cmd.Process.Pid }
+func (l *link) pid() int { return l.process.PID() }
 
 // kill ends the worker by force. The first reason is the one that is told.
 func (l *link) kill(reason error) {
@@ -118,7 +92,7 @@ func (l *link) kill(reason error) {
 		l.reason = reason
 	}
 	l.mu.Unlock()
-	l.cmd.Process.Kill() // an error means that it has ended
+	l.process.Kill()
 }
 
 // close asks the worker to end, and waits until it has.
@@ -138,7 +112,7 @@ func (l *link) await(ended <-chan struct{}) {
 // end fails the calls under way and all later ones.
 func (l *link) end(lastWords string) {
 	l.mu.Lock()
-	state := l.cmd.ProcessState.String()
+	state := l.process.State()
 	if l.reason != nil {
 		state = l.reason.Error() + " and was killed"
 	}
@@ -194,7 +168,7 @@ func (l *link) do(r request, payload []byte, file *os.File) ([]byte, error) {
 	if err != nil {
 		// The stream may have ended in the middle of a request. If it was the
 		// worker that ended it, its exit tells why.
-		l.cmd.Process.Kill()
+		l.process.Kill()
 	}
 	<-c.done
 	switch {
@@ -281,38 +255,4 @@ func (l *link) peek(br *bufio.Reader) ([]byte, error) {
 			return nil, errStalled
 		}
 	}
-}
-
-// lineLogger logs what a worker writes to stderr, and keeps what best tells why
-// it ended: the start of a crash report, else the last line.
-type lineLogger struct {
-	log     *slog.Logger
-	part    []byte
-	tail    string
-	crashed bool
-}
-
-func (w *lineLogger) Write(p []byte) (int, error) {
-	const longest = 4 << 10
-	w.part = append(w.part, p...)
-	for {
-		line, rest, found := bytes.Cut(w.part, []byte("\n"))
-		if !found && len(w.part) < longest {
-			return len(p), nil
-		}
-		w.part = rest
-		w.log.Debug("vram worker says", "line", string(line))
-		if !w.crashed {
-			w.tail = string(line)
-			w.crashed = strings.HasPrefix(w.tail, "panic:") || strings.HasPrefix(w.tail, "fatal error:") || strings.HasPrefix(w.tail, "SIG")
-		}
-	}
-}
-
-// last returns that line. The process must have been waited for.
-func (w *lineLogger) last() string {
-	if len(w.part) > 0 && !w.crashed {
-		return string(w.part)
-	}
-	return w.tail
 }

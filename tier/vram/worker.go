@@ -29,7 +29,7 @@ var errBuild error
 // is lost or the socket broke; the process should end then, since calls may
 // still be stuck in the driver.
 func Worker(ctx context.Context) error {
-	state, err := confine.Confine()
+	state, err := confine.Confine("") // workers of a tier run no shaders
 	if err != nil {
 		return err
 	}

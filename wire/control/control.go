@@ -51,6 +51,7 @@ const (
 	OpLock       Op = "lock"       // Lock -> Locked
 	OpUnlock     Op = "unlock"     // Unlock -> nothing
 	OpCancel     Op = "cancel"     // Cancel -> nothing
+	OpVulkan     Op = "vulkan"     // Vulkan -> VulkanStarted; the first request, and the last
 )
 
 // Hello is the payload of the first frame of a connection, of kind KindHello.
@@ -262,6 +263,34 @@ type Cancel struct {
 	Request uint64 `json:"request"`
 }
 
+// Vulkan asks for a worker that runs a Vulkan application's commands on the
+// server's GPU. It must be the session's first request, and nothing may follow
+// it before the reply: after that the connection is the worker's, and carries
+// frames of kind KindStream alone.
+type Vulkan struct {
+	Application string `json:"application,omitempty"` // for people
+	PID         int    `json:"pid,omitempty"`         // of the application, on its machine
+	Device      string `json:"device,omitempty"`      // offer this one only: its index, the beginning of its UUID or part of its name
+}
+
+// VulkanStarted answers Vulkan.
+type VulkanStarted struct {
+	Worker int `json:"worker"` // the worker's process, on the server's machine
+}
+
+// VulkanStat describes an application's worker now.
+type VulkanStat struct {
+	Session     uint64    `json:"session,string"`
+	Application string    `json:"application,omitempty"`
+	PID         int       `json:"pid,omitempty"`
+	Peer        string    `json:"peer,omitempty"` // where the application is, unless on this machine
+	Worker      int       `json:"worker"`
+	Device      string    `json:"device,omitempty"` // the name of the GPU that it uses
+	Memory      int64     `json:"memory"`           // bytes of device memory that it holds
+	Objects     int       `json:"objects"`          // Vulkan handles that it holds
+	Since       time.Time `json:"since"`
+}
+
 // SpanStat describes a span now.
 type SpanStat struct {
 	SpanInfo
@@ -306,6 +335,7 @@ type Stats struct {
 	Mappings  int                   `json:"mappings"`
 	Budgets   map[string]Budget     `json:"budgets"` // by tier name
 	VRAM      *VRAM                 `json:"vram,omitempty"`
+	Vulkan    []VulkanStat          `json:"vulkan"` // applications, oldest first
 }
 
 // VRAM counts what the tier of that name has done since the server started.

@@ -39,6 +39,8 @@ var messages = []func() any{
 	func() any { return new(control.Stats) },
 	func() any { return new(control.Event) },
 	func() any { return new(control.Publish) },
+	func() any { return new(control.Vulkan) },
+	func() any { return new(control.VulkanStarted) },
 }
 
 // Whatever JSON a peer sends, reading it does not panic, and what was read is

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package memspan
+package dial
 
 import (
 	"cmp"
@@ -17,11 +17,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
-	"github.com/memspan/memspan/internal/sockopt"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
 )
@@ -39,22 +37,43 @@ func DefaultAddress() string {
 	return "/tmp/memspan-" + strconv.Itoa(os.Getuid()) + "/memspan.sock"
 }
 
+// Options say who dials, and how. The zero value is usable.
+type Options struct {
+	// Token is presented over TCP and TLS to servers that want one.
+	Token string
+	// TLS is the base of the configuration for tls:// addresses; nil: the
+	// system's roots and no client certificate. TLS 1.3 is always required.
+	TLS *tls.Config
+	// NoCompression refuses encoded data, in both directions.
+	NoCompression bool
+	// IOTimeout ends a connection on which something is waited for and no
+	// byte moves; 0: none.
+	IOTimeout time.Duration
+	// Name is how the server's log calls this client.
+	Name string
+}
+
+// A Conn is a connection to a server after the greeting: a new session. It
+// belongs to who dialed.
+type Conn struct {
+	Wire    *wire.Conn
+	Files   *fdpass.Conn // of a unix socket, which carries files; else nil
+	Socket  net.Conn     // what was dialed; to be looked at only
+	Welcome control.Welcome
+}
+
 // Dial connects to the server at address:
 //
 //	""                          DefaultAddress()
-//	unix:PATH, or a path        a unix socket of this user's or root's; mappings are direct
+//	unix:PATH, or a path        a unix socket of this user's or root's
 //	tcp://HOST:PORT             plain TCP with a token, on loopback only
 //	tls://HOST:PORT             TLS 1.3, the server's certificate verified
 //	tls://HOST:PORT#FINGERPRINT TLS 1.3, the certificate known by its SHA-256
 //
 // A path is told by the slash in it. The fingerprint is 64 hexadecimal digits,
-// as `memspan serve` prints it. opts may be nil. ctx bounds the dialing alone;
-// the connection lasts until Close, or until it breaks.
-func Dial(ctx context.Context, address string, opts *Options) (*Client, error) {
-	o := opts.withDefaults()
-	if err := o.check(); err != nil {
-		return nil, err
-	}
+// as `memspan serve` prints it. ctx bounds the dialing alone. The error is a
+// *wire.Error.
+func Dial(ctx context.Context, address string, o Options) (*Conn, error) {
 	if address == "" {
 		address = "unix:" + DefaultAddress()
 	}
@@ -80,7 +99,7 @@ type endpoint struct {
 
 func parseAddress(address string) (endpoint, error) {
 	invalid := func(format string, args ...any) (endpoint, error) {
-		return endpoint{}, &Error{Code: ErrInvalid, Op: "dial", Message: fmt.Sprintf("address %q: %s", address, fmt.Sprintf(format, args...))}
+		return endpoint{}, &wire.Error{Code: wire.Invalid, Op: "dial", Message: fmt.Sprintf("address %q: %s", address, fmt.Sprintf(format, args...))}
 	}
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		if path == "" {
@@ -128,15 +147,15 @@ type dialer struct {
 
 // failed says what was dialed and, where that is known, what to do.
 func (d *dialer) failed(ctx context.Context, err error) error {
-	e := &Error{Op: "dial", Message: d.address, Err: err}
-	var known *Error
-	var reason Code
+	e := &wire.Error{Op: "dial", Message: d.address, Err: err}
+	var known *wire.Error
+	var reason wire.Code
 	var op *net.OpError
 	switch {
 	case ctx.Err() != nil:
-		e.Code, e.Err = ErrCanceled, context.Cause(ctx)
+		e.Code, e.Err = wire.Canceled, context.Cause(ctx)
 	case errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "certificate"):
-		e.Code = ErrUnauthenticated
+		e.Code = wire.Unauthenticated
 		e.Message += ": the server wants another client certificate; give it in Options.TLS"
 	case errors.As(err, &known): // the server's refusal, or ours
 		e.Code, e.Err = known.Code, known.Err
@@ -144,10 +163,10 @@ func (d *dialer) failed(ctx context.Context, err error) error {
 	case errors.As(err, &reason):
 		e.Code = reason
 	case errors.As(err, &op) && op.Op == "dial":
-		e.Code = ErrPeerLost
+		e.Code = wire.PeerLost
 		e.Message += ": no server answers; start one with: memspan serve"
 	default:
-		e.Code = ErrPeerLost
+		e.Code = wire.PeerLost
 		if d.network == "tcp" {
 			e.Message += ": the connection ended before the server said anything; is it a memspan server's port, with TLS for tls:// and without for tcp://?"
 		}
@@ -155,8 +174,8 @@ func (d *dialer) failed(ctx context.Context, err error) error {
 	return e
 }
 
-// dial connects, proves who is who, and starts the client.
-func (d *dialer) dial(ctx context.Context) (*Client, error) {
+// dial connects and proves who is who.
+func (d *dialer) dial(ctx context.Context) (*Conn, error) {
 	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
 	nc, err := nd.DialContext(ctx, d.network, d.addr)
 	if err != nil {
@@ -165,19 +184,18 @@ func (d *dialer) dial(ctx context.Context) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := d.handshake(ctx, nc)
 	if !stop() && err == nil { // ctx ended at the last moment
-		err = canceled(ctx)
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		nc.Close()
 		return nil, err
 	}
-	c.start()
 	return c, nil
 }
 
-func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
+func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 	cfg := wire.Config{IOTimeout: d.IOTimeout}
-	queue := newSendQueue(nc)
+	socket := nc
 	hello := control.Hello{Protocol: wire.Version, Client: d.Name}
 	var fds *fdpass.Conn
 	switch {
@@ -197,7 +215,7 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
 	default:
 		// What the name resolved to is known only now; nothing was sent yet.
 		if addr, ok := nc.RemoteAddr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
-			return nil, &Error{Code: ErrInvalid, Message: notLoopback}
+			return nil, &wire.Error{Code: wire.Invalid, Message: notLoopback}
 		}
 		cfg.Sums = true
 	}
@@ -210,7 +228,7 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Client, error) {
 		return nil, err
 	}
 	conn.SetCompress(hello.Compress && welcome.Compress)
-	return newClient(conn, fds, queue, welcome, d.Options), nil
+	return &Conn{Wire: conn, Files: fds, Socket: socket, Welcome: welcome}, nil
 }
 
 // trusted refuses sockets that another user has put where the daemon's is
@@ -224,7 +242,7 @@ func trusted(conn *net.UnixConn) error {
 		return err
 	}
 	if me := os.Getuid(); uid != me && uid != 0 && me != 0 {
-		return &Error{Code: ErrUnauthenticated, Message: fmt.Sprintf(
+		return &wire.Error{Code: wire.Unauthenticated, Message: fmt.Sprintf(
 			"the server, process %d, belongs to user %d, not to you (%d) or root", pid, uid, me)}
 	}
 	return nil
@@ -249,24 +267,29 @@ func greet(conn *wire.Conn, hello control.Hello) (w control.Welcome, err error) 
 	}
 	switch {
 	case h.Kind != wire.KindHello || !h.Has(wire.FlagReply):
-		return w, protocolError("a %v frame instead of a welcome", h.Kind)
+		return w, broken("a %v frame instead of a welcome", h.Kind)
 	case h.Has(wire.FlagError):
 		refusal, err := wire.ParseError(answer)
 		if err != nil {
-			return w, protocolError("refusal: %w", err)
+			return w, broken("refusal: %w", err)
 		}
 		return w, refusal
 	}
 	if err := json.Unmarshal(answer, &w); err != nil {
-		return w, protocolError("welcome: %w", err)
+		return w, broken("welcome: %w", err)
 	}
 	switch {
 	case w.Protocol != wire.Version:
 		return w, &wire.VersionError{Got: w.Protocol}
 	case w.BlockSize < 4<<10 || w.BlockSize > wire.MaxData || w.BlockSize&(w.BlockSize-1) != 0:
-		return w, protocolError("blocks of %d bytes", w.BlockSize)
+		return w, broken("blocks of %d bytes", w.BlockSize)
 	}
 	return w, nil
+}
+
+// broken says how a server broke the protocol's rules.
+func broken(format string, args ...any) error {
+	return fmt.Errorf("the server broke the protocol: %w", fmt.Errorf(format, args...))
 }
 
 // tlsConfig is the caller's, made to know the server.
@@ -288,7 +311,7 @@ func (d *dialer) tlsConfig() *tls.Config {
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		got := sha256.Sum256(cs.PeerCertificates[0].Raw)
 		if subtle.ConstantTimeCompare(got[:], d.fingerprint) != 1 {
-			return &Error{Code: ErrUnauthenticated, Message: fmt.Sprintf(
+			return &wire.Error{Code: wire.Unauthenticated, Message: fmt.Sprintf(
 				"the server's certificate has the fingerprint %x, not the one in the address: it is another server, or its certificate was renewed", got)}
 		}
 		if verify != nil {
@@ -304,39 +327,15 @@ func (d *dialer) tlsConfig() *tls.Config {
 func (d *dialer) tlsError(err error) error {
 	var certificate *tls.CertificateVerificationError
 	if errors.As(err, &certificate) {
-		return &Error{Code: ErrUnauthenticated,
+		return &wire.Error{Code: wire.Unauthenticated,
 			Message: "the server's certificate does not verify: give its authority in Options.TLS, or its fingerprint in the address", Err: err}
 	}
 	var record tls.RecordHeaderError
 	if errors.As(err, &record) {
 		if wire.IsMagic(record.RecordHeader[:]) {
-			return &Error{Code: ErrInvalid, Message: "this port of the server's has no TLS: use tcp://" + d.addr, Err: err}
+			return &wire.Error{Code: wire.Invalid, Message: "this port of the server's has no TLS: use tcp://" + d.addr, Err: err}
 		}
-		return &Error{Code: ErrInvalid, Message: "what answers there does not speak TLS: it is no port of a memspan server's", Err: err}
+		return &wire.Error{Code: wire.Invalid, Message: "what answers there does not speak TLS: it is no port of a memspan server's", Err: err}
 	}
 	return err
-}
-
-// A sendQueue looks at what waits in a socket to be sent.
-type sendQueue struct{ socket *sockopt.Socket }
-
-func newSendQueue(nc net.Conn) sendQueue {
-	if sc, ok := nc.(syscall.Conn); ok {
-		if socket, err := sockopt.Of(sc); err == nil {
-			return sendQueue{socket}
-		}
-	}
-	return sendQueue{}
-}
-
-// len returns how many bytes wait, 0 if that cannot be known.
-func (q sendQueue) len() int {
-	if q.socket == nil {
-		return 0
-	}
-	n, err := q.socket.SendQueue()
-	if err != nil {
-		return 0
-	}
-	return n
 }

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/memspan/memspan/vulkan/registry"
+)
+
+// An instanceState is what is kept of a VkInstance.
+type instanceState struct {
+	cache *queryCache
+
+	mu       sync.Mutex
+	physical []*object // stable: nil until they were asked for
+}
+
+// A physicalState is what is kept of a VkPhysicalDevice.
+type physicalState struct {
+	cache *queryCache
+}
+
+// A deviceState is what is kept of a VkDevice.
+type deviceState struct {
+	object     *object
+	cache      *queryCache
+	extensions map[string]bool // enabled
+	memory     deviceMemory    // see memory.go
+
+	mu     sync.Mutex
+	queues map[queueKey]*object
+	infos  map[string]*createInfo // by canonical create-info
+}
+
+type queueKey struct{ flags, family, index uint32 }
+
+// createInstance carries out vkCreateInstance(pInfo, pAllocator, pInstance).
+func (d *Driver) createInstance(cmd registry.Index, a *registry.Args) uint64 {
+	l, err := d.connect()
+	if err != nil {
+		return vkResult(incompatibleDriver) // the loader goes on without us
+	}
+	o, err := d.objects.create(registry.VkInstance, nil, &instanceState{cache: newQueryCache()})
+	if err != nil {
+		return d.failure(cmd, err)
+	}
+	o.link = l
+	store64(a[2], o.handle)
+	result, err := l.call(cmd, a)
+	if err != nil {
+		result = d.failure(cmd, err)
+	}
+	if int32(uint32(result)) < 0 {
+		store64(a[2], 0)
+		d.objects.drop(o)
+		return result
+	}
+	d.mu.Lock()
+	d.instances++
+	d.mu.Unlock()
+	return result
+}
+
+// destroyInstance carries out vkDestroyInstance(instance, pAllocator).
+func (d *Driver) destroyInstance(cmd registry.Index, a *registry.Args) uint64 {
+	o := d.objects.of(registry.VkInstance, a[0])
+	if o == nil {
+		return success
+	}
+	d.sendResult(cmd, a)
+	_ = o.link.flush() // the last chance before the process ends
+	d.objects.drop(o)
+	d.mu.Lock()
+	d.instances--
+	last := d.instances == 0
+	d.mu.Unlock()
+	if last {
+		if err := d.writeTrace(); err != nil {
+			d.cfg.Logger.Warn("trace not written", "error", err)
+		}
+	}
+	return success
+}
+
+const (
+	firstPhysical = 8   // physical devices that are asked for at first
+	maxPhysical   = 128 // and at most
+)
+
+// enumeratePhysicalDevices answers vkEnumeratePhysicalDevices(instance, pCount,
+// pPhysicalDevices): always with the same objects.
+func (d *Driver) enumeratePhysicalDevices(cmd registry.Index, a *registry.Args) uint64 {
+	o := d.objects.of(registry.VkInstance, a[0])
+	if o == nil {
+		return vkResult(deviceLost)
+	}
+	physical, result := d.physicalDevices(cmd, o)
+	if result != success {
+		return result
+	}
+	if a[2] == 0 {
+		store32(a[1], uint32(len(physical)))
+		return success
+	}
+	n := min(load32(a[1]), uint32(len(physical)))
+	for i := range n {
+		store64(a[2]+8*uint64(i), physical[i].handle)
+	}
+	store32(a[1], n)
+	if int(n) < len(physical) {
+		return incomplete
+	}
+	return success
+}
+
+// physicalDevices returns an instance's physical devices.
+func (d *Driver) physicalDevices(cmd registry.Index, instance *object) ([]*object, uint64) {
+	s := instance.state.(*instanceState)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := firstPhysical; s.physical == nil; n *= 2 {
+		words := make([]uint64, 1+n) // the count, the handles
+		words[0] = uint64(n)
+		handles := words[1:]
+		args := registry.Args{instance.handle, addressOf(words), addressOf(handles)}
+		all, err := d.createAll(cmd, &args, instance, uint32(n), func(int) any { return &physicalState{cache: newQueryCache()} })
+		var result uint64
+		if err == nil {
+			result, err = instance.link.call(cmd, &args)
+		}
+		got := min(int(uint32(words[0])), n)
+		runtime.KeepAlive(words)
+		if err != nil {
+			result = d.failure(cmd, err)
+		}
+		if again := result == incomplete && n < maxPhysical; again || int32(uint32(result)) < 0 {
+			got = 0
+			for _, o := range all {
+				d.objects.drop(o)
+			}
+			if !again {
+				return nil, result
+			}
+			continue
+		}
+		for _, o := range all[got:] {
+			d.objects.drop(o)
+		}
+		s.physical = slices.Clip(all[:got])
+	}
+	return s.physical, success
+}
+
+// createDevice carries out vkCreateDevice(physicalDevice, pInfo, pAllocator,
+// pDevice).
+func (d *Driver) createDevice(cmd registry.Index, a *registry.Args) uint64 {
+	physical, l, err := d.linkOf(cmd, a)
+	if err != nil {
+		return d.failure(cmd, err)
+	}
+	s := &deviceState{
+		cache: newQueryCache(), extensions: make(map[string]bool),
+		queues: make(map[queueKey]*object), infos: make(map[string]*createInfo),
+	}
+	// {…, enabledExtensionCount, ppEnabledExtensionNames, pEnabledFeatures}
+	for i := range uint64(load32(a[1] + 48)) {
+		s.extensions[stringAt(load64(load64(a[1]+56)+8*i))] = true
+	}
+	o, err := d.objects.create(registry.VkDevice, physical, s)
+	if err != nil {
+		return d.failure(cmd, err)
+	}
+	o.device, s.object = s, o
+	store64(a[3], o.handle)
+	result, err := l.call(cmd, a)
+	if err != nil {
+		result = d.failure(cmd, err)
+	}
+	if int32(uint32(result)) < 0 {
+		store64(a[3], 0)
+		d.objects.drop(o)
+	}
+	return result
+}
+
+// stringAt returns a C string.
+func stringAt(p uint64) string {
+	n := 0
+	for bytesAt(p+uint64(n), 1)[0] != 0 {
+		n++
+	}
+	return string(bytesAt(p, n))
+}
+
+// destroyDevice carries out vkDestroyDevice(device, pAllocator).
+func (d *Driver) destroyDevice(cmd registry.Index, a *registry.Args) uint64 {
+	o := d.objects.of(registry.VkDevice, a[0])
+	if o == nil {
+		return success
+	}
+	result := d.sendResult(cmd, a)
+	_ = o.link.flush() // what it held should be free soon
+	d.objects.drop(o)
+	return result
+}
+
+// getDeviceProcAddr answers vkGetDeviceProcAddr(device, pName) for commands of
+// extensions: 1 if the device has the command, else 0.
+func (d *Driver) getDeviceProcAddr(_ registry.Index, a *registry.Args) uint64 {
+	o := d.objects.of(registry.VkDevice, a[0])
+	i := registry.CommandByName(stringAt(a[1]))
+	if o == nil || i == registry.None {
+		return 0
+	}
+	c := &registry.Commands[i]
+	if c.Core > 0 {
+		return 1
+	}
+	for _, name := range c.Extensions {
+		// An instance's are enabled with it.
+		if x, ok := registry.ExtensionByName(name); o.device.extensions[name] || ok && x.Instance {
+			return 1
+		}
+	}
+	return 0
+}
+
+// getDeviceQueue carries out vkGetDeviceQueue(device, family, index, pQueue).
+func (d *Driver) getDeviceQueue(cmd registry.Index, a *registry.Args) uint64 {
+	return d.queue(cmd, a, 3, queueKey{0, uint32(a[1]), uint32(a[2])})
+}
+
+// getDeviceQueue2 carries out vkGetDeviceQueue2(device, pInfo, pQueue); the
+// info is {sType, pNext, flags, queueFamilyIndex, queueIndex}.
+func (d *Driver) getDeviceQueue2(cmd registry.Index, a *registry.Args) uint64 {
+	return d.queue(cmd, a, 2, queueKey{load32(a[1] + 16), load32(a[1] + 20), load32(a[1] + 24)})
+}
+
+// queue stores a queue's handle, always the same, where parameter out wants it.
+func (d *Driver) queue(cmd registry.Index, a *registry.Args, out int, key queueKey) uint64 {
+	device := d.objects.of(registry.VkDevice, a[0])
+	if device == nil {
+		return success
+	}
+	s := device.device
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.queues[key]
+	if o == nil {
+		var err error
+		if o, err = d.objects.create(registry.VkQueue, device, nil); err != nil {
+			store64(a[out], 0)
+			return d.failure(cmd, err)
+		}
+		s.queues[key] = o
+		store64(a[out], o.handle)
+		return d.sendResult(cmd, a)
+	}
+	store64(a[out], o.handle)
+	return success
+}

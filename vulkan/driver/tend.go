@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"errors"
+	"time"
+
+	"github.com/memspan/memspan/vulkan/stream"
+)
+
+const (
+	// flushAfter is about how long a message waits that no other takes along.
+	flushAfter = 2 * time.Millisecond
+	// watchEvery is how often a link is looked at while someone waits for it.
+	watchEvery = 500 * time.Millisecond
+	// pingAfter is how long a worker may be silent before it is asked whether
+	// it lives, and deadAfter when it is taken for dead.
+	pingAfter = time.Second
+	deadAfter = 4500 * time.Millisecond
+)
+
+var errSilent = errors.New("the worker has not answered for 5 s")
+
+// background reads while no application thread waits.
+func (l *link) background() {
+	for !l.direct && l.lost() == nil {
+		l.readMu.Lock()
+		l.receive()
+		l.readMu.Unlock()
+	}
+	for {
+		select {
+		case <-l.rouse:
+		case <-l.gone:
+			return
+		}
+		for l.lost() == nil && l.waiting.Load() == 0 {
+			round := l.rounds.Load()
+			if _, err := l.sc.Await(forever); err != nil {
+				l.failed(err)
+			} else if l.waiting.Load() == 0 { // else leave it to them
+				l.receiveSince(round)
+			}
+		}
+		l.reading.Store(false)
+	}
+}
+
+// readSoon has the background read, unless somebody does.
+func (l *link) readSoon() {
+	if l.direct && l.waiting.Load() == 0 && l.reading.CompareAndSwap(false, true) {
+		select {
+		case l.rouse <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// look is called by threads that found something not to have come yet, and do
+// not wait for it. It sees to it that it can come.
+func (l *link) look() {
+	if l.sc.Waiting() > 0 {
+		_ = l.flush() // if it failed, the link is lost, and says so
+	}
+	if !l.asked.Load() {
+		l.asked.Store(true)
+		l.watchSoon()
+	}
+	if !l.reading.Load() {
+		l.readSoon()
+	}
+}
+
+// tendSoon has the tender look after flushAfter.
+func (l *link) tendSoon() {
+	if !l.tending.Load() && l.tending.CompareAndSwap(false, true) {
+		select {
+		case l.nudge <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// tend sends what has waited long enough, answers pings, and lets the
+// background read when the application has stopped waiting. It may have to wait
+// for the socket, so it watches nothing.
+func (l *link) tend() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.nudge:
+		case <-l.gone:
+			return
+		}
+		for busy := true; busy && l.lost() == nil; {
+			l.pong()
+			timer.Reset(flushAfter)
+			select {
+			case <-timer.C:
+			case <-l.gone:
+				return
+			}
+			busy = l.sc.Waiting() > 0
+			if busy {
+				_ = l.flush() // if it failed, the link is lost
+			}
+			l.readSoon()
+			l.pong()
+			if !busy {
+				l.tending.Store(false)
+				// What came between looking and that nudges nobody.
+				busy = (l.sc.Waiting() > 0 || l.pinged.Load() || l.pingDue.Load()) && l.tending.CompareAndSwap(false, true)
+			}
+		}
+	}
+}
+
+// pong sends the answer to a ping, and a ping that is due.
+func (l *link) pong() {
+	if l.pinged.Swap(false) {
+		l.ping(stream.FlagReply)
+	}
+	if l.pingDue.Swap(false) {
+		l.ping(0)
+	}
+}
+
+func (l *link) ping(flags stream.Flags) {
+	if err := l.sc.End(l.sc.Begin(stream.OpPing, flags, 0)); err != nil {
+		l.failed(err)
+		return
+	}
+	_ = l.flush() // if it failed, the link is lost
+}
+
+// watchSoon has the watch look at the link from now on.
+func (l *link) watchSoon() {
+	if !l.watching.Load() && l.watching.CompareAndSwap(false, true) {
+		select {
+		case l.guard <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// watch finds out that a worker is dead although its connection stands: while
+// somebody wants something of it, and no byte moves in either direction.
+func (l *link) watch() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.guard:
+		case <-l.gone:
+			return
+		}
+		alive := time.Now() // last
+		seen := l.motion(motion{})
+		for last := alive; ; {
+			timer.Reset(watchEvery)
+			select {
+			case <-timer.C:
+			case <-l.gone:
+				return
+			}
+			now := time.Now()
+			// If we were stopped ourselves, the silence says nothing.
+			if m := l.motion(seen); m != seen || now.Sub(last) > 4*watchEvery {
+				seen, alive = m, now
+			}
+			last = now
+			wanted := l.asked.Swap(false) || l.waiting.Load() > 0
+			switch silent := now.Sub(alive); {
+			case !wanted:
+				alive = now
+			case silent > deadAfter:
+				l.fail(errSilent)
+				return
+			case silent > pingAfter:
+				l.pingDue.Store(true)
+				l.tendSoon()
+			}
+			if !wanted {
+				l.watching.Store(false)
+				if (l.waiting.Load() == 0 && !l.asked.Load()) || !l.watching.CompareAndSwap(false, true) {
+					break
+				}
+			}
+		}
+	}
+}
+
+// motion is what changes when a worker lives.
+type motion struct {
+	heard int64 // time of its last message
+	taken int64 // bytes of what we sent that its side has taken, so far
+}
+
+// motion looks at the link. What was taken counts only while more waits: a
+// worker's system takes a ping even if the worker is dead.
+func (l *link) motion(before motion) motion {
+	m := motion{heard: l.heard.Load(), taken: before.taken}
+	if waiting := l.sc.Wire().SendQueue(); waiting > 0 {
+		m.taken = max(m.taken, int64(l.sc.Wire().Stats().Sent.Bytes)-int64(waiting))
+	}
+	return m
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The library's table of commands, and how it is searched.
+
+#ifndef MEMSPAN_ENTRY_H
+#define MEMSPAN_ENTRY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Nothing here is a symbol of the library, however it is linked: the loader's
+// vkGetInstanceProcAddr must not be taken for this one.
+#pragma GCC visibility push(hidden)
+
+typedef void (*procedure)(void);
+
+// Whom a command is called on.
+enum level { GLOBAL, INSTANCE, PHYSICAL_DEVICE, DEVICE };
+
+struct entry {
+	const char *name;
+	procedure function;
+	unsigned char level; // enum level
+	unsigned char core;  // else an extension's
+};
+
+// Generated; in the order of the names, as strcmp has it.
+extern const struct entry entries[];
+extern const size_t entryCount;
+
+// Whether a device has the extension's command of that name (its extension is
+// enabled): the Go side knows.
+int deviceHas(void *device, const char *name);
+
+// Answered in C, as they are asked for every command at start-up.
+procedure vkGetInstanceProcAddr(void *instance, const char *name);
+procedure vkGetDeviceProcAddr(void *device, const char *name);
+
+#pragma GCC visibility pop
+
+#endif

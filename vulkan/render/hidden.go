@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && !novulkan && (amd64 || arm64)
+
+package render
+
+import "github.com/memspan/memspan/vulkan/registry"
+
+// hidden are the features that a driver may have and that are not offered. The
+// offsets are of the VkBool32 in the structure of that sType.
+var hidden = []struct {
+	name   string
+	sType  uint32
+	offset uintptr
+}{
+	// Protected memory can be read by nobody, so its contents could not be
+	// carried; its queues and submissions are of a kind of their own.
+	{"protectedMemory", 49, 16 + 9*4},   // VkPhysicalDeviceVulkan11Features
+	{"protectedMemory", 1000145001, 16}, // VkPhysicalDeviceProtectedMemoryFeatures
+	// Capture and replay asks for the addresses of an earlier run, which
+	// allocations with memory of our own import cannot promise.
+	{"bufferDeviceAddressCaptureReplay", 51, 16 + 38*4}, // VkPhysicalDeviceVulkan12Features
+	{"bufferDeviceAddressCaptureReplay", 1000257000, 20},
+	{"bufferDeviceAddressCaptureReplay", 1000244000, 20},
+}
+
+// An extensionProperties is a VkExtensionProperties.
+const (
+	extensionNameSize   = 256
+	extensionProperties = extensionNameSize + 4
+)
+
+// extensions answers which extensions there are: those that the driver has and
+// the tables carry.
+func (r *renderer) extensions(c *call) error {
+	instance := c.first == nil
+	// The arguments are the object, if any, layer, count and array.
+	n := len(c.Params) - 2
+	layer, count, array := c.args[n-1], structure(c.args[n]), structure(c.args[n+1])
+	if layer != 0 {
+		// The loader on the application's side asks layers itself.
+		count.set32(0, 0)
+		return r.answer(c, 0)
+	}
+	have, result, err := r.askExtensions(c, n)
+	if err != nil {
+		return r.refuse(c, err)
+	}
+	if result < 0 {
+		return r.answer(c, uint64(uint32(result)))
+	}
+	kept := have[:0]
+	for len(have) >= extensionProperties {
+		one := have[:extensionProperties]
+		have = have[extensionProperties:]
+		if x, ok := registry.ExtensionByName(cText(one[:extensionNameSize])); ok && x.Instance == instance {
+			kept = append(kept, one...)
+		}
+	}
+	total := uint32(len(kept) / extensionProperties)
+	status := uint64(0)
+	if array != 0 {
+		if room := count.u32(0); room < total {
+			const incomplete = 5
+			total, status = room, incomplete
+		}
+		copy(array.bytes(0, int(total)*extensionProperties), kept)
+	}
+	count.set32(0, total)
+	return r.answer(c, status)
+}
+
+// cText returns the NUL-terminated string in b.
+func cText(b []byte) string {
+	for i, x := range b {
+		if x == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}

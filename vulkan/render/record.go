@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && !novulkan && (amd64 || arm64)
+
+package render
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/memspan/memspan/internal/vk"
+	"github.com/memspan/memspan/vulkan/codec"
+	"github.com/memspan/memspan/vulkan/registry"
+	"github.com/memspan/memspan/vulkan/stream"
+)
+
+// A commandBuffer is the state of a VkCommandBuffer.
+type commandBuffer struct {
+	poison string // why it cannot be submitted, or ""
+	facts  *facts // of what was recorded since it began, or nil; not changed once submitted
+}
+
+// Facts are what is known of the memory that recorded commands write.
+type facts struct {
+	written []*object // buffers and images that copies, fills and the like write
+	shaders bool      // there are draws, dispatches or render passes, which write what they please
+	execute []*facts  // of the secondary command buffers
+}
+
+// batchSize is how many recorded commands are given to the driver at a time.
+const batchSize = 64
+
+// A batch is recorded commands on their way to the driver.
+type batch struct {
+	calls    [batchSize]vk.RawCall
+	commands [batchSize]registry.Index
+	n        int
+}
+
+// effect is what a recorded command does to memory.
+type effect struct {
+	command bool           // it may be recorded
+	writes  registry.Index // handle type of what it writes, the last named of that type, or None
+	shaders bool
+	execute bool
+	begin   bool
+}
+
+// newEffects returns the effects by command.
+func newEffects() []effect {
+	list := make([]effect, len(registry.Commands))
+	for i := range registry.Commands {
+		c := &registry.Commands[i]
+		e := effect{command: c.First == registry.VkCommandBuffer && c.Creates < 0, writes: registry.None}
+		name := strings.TrimPrefix(c.Name, "vk")
+		for _, prefix := range []string{"CmdCopyBuffer", "CmdFillBuffer", "CmdUpdateBuffer", "CmdCopyQueryPoolResults", "CmdCopyImageToBuffer"} {
+			if strings.HasPrefix(name, prefix) {
+				e.writes = registry.VkBuffer
+			}
+		}
+		for _, prefix := range []string{"CmdCopyImage", "CmdBlitImage", "CmdResolveImage", "CmdClearColorImage", "CmdClearDepthStencilImage", "CmdCopyBufferToImage"} {
+			if strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "CmdCopyImageToBuffer") {
+				e.writes = registry.VkImage
+			}
+		}
+		for _, prefix := range []string{"CmdDraw", "CmdDispatch", "CmdBeginRender", "CmdBeginTransformFeedback", "CmdTraceRays", "CmdBuildAcceleration"} {
+			e.shaders = e.shaders || strings.HasPrefix(name, prefix)
+		}
+		e.execute = name == "CmdExecuteCommands"
+		e.begin = name == "BeginCommandBuffer"
+		list[i] = e
+	}
+	return list
+}
+
+// record replays recorded commands of one command buffer: {u64 command buffer,
+// commands}. One that names what does not exist poisons it: its submission
+// fails.
+func (r *renderer) record(body []byte) error {
+	if len(body) < 8 {
+		return fmt.Errorf("%w: record of %d bytes", errMalformed, len(body))
+	}
+	r.arena.Reset()
+	r.named = r.named[:0]
+	o := r.table.get(registry.VkCommandBuffer, binary.LittleEndian.Uint64(body))
+	if o == nil {
+		r.lose(vk.ErrDeviceLost, noCommand, fmt.Errorf("record commands: %w", errHandle))
+		return nil
+	}
+	b := o.state.(*commandBuffer)
+	r.batch.n = 0
+	for body = body[8:]; len(body) > 0; {
+		command, params, rest, err := stream.NextRecord(body)
+		if err != nil {
+			return err
+		}
+		body = rest
+		if int(command) >= len(r.effects) || !r.effects[command].command {
+			return fmt.Errorf("%w: command %d is none of a command buffer", errMalformed, command)
+		}
+		if err := r.recordOne(o, b, registry.Index(command), params); err != nil {
+			return err
+		}
+	}
+	r.play(b)
+	return nil
+}
+
+// recordOne adds one command to the batch.
+func (r *renderer) recordOne(o *object, b *commandBuffer, index registry.Index, params []byte) error {
+	c := &registry.Commands[index]
+	r.named = r.named[:0]
+	rest, err := r.codec.ReadParams(params, c, o.real, &r.call.args, r.arena, &r.env)
+	switch {
+	case errors.Is(err, codec.ErrHandle), errors.Is(err, codec.ErrUnsupported):
+		b.poisoned(err)
+		return nil
+	case err != nil:
+		return err
+	case len(rest) != 0:
+		return fmt.Errorf("%w: %s: %d bytes too many", errMalformed, c.Name, len(rest))
+	}
+	proc := r.proc(int(index), o)
+	if proc == 0 {
+		b.poisoned(fmt.Errorf("the driver has no %s", c.Name))
+		return nil
+	}
+	r.collect(b, &r.effects[index])
+	setRaw(&r.batch.calls[r.batch.n], c, proc, &r.call.args)
+	r.batch.commands[r.batch.n] = index
+	if r.batch.n++; r.batch.n == batchSize {
+		r.play(b)
+	}
+	return nil
+}
+
+// play gives the batch to the driver.
+func (r *renderer) play(b *commandBuffer) {
+	n := r.batch.n
+	vk.RawBatch(r.batch.calls[:n])
+	runtime.KeepAlive(r.arena)
+	for i := range n {
+		c := &registry.Commands[r.batch.commands[i]]
+		if result := int32(r.batch.calls[i].Result); c.Returns == registry.Result && result < 0 {
+			b.poisoned(&vk.Error{Call: c.Name, Result: vk.Result(result)})
+		}
+	}
+	r.batch.n = 0
+	r.arena.Reset()
+}
+
+func (b *commandBuffer) poisoned(err error) {
+	if b.poison == "" {
+		b.poison = err.Error()
+	}
+}
+
+// began forgets what was recorded.
+func (b *commandBuffer) began() { b.poison, b.facts = "", new(facts) }
+
+// collect adds what a command writes to the facts.
+func (r *renderer) collect(b *commandBuffer, e *effect) {
+	if e.begin {
+		b.began()
+	}
+	if e.writes == registry.None && !e.shaders && !e.execute {
+		return
+	}
+	if b.facts == nil {
+		b.facts = new(facts)
+	}
+	f := b.facts
+	f.shaders = f.shaders || e.shaders
+	if e.execute {
+		for _, o := range r.named {
+			if other, ok := o.state.(*commandBuffer); ok && other.facts != nil {
+				f.execute = append(f.execute, other.facts)
+				f.shaders = f.shaders || other.facts.shaders
+			}
+		}
+	}
+	if e.writes != registry.None {
+		// The source stands before the destination in all of these commands.
+		for i := len(r.named) - 1; i >= 0; i-- {
+			if o := r.named[i]; o.kind == e.writes {
+				if n := len(f.written); n == 0 || f.written[n-1] != o {
+					f.written = append(f.written, o)
+				}
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dial
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// Ask sends one control request and waits for its reply, which it stores in
+// reply. Nothing else may be under way on the connection, and nothing beyond the
+// reply's frame is taken from it that would not be found by Wire. After an
+// error, which is a *wire.Error, or when ctx ends first, the connection is
+// closed.
+func (c *Conn) Ask(ctx context.Context, op control.Op, args, reply any) error {
+	stop := context.AfterFunc(ctx, func() { c.Wire.Close() })
+	err := c.ask(op, args, reply)
+	if !stop() && err == nil { // ctx ended at the last moment
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	c.Wire.Close()
+	var refusal *wire.Error
+	var reason wire.Code
+	switch {
+	case ctx.Err() != nil:
+		return &wire.Error{Code: wire.Canceled, Op: string(op), Err: context.Cause(ctx)}
+	case errors.As(err, &refusal):
+		placed := *refusal
+		placed.Op = string(op)
+		return &placed
+	case errors.As(err, &reason):
+		return &wire.Error{Code: reason, Op: string(op), Err: err}
+	}
+	return &wire.Error{Code: wire.PeerLost, Op: string(op), Err: err}
+}
+
+func (c *Conn) ask(op control.Op, args, reply any) error {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	payload, err := json.Marshal(control.Request{Op: op, Args: raw})
+	if err != nil {
+		return err
+	}
+	const id = 1
+	if err := c.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload); err != nil {
+		return err
+	}
+	for {
+		h, err := c.Wire.ReadHeader()
+		if err != nil {
+			return err
+		}
+		data := make([]byte, h.Raw)
+		if err := c.Wire.ReadData(data); err != nil {
+			return err
+		}
+		switch {
+		case h.Kind == wire.KindEvent:
+			var e control.Event
+			if json.Unmarshal(data, &e) == nil && e.Event == control.EventClosing {
+				return &wire.Error{Code: wire.Closed, Message: e.Message}
+			}
+		case h.Kind != wire.KindControl || h.ID != id || !h.Has(wire.FlagReply):
+			return broken("a %v frame instead of a reply", h.Kind)
+		case h.Has(wire.FlagError):
+			refusal, err := wire.ParseError(data)
+			if err != nil {
+				return broken("refusal: %w", err)
+			}
+			return refusal
+		default:
+			if err := json.Unmarshal(data, reply); err != nil {
+				return fmt.Errorf("reply to %s: %w", op, broken("%w", err))
+			}
+			return nil
+		}
+	}
+}
