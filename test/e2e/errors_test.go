@@ -100,7 +100,7 @@ func TestBadRequests(t *testing.T) {
 			refusal(t, "map of nothing", err, memspan.ErrInvalid)
 			_, err = s.Map(ctx, 0, -5, memspan.ReadOnly)
 			refusal(t, "map of less than nothing", err, memspan.ErrInvalid)
-			_, err = s.Map(ctx, 0, 10, 3)
+			_, err = s.Map(ctx, 0, 10, 4)
 			refusal(t, "unknown mode", err, memspan.ErrWrongMode)
 			_, err = s.Copy(ctx, 0, s, 50, 100)
 			refusal(t, "overlapping copy", err, memspan.ErrInvalid)
