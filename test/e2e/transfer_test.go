@@ -167,9 +167,11 @@ func TestSlowLinkCompletes(t *testing.T) {
 		timeout time.Duration
 		slow    bool
 	}{
-		{64 << 20, 10e6, time.Second, false},
-		{3 << 20, 0.5e6, 400 * time.Millisecond, false}, // slower than a part of a frame
-		{1 << 30, 10e6, time.Second, true},
+		// The timeouts are a good deal less than the transfers take, and a good
+		// deal more than a busy machine lets a process wait for its turn.
+		{64 << 20, 10e6, 3 * time.Second, false},
+		{3 << 20, 0.5e6, 1500 * time.Millisecond, false}, // slower than a frame, which takes 2 s
+		{1 << 30, 10e6, 3 * time.Second, true},
 	} {
 		if f.slow && !slow() {
 			continue
