@@ -66,10 +66,7 @@ type bulkArgs struct {
 // is ready, and after each call by how much its memory has grown.
 func bulkRole(ctx context.Context, c *console) error {
 	var args bulkArgs
-	if err := c.hear(&args); err != nil {
-		return err
-	}
-	client, err := memspan.Dial(ctx, args.Address, &memspan.Options{Token: token, NoCompression: true})
+	client, err := c.begin(ctx, &args, &args.Address, memspan.Options{NoCompression: true})
 	if err != nil {
 		return err
 	}
