@@ -342,7 +342,7 @@ func TestOwnersDeadline(t *testing.T) {
 func TestSlowPeerOverTCP(t *testing.T) {
 	for _, timeout := range []time.Duration{400 * time.Millisecond, 0} {
 		for {
-			err, pause := slowPeerOverTCP(t, timeout)
+			pause, err := slowPeerOverTCP(t, timeout)
 			if err == nil {
 				break
 			}
@@ -357,8 +357,8 @@ func TestSlowPeerOverTCP(t *testing.T) {
 }
 
 // slowPeerOverTCP sends a frame piece by piece, taking longer in all than the
-// timeout. It returns what its reader says, and the longest pause that it made.
-func slowPeerOverTCP(t *testing.T, timeout time.Duration) (_ error, pause time.Duration) {
+// timeout. It returns the longest pause that it made, and what its reader says.
+func slowPeerOverTCP(t *testing.T, timeout time.Duration) (pause time.Duration, _ error) {
 	f := frame{kind: wire.KindTransfer, prefix: random(28), data: random(200_000)}
 	a, b := dialTCP(t)
 	c := wire.NewConn(b, wire.Config{IOTimeout: timeout})
@@ -380,7 +380,8 @@ func slowPeerOverTCP(t *testing.T, timeout time.Duration) (_ error, pause time.D
 		now := time.Now()
 		last, pause = now, max(pause, now.Sub(last))
 	}
-	return <-done, pause
+	err := <-done
+	return pause, err
 }
 
 // A reader that did not run for longer than the timeout reads what came
