@@ -223,8 +223,8 @@ func TestDialRefusals(t *testing.T) {
 	turned := strings.Map(func(r rune) rune { return []rune("123456789abcdef0")[strings.IndexRune("0123456789abcdef", r)] }, fingerprint)
 	refusal(t, "wrong fingerprint", dial(bare+"#"+turned, &memspan.Options{Token: token}), memspan.ErrUnauthenticated, "fingerprint", fingerprint)
 	refusal(t, "unknown authority", dial(bare, &memspan.Options{Token: token}), memspan.ErrUnauthenticated, "certificate")
-	refusal(t, "plain client, TLS server", dial(strings.Replace(bare, "tls:", "tcp:", 1), &memspan.Options{Token: token}), memspan.ErrPeerLost)
-	refusal(t, "TLS client, plain server", dial(strings.Replace(d.Addresses["tcp"], "tcp:", "tls:", 1), &memspan.Options{Token: token}), memspan.ErrPeerLost)
+	refusal(t, "plain client, TLS server", dial(strings.Replace(bare, "tls:", "tcp:", 1), &memspan.Options{Token: token}), memspan.ErrInvalid, "use tls://")
+	refusal(t, "TLS client, plain server", dial(strings.Replace(d.Addresses["tcp"], "tcp:", "tls:", 1), &memspan.Options{Token: token}), memspan.ErrInvalid, "use tcp://")
 
 	for _, address := range []string{"nonsense", "http://localhost:1", "tcp://", "tcp://x", "unix:", "tls://h:1#12", "tcp://h:1#" + fingerprint, "tcp://192.0.2.1:7070"} {
 		refusal(t, address, dial(address, nil), memspan.ErrInvalid, "dial")
