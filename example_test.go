@@ -40,6 +40,22 @@ func embedded(ctx context.Context) (address string, stop func()) {
 	}
 }
 
+// newSpan starts such a server, and makes a span of size bytes on it.
+func newSpan(ctx context.Context, size int64) (c *memspan.Client, s *memspan.Span, done func()) {
+	address, stop := embedded(ctx)
+	c, err := memspan.Dial(ctx, address, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if s, err = c.Alloc(ctx, memspan.SpanConfig{Size: size}); err != nil {
+		log.Fatal(err)
+	}
+	return c, s, func() {
+		c.Close()
+		stop()
+	}
+}
+
 func Example() {
 	ctx := context.Background()
 	address, stop := embedded(ctx)
@@ -77,17 +93,8 @@ func Example() {
 // A flush makes what was stored visible to others, and says where it is held.
 func ExampleMapping_Flush() {
 	ctx := context.Background()
-	address, stop := embedded(ctx)
-	defer stop()
-	c, err := memspan.Dial(ctx, address, nil)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer c.Close()
-	s, err := c.Alloc(ctx, memspan.SpanConfig{Size: 16 << 20})
-	if err != nil {
-		log.Fatal(err)
-	}
+	c, s, done := newSpan(ctx, 16<<20)
+	defer done()
 	// A shadow buffer, as it would be over a network.
 	m, err := s.Map(ctx, 0, s.Size(), memspan.ReadWrite|memspan.Shadow)
 	if err != nil {
@@ -113,17 +120,8 @@ func ExampleMapping_Flush() {
 // the other's bytes, keeps its own on top, and flushes again.
 func ExampleMapping_Invalidate() {
 	ctx := context.Background()
-	address, stop := embedded(ctx)
-	defer stop()
-	c, err := memspan.Dial(ctx, address, nil)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer c.Close()
-	s, err := c.Alloc(ctx, memspan.SpanConfig{Size: 4096})
-	if err != nil {
-		log.Fatal(err)
-	}
+	_, s, done := newSpan(ctx, 4096)
+	defer done()
 	mine, err := s.Map(ctx, 0, s.Size(), memspan.ReadWrite|memspan.Shadow)
 	if err != nil {
 		log.Fatal(err)
@@ -161,17 +159,8 @@ func ExampleMapping_Invalidate() {
 // A lock keeps others out while a value is changed.
 func ExampleSpan_Lock() {
 	ctx := context.Background()
-	address, stop := embedded(ctx)
-	defer stop()
-	c, err := memspan.Dial(ctx, address, nil)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer c.Close()
-	s, err := c.Alloc(ctx, memspan.SpanConfig{Size: 8})
-	if err != nil {
-		log.Fatal(err)
-	}
+	_, s, done := newSpan(ctx, 8)
+	defer done()
 	l, err := s.Lock(ctx, 0, 8, memspan.Exclusive)
 	if err != nil {
 		log.Fatal(err)

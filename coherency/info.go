@@ -111,16 +111,10 @@ func (m *Manager) ValidBlocks(a Agent) int { return m.valid[a] }
 
 // Debts yields the blocks whose version home does not hold but could be given,
 // in their order. The Manager may be changed meanwhile.
-func (m *Manager) Debts() iter.Seq[int] { return m.where((*Manager).debt) }
-
-// Losses yields the blocks that are lost, in their order. The Manager may be
-// changed meanwhile.
-func (m *Manager) Losses() iter.Seq[int] { return m.where((*Manager).lost) }
-
-func (m *Manager) where(is func(*Manager, int) bool) iter.Seq[int] {
+func (m *Manager) Debts() iter.Seq[int] {
 	return func(yield func(int) bool) {
 		for b := range m.blocks {
-			if is(m, b) && !yield(b) {
+			if m.debt(b) && !yield(b) {
 				return
 			}
 		}
@@ -236,8 +230,7 @@ type TieredStats struct {
 	DiskCopies  int    `json:"disk_copies"`  // on disk
 	DirtyBlocks int    `json:"dirty_blocks"` // blocks with a debt
 	SyncCount   uint64 `json:"sync_count"`   // copies between agents that arrived
-	// Epoch is the barriers' count, SyncQueue.Epoch. A Manager knows none and
-	// leaves it 0.
+	// Epoch is the barriers' count. A Manager knows none and leaves it 0.
 	Epoch uint64 `json:"epoch"`
 }
 

@@ -23,8 +23,10 @@ func TestDeath(t *testing.T) {
 	if lost := m.Lose(gpu); lost != 1 {
 		t.Errorf("%d blocks lost, want 1", lost)
 	}
-	if got := slices.Collect(m.Losses()); !slices.Equal(got, []int{0}) {
-		t.Errorf("lost are %v", got)
+	for b, want := range []bool{0: true, 4: false} {
+		if got := m.Block(b).Lost; got != want {
+			t.Errorf("block %d is lost: %v", b, got)
+		}
 	}
 	_, _, err := m.Acquire(0, ram)
 	var loss *DataLossError
@@ -307,7 +309,7 @@ func TestSyncQueue(t *testing.T) {
 		{"nobody", []Sync{{1, NoAgent, a, 1}, {1, a, NoAgent, 1}}, []int{0, 1}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			q := NewSyncQueue(WriteBack)
+			var q SyncQueue
 			for i, s := range test.queue {
 				if got, want := q.Queue(s), !slices.Contains(test.refuse, i); got != want {
 					t.Errorf("Queue(%+v) = %v", s, got)
@@ -323,7 +325,7 @@ func TestSyncQueue(t *testing.T) {
 	}
 
 	// What failed is queued again, unless something newer was meanwhile.
-	q := NewSyncQueue(WriteBack)
+	var q SyncQueue
 	q.Queue(Sync{1, a, b, 1})
 	q.Queue(Sync{2, a, b, 1})
 	failed := q.Drain()

@@ -13,19 +13,16 @@ type Sync struct {
 }
 
 // A SyncQueue collects the copies that the agents of one span are due, so that
-// they can be carried out in batches (seeds/002, "SyncProtocol"; facts C3 rows
-// 18 and 20). It also counts barriers: the epoch.
+// they can be carried out in batches (seeds/002, "SyncProtocol"; facts C3 row
+// 20). It does not count barriers, which are not one span's: package span does.
 //
 // Of each block it remembers the newest version it was told of: all the
 // block's waiting copies are of that version, one for each target, in the
 // order in which the targets were first queued. Who holds that version is no
 // target.
 //
-// The zero SyncQueue is empty, at epoch 0, and its policy is WriteBack. It is
-// not safe for concurrent use.
+// The zero SyncQueue is empty. It is not safe for concurrent use.
 type SyncQueue struct {
-	epoch  uint64
-	policy WritePolicy
 	order  []int // blocks, as first queued
 	blocks map[int]*blockSyncs
 }
@@ -35,22 +32,6 @@ type blockSyncs struct {
 	version uint64
 	from    Agent
 	targets []Agent
-}
-
-// NewSyncQueue returns an empty queue for a span with the given policy.
-func NewSyncQueue(policy WritePolicy) *SyncQueue { return &SyncQueue{policy: policy} }
-
-// Policy returns the policy that the queue was made for.
-func (q *SyncQueue) Policy() WritePolicy { return q.policy }
-
-// Epoch returns how many barriers there were.
-func (q *SyncQueue) Epoch() uint64 { return q.epoch }
-
-// Advance counts one more barrier, when all copies that were due before it have
-// arrived. It returns the new epoch.
-func (q *SyncQueue) Advance() uint64 {
-	q.epoch++
-	return q.epoch
 }
 
 // Queue adds s, or makes it and what waits for the same block agree:

@@ -12,7 +12,7 @@ import (
 //
 //	 1 TestTieredStateWriteThrough       16 TestStaleIsNeverServed
 //	 2 TestTieredStateWriteAll           17 TestVersionCountsCommits
-//	 3 TestTieredBlock                   18 TestSyncProtocol
+//	 3 TestTieredBlock                   18 TestSyncProtocolEpoch, package span
 //	 4 TestOwnerKeepsItsDuty             19 TestTransientStates, TestSearch
 //	 5 TestPrefetchOfCleanBlock          20 TestSyncQueue
 //	 6 TestPlanNamesSourceAndVersion     21 TestWriteIsBracketed

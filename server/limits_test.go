@@ -63,8 +63,11 @@ func (l *flakyListener) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-func TestServeSurvivesAFailedAccept(t *testing.T) {
-	srv, err := server.New(t.Context(), server.Config{HostBudget: 1 << 20})
+// serveOn starts a server on a unix socket, which the test shuts down itself.
+// served has what Serve returns.
+func serveOn(t *testing.T, cfg server.Config, wrap func(net.Listener) net.Listener) (srv *server.Server, socket string, served <-chan error) {
+	t.Helper()
+	srv, err := server.New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,9 +75,16 @@ func TestServeSurvivesAFailedAccept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(t.Context(), &flakyListener{Listener: ln}) }()
-	connect(t, "unix", ln.Addr().String()).greet()
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(t.Context(), wrap(ln)) }()
+	return srv, ln.Addr().String(), done
+}
+
+func TestServeSurvivesAFailedAccept(t *testing.T) {
+	srv, socket, served := serveOn(t, server.Config{HostBudget: 1 << 20}, func(ln net.Listener) net.Listener {
+		return &flakyListener{Listener: ln}
+	})
+	connect(t, "unix", socket).greet()
 	if err := srv.Shutdown(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -85,17 +95,8 @@ func TestServeSurvivesAFailedAccept(t *testing.T) {
 
 // A peer that does not read holds Shutdown up for no longer than its context.
 func TestShutdownIsBounded(t *testing.T) {
-	srv, err := server.New(t.Context(), server.Config{HostBudget: 8 << 20, IOTimeout: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(t.Context(), ln) }()
-	p := connect(t, "unix", ln.Addr().String()).greet()
+	srv, socket, served := serveOn(t, server.Config{HostBudget: 8 << 20, IOTimeout: time.Hour}, func(ln net.Listener) net.Listener { return ln })
+	p := connect(t, "unix", socket).greet()
 	h := p.alloc("s", 1<<20)
 	ask := wire.AppendRead(nil, wire.MemoryCommand{Memory: h, Size: 1 << 20})
 	for i := range 20 {

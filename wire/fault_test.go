@@ -340,29 +340,79 @@ func TestOwnersDeadline(t *testing.T) {
 // The low-water mark of a TCP socket must not make a slow peer look like one
 // that stalled, nor keep the last bytes of a frame back for ever.
 func TestSlowPeerOverTCP(t *testing.T) {
-	f := frame{kind: wire.KindTransfer, prefix: random(28), data: random(200_000)}
-	whole := f.bytes(wire.EncodingRaw, false)
 	for _, timeout := range []time.Duration{400 * time.Millisecond, 0} {
-		a, b := dialTCP(t)
-		c := wire.NewConn(b, wire.Config{IOTimeout: timeout})
-		t.Cleanup(func() { a.Close(); c.Close() })
-		done := in(func() error {
-			got, err := readFrame(c)
-			if err == nil && !got.equal(f) {
-				err = errors.New("wrong bytes")
+		for {
+			pause, err := slowPeerOverTCP(t, timeout)
+			if err == nil {
+				break
 			}
-			return err
-		})
-		for piece := range slices.Chunk(whole, 10_000) { // a second: more than the timeout
-			time.Sleep(timeout/8 + time.Millisecond)
-			if _, err := a.Write(piece); err != nil {
-				t.Fatal(err)
+			// On a machine so busy that this process did not get to send for most
+			// of the timeout, the peer did stall: more time, and again.
+			if pause < timeout/2 || timeout > 10*time.Second {
+				t.Fatalf("with a timeout of %v, and %v at most between sends: %v", timeout, pause, err)
 			}
-		}
-		if err := <-done; err != nil {
-			t.Fatal(err)
+			timeout *= 3
 		}
 	}
+}
+
+// slowPeerOverTCP sends a frame piece by piece, taking longer in all than the
+// timeout. It returns the longest pause that it made, and what its reader says.
+func slowPeerOverTCP(t *testing.T, timeout time.Duration) (pause time.Duration, _ error) {
+	f := frame{kind: wire.KindTransfer, prefix: random(28), data: random(200_000)}
+	a, b := dialTCP(t)
+	c := wire.NewConn(b, wire.Config{IOTimeout: timeout})
+	defer a.Close()
+	defer c.Close()
+	done := in(func() error {
+		got, err := readFrame(c)
+		if err == nil && !got.equal(f) {
+			err = errors.New("wrong bytes")
+		}
+		return err
+	})
+	last := time.Now()
+	for piece := range slices.Chunk(f.bytes(wire.EncodingRaw, false), 10_000) {
+		time.Sleep(timeout/8 + time.Millisecond)
+		if _, err := a.Write(piece); err != nil {
+			break // the reader has given up: it says why
+		}
+		now := time.Now()
+		last, pause = now, max(pause, now.Sub(last))
+	}
+	err := <-done
+	return pause, err
+}
+
+// A reader that did not run for longer than the timeout reads what came
+// meanwhile: it is not the peer that stalled.
+func TestStoppedReader(t *testing.T) {
+	a, b := dialTCP(t)
+	const timeout = 20 * time.Millisecond
+	late := &lateConn{Conn: b, wait: 3 * timeout}
+	c := wire.NewConn(late, wire.Config{IOTimeout: timeout})
+	t.Cleanup(func() { a.Close(); c.Close() })
+	f := frame{kind: wire.KindRead, prefix: random(28)}
+	if _, err := a.Write(f.bytes(wire.EncodingRaw, false)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readFrame(c); err != nil || !got.equal(f) {
+		t.Errorf("read when the time was over: %v", err)
+	}
+}
+
+// A lateConn is read after the deadline that was set for it, once.
+type lateConn struct {
+	net.Conn
+	wait time.Duration
+}
+
+func (c *lateConn) Read(b []byte) (int, error) {
+	if wait := c.wait; wait > 0 {
+		c.wait = 0
+		time.Sleep(wait) // as if the process had been stopped here
+	}
+	return c.Conn.Read(b)
 }
 
 func TestStalledReceiverOverTCP(t *testing.T) {

@@ -168,7 +168,13 @@ type watch struct {
 	d       *deadline
 	timeout time.Duration // 0: none
 	since   time.Time     // of the last progress
+	looks   int           // since then
 }
+
+// minLooks is how often a watch looks before it gives up. A process that did
+// not run for all of the timeout has looked once, and what came meanwhile is
+// there to be read.
+const minLooks = 4
 
 func (d *deadline) watch(timeout time.Duration) watch {
 	w := watch{d: d, timeout: timeout}
@@ -191,10 +197,11 @@ func (w *watch) tick(err error, moved bool) error {
 		w.d.arm(time.Time{}, time.Time{})
 		return nil
 	case moved:
-		w.since = now
-	case now.Sub(w.since) >= w.timeout:
+		w.since, w.looks = now, 0
+	case w.looks+1 >= minLooks && now.Sub(w.since) >= w.timeout:
 		return fmt.Errorf("no byte moved for %v: %w", w.timeout, Stalled)
 	}
+	w.looks++
 	next := now.Add(w.timeout / 4)
 	w.d.arm(next, next)
 	return nil

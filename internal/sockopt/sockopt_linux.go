@@ -58,15 +58,6 @@ func (s *Socket) SetCongestion(name string) error {
 	})
 }
 
-// Congestion returns the name of the TCP congestion control.
-func (s *Socket) Congestion() (name string, err error) {
-	err = s.control("getsockopt(TCP_CONGESTION)", func(fd int) (err error) {
-		name, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-		return err
-	})
-	return name, err
-}
-
 // SendQueue returns how many bytes written to the socket the peer's system has
 // not acknowledged (TCP), or the peer has not read (unix sockets, where it
 // counts the system's overhead too).

@@ -23,9 +23,6 @@ func (*Socket) SetReceiveLowWater(int) error { return errors.ErrUnsupported }
 // SetCongestion fails on this system.
 func (*Socket) SetCongestion(string) error { return errors.ErrUnsupported }
 
-// Congestion fails on this system.
-func (*Socket) Congestion() (string, error) { return "", errors.ErrUnsupported }
-
 // SendQueue fails on this system.
 func (*Socket) SendQueue() (int, error) { return 0, errors.ErrUnsupported }
 

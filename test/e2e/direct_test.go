@@ -133,10 +133,7 @@ type holding struct {
 // named one, and holds all of it until it is killed.
 func holderRole(ctx context.Context, c *console) error {
 	var h holding
-	if err := c.hear(&h); err != nil {
-		return err
-	}
-	client, err := memspan.Dial(ctx, h.Address, &memspan.Options{Token: token})
+	client, err := c.begin(ctx, &h, &h.Address, memspan.Options{})
 	if err != nil {
 		return err
 	}

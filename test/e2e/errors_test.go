@@ -100,7 +100,7 @@ func TestBadRequests(t *testing.T) {
 			refusal(t, "map of nothing", err, memspan.ErrInvalid)
 			_, err = s.Map(ctx, 0, -5, memspan.ReadOnly)
 			refusal(t, "map of less than nothing", err, memspan.ErrInvalid)
-			_, err = s.Map(ctx, 0, 10, 3)
+			_, err = s.Map(ctx, 0, 10, 4)
 			refusal(t, "unknown mode", err, memspan.ErrWrongMode)
 			_, err = s.Copy(ctx, 0, s, 50, 100)
 			refusal(t, "overlapping copy", err, memspan.ErrInvalid)
@@ -223,8 +223,8 @@ func TestDialRefusals(t *testing.T) {
 	turned := strings.Map(func(r rune) rune { return []rune("123456789abcdef0")[strings.IndexRune("0123456789abcdef", r)] }, fingerprint)
 	refusal(t, "wrong fingerprint", dial(bare+"#"+turned, &memspan.Options{Token: token}), memspan.ErrUnauthenticated, "fingerprint", fingerprint)
 	refusal(t, "unknown authority", dial(bare, &memspan.Options{Token: token}), memspan.ErrUnauthenticated, "certificate")
-	refusal(t, "plain client, TLS server", dial(strings.Replace(bare, "tls:", "tcp:", 1), &memspan.Options{Token: token}), memspan.ErrPeerLost)
-	refusal(t, "TLS client, plain server", dial(strings.Replace(d.Addresses["tcp"], "tcp:", "tls:", 1), &memspan.Options{Token: token}), memspan.ErrPeerLost)
+	refusal(t, "plain client, TLS server", dial(strings.Replace(bare, "tls:", "tcp:", 1), &memspan.Options{Token: token}), memspan.ErrInvalid, "use tls://")
+	refusal(t, "TLS client, plain server", dial(strings.Replace(d.Addresses["tcp"], "tcp:", "tls:", 1), &memspan.Options{Token: token}), memspan.ErrInvalid, "use tcp://")
 
 	for _, address := range []string{"nonsense", "http://localhost:1", "tcp://", "tcp://x", "unix:", "tls://h:1#12", "tcp://h:1#" + fingerprint, "tcp://192.0.2.1:7070"} {
 		refusal(t, address, dial(address, nil), memspan.ErrInvalid, "dial")

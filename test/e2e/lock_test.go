@@ -25,10 +25,7 @@ type lockerArgs struct {
 // exclusive lock until it is killed.
 func lockerRole(ctx context.Context, c *console) error {
 	var args lockerArgs
-	if err := c.hear(&args); err != nil {
-		return err
-	}
-	client, err := memspan.Dial(ctx, args.Address, &memspan.Options{Token: token})
+	client, err := c.begin(ctx, &args, &args.Address, memspan.Options{})
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/tier/vram"
 )
 
@@ -75,6 +76,16 @@ type console struct {
 
 func (c *console) say(v any) error  { return c.out.Encode(v) }
 func (c *console) hear(v any) error { return c.in.Decode(v) }
+
+// begin hears what a child is to do, into args, and connects to the address
+// that is part of it.
+func (c *console) begin(ctx context.Context, args any, address *string, opts memspan.Options) (*memspan.Client, error) {
+	if err := c.hear(args); err != nil {
+		return nil, err
+	}
+	opts.Token = token
+	return memspan.Dial(ctx, *address, &opts)
+}
 
 // wait returns when the test has let go.
 func (c *console) wait() error {

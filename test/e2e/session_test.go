@@ -24,10 +24,7 @@ type busyArgs struct{ Address, Span string }
 // busyRole uses a span in every way there is, until it is killed.
 func busyRole(ctx context.Context, c *console) error {
 	var args busyArgs
-	if err := c.hear(&args); err != nil {
-		return err
-	}
-	client, err := memspan.Dial(ctx, args.Address, &memspan.Options{Token: token})
+	client, err := c.begin(ctx, &args, &args.Address, memspan.Options{})
 	if err != nil {
 		return err
 	}
@@ -315,10 +312,7 @@ type mapperArgs struct {
 // more it has.
 func mapperRole(ctx context.Context, c *console) error {
 	var args mapperArgs
-	if err := c.hear(&args); err != nil {
-		return err
-	}
-	client, err := memspan.Dial(ctx, args.Address, &memspan.Options{Token: token, ShadowPool: 4 << 20})
+	client, err := c.begin(ctx, &args, &args.Address, memspan.Options{ShadowPool: 4 << 20})
 	if err != nil {
 		return err
 	}
