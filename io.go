@@ -12,7 +12,7 @@ import (
 // window is how many data frames of one call are under way at a time: enough
 // to keep a link busy over a round trip, and a bound on what the other side
 // may have to keep.
-const window = 8
+const window = 16
 
 // A flight is the calls under way of one operation, in the order in which they
 // were sent.

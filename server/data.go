@@ -69,11 +69,11 @@ func (s *session) startData(ctx context.Context, h wire.Header) error {
 			"%d bytes at once: want 1 to %d; ask for larger ranges in pieces", size, wire.MaxData)})
 	}
 	if h.Kind != wire.KindRead {
-		if j.data, err = s.srv.store.Scratch(ctx); err != nil {
+		if err := s.takeStaging(ctx, j); err != nil {
 			return err
 		}
 		if err := s.conn.ReadData(j.data.Bytes()[:size]); err != nil {
-			s.srv.store.PutScratch(j.data)
+			s.putStaging(j)
 			return err
 		}
 	} else if err := s.conn.Discard(); err != nil {
@@ -90,6 +90,25 @@ func (s *session) startData(ctx context.Context, h wire.Header) error {
 	}
 	s.lane <- j
 	return nil
+}
+
+// takeStaging takes memory to receive a job's data into, once few enough others
+// wait to be stored.
+func (s *session) takeStaging(ctx context.Context, j *dataJob) (err error) {
+	select {
+	case s.stores <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if j.data, err = s.srv.store.Scratch(ctx); err != nil {
+		<-s.stores
+	}
+	return err
+}
+
+func (s *session) putStaging(j *dataJob) {
+	s.srv.store.PutScratch(j.data)
+	<-s.stores
 }
 
 // storesToRAM reports whether a job copies what was received to RAM and waits
@@ -115,7 +134,7 @@ func (s *session) carryOut(ctx context.Context, j *dataJob) error {
 	if j.header.Kind == wire.KindRead {
 		return s.read(ctx, j)
 	}
-	defer s.srv.store.PutScratch(j.data)
+	defer s.putStaging(j)
 	if j.header.Kind == wire.KindTransfer {
 		return s.transfer(ctx, j)
 	}

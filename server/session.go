@@ -50,6 +50,7 @@ type session struct {
 	frames  int    // received; readFrames' own
 	prefix  []byte // of the data frame being received; readFrames' own
 	lane    chan *dataJob
+	stores  chan struct{} // an element for each block received and not yet stored
 	replies chan *dataJob // large answers to reads
 	queued  atomic.Int32  // data jobs under way
 	freed   chan *mapping // whose span was freed
@@ -86,12 +87,12 @@ type heldLock struct {
 }
 
 // stagingPerSession bounds the blocks that a session has between its
-// connection and a tier: those in the lane, one being received, one being
-// carried out, one being sent, one waiting for that, and what operations may
-// need beside them.
+// connection and a tier: those received and not yet stored, one being read, one
+// being sent, one waiting for that, and what operations may need beside them.
 const (
-	laneLength        = 3
-	stagingPerSession = laneLength + 5
+	laneLength        = 16 // requests: a client's whole window, which hold no memory while they wait if they read
+	maxReceived       = 4
+	stagingPerSession = maxReceived + 4
 )
 
 func newSession(srv *Server, nc net.Conn) *session {
@@ -102,6 +103,7 @@ func newSession(srv *Server, nc net.Conn) *session {
 		owner:       owner,
 		log:         srv.log.With("session", uint64(owner)),
 		lane:        make(chan *dataJob, laneLength),
+		stores:      make(chan struct{}, maxReceived),
 		replies:     make(chan *dataJob),
 		freed:       make(chan *mapping, srv.limits.Mappings),
 		handles:     make(map[uint64]*span.Span),

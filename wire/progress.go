@@ -18,7 +18,7 @@ import (
 const (
 	// maxLowWater is how many bytes a reader of bulk data lets come together
 	// before it wakes up.
-	maxLowWater = 256 << 10
+	maxLowWater = 512 << 10
 	// coalesce is how much of what TLS writes record by record leaves in one
 	// write.
 	coalesce = 128 << 10

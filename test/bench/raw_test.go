@@ -21,7 +21,7 @@ import (
 // memory, reads straight into it, low-water mark, cubic, pages present.
 const (
 	chunk    = 1 << 20
-	lowWater = 256 << 10
+	lowWater = 512 << 10
 )
 
 // Requests of the raw protocol: one byte, then the size.
