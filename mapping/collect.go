@@ -154,8 +154,9 @@ func (s *Shadow) change(block int64, at extent, find func(int64, extent, *scratc
 	}
 	room := s.room()
 	runs, data := len(room.runs), len(room.data)
-	own := scratch{runs: room.runs[runs:], data: room.data[data:]}
-	find(block, at, &own)
+	own := &s.found
+	own.runs, own.data = room.runs[runs:], room.data[data:]
+	find(block, at, own)
 	if len(own.runs) == 0 {
 		return nil, nil
 	}
