@@ -328,7 +328,7 @@ func (m *Mapping) flush(ctx context.Context, ranges []Range) (Commit, error) {
 	if err != nil {
 		return Commit{}, err
 	}
-	if err := m.shadow.flush(ctx, ranges); err != nil {
+	if err := m.shadow.flush(ctx, ranges, false); err != nil {
 		return m.shadow.last, err
 	}
 	return m.shadow.lastCommit(ctx)
@@ -370,7 +370,7 @@ func (m *Mapping) Unmap(ctx context.Context) error {
 	}
 	defer m.finish()
 	if m.shadow != nil && (m.mode&access == ReadWrite || m.mode&access == WriteDiscard) {
-		if err := m.shadow.flush(ctx, []Range{{Offset: m.off, Length: m.n}}); err != nil {
+		if err := m.shadow.flush(ctx, []Range{{Offset: m.off, Length: m.n}}, true); err != nil {
 			return m.failed("unmap", err)
 		}
 	}

@@ -119,6 +119,7 @@ func (sh *shadow) fill(ctx context.Context) error {
 // A flushing is one flush under way.
 type flushing struct {
 	*shadow
+	final   bool            // the user stores no more
 	held    *mapping.Change // found, not sent: it may be the last
 	sent    bool
 	version uint64
@@ -129,11 +130,13 @@ type flushing struct {
 // flush sends what was stored to the ranges. All frames of a flush but the
 // last say that more follow, so one change is held back until the next is
 // found.
-func (sh *shadow) flush(ctx context.Context, ranges []Range) error {
+//
+// Last says that the user stores no more.
+func (sh *shadow) flush(ctx context.Context, ranges []Range, last bool) error {
 	if err := sh.settle(ctx, 0, nil); err != nil { // left by a flush that was canceled
 		return err
 	}
-	f := &flushing{shadow: sh, holders: sh.m.span.client.tiers}
+	f := &flushing{shadow: sh, final: last, holders: sh.m.span.client.tiers}
 	err := f.collect(ctx, join(ranges))
 	if err == nil && f.held != nil {
 		err = f.send(ctx, false)
@@ -188,8 +191,12 @@ func (f *flushing) collect(ctx context.Context, ranges []Range) error {
 		return nil
 	}
 	if f.m.mode.blind() {
+		collect := f.buf.CollectNamed
+		if f.final {
+			collect = f.buf.CollectLast
+		}
 		for _, r := range ranges {
-			if err := f.buf.CollectNamed(ctx, r.Offset, r.Length, yield); err != nil {
+			if err := collect(ctx, r.Offset, r.Length, yield); err != nil {
 				return err
 			}
 		}

@@ -4,9 +4,15 @@ package mapping_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/mapping"
@@ -71,6 +77,51 @@ func BenchmarkCollect(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkCompareRate is how fast a shadow that nobody has written to is found
+// unchanged by comparison, beside how fast all processors, and one, merely read
+// as much memory: the bound of any comparison.
+func BenchmarkCompareRate(b *testing.B) {
+	sh := benchShadow(b, mapping.Compare)
+	mem := sh.Bytes()
+	read := func(workers int) func() {
+		return func() {
+			const step = 2 << 20
+			var next atomic.Int64
+			var work sync.WaitGroup
+			for range workers {
+				work.Go(func() {
+					for at := next.Add(step) - step; at < benchSize; at = next.Add(step) - step {
+						bytes.Count(mem[at:at+step], []byte{4})
+					}
+				})
+			}
+			work.Wait()
+		}
+	}
+	all, one := read(runtime.GOMAXPROCS(0)), read(1)
+	var rates [3][]float64
+	timed := func(i int, f func()) {
+		start := time.Now()
+		f()
+		rates[i] = append(rates[i], benchSize/1e9/time.Since(start).Seconds())
+	}
+	for b.Loop() {
+		timed(0, func() {
+			err := sh.Collect(b.Context(), 0, benchSize, func(*mapping.Change) error { return errors.New("changed") })
+			if err != nil {
+				b.Fatal(err)
+			}
+		})
+		timed(1, all)
+		timed(2, one)
+	}
+	for i, name := range []string{"compare-GB/s", "read-GB/s", "read-by-one-GB/s"} {
+		slices.Sort(rates[i])
+		b.ReportMetric(rates[i][len(rates[i])/2], name)
+	}
+	b.ReportMetric(0, "ns/op")
 }
 
 // BenchmarkMerge brings in a server's answer of which the given share of bytes

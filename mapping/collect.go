@@ -24,7 +24,7 @@ type Change struct {
 	Runs  []Run  // in order, neither overlapping nor touching
 	Data  []byte // the runs' bytes, one after another
 
-	scratch *scratch // that Runs and Data are in
+	scratch *scratch // that Runs and Data are in, if they are copies
 }
 
 // A scratch is room for the changes of one large block, or of many small ones.
@@ -99,6 +99,19 @@ func (s *Shadow) CollectNamed(ctx context.Context, off, n int64, yield func(*Cha
 	return s.eachBlock(ctx, at, s.whole, yield)
 }
 
+// CollectLast is CollectNamed for the last time, when the user stores no more:
+// the changes' data are the shadow's own bytes, not copies, and valid until
+// Close.
+func (s *Shadow) CollectLast(ctx context.Context, off, n int64, yield func(*Change) error) error {
+	at, err := s.locate(off, n)
+	if err != nil {
+		return err
+	}
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	return s.eachBlock(ctx, at, nil, yield)
+}
+
 // eachBlock calls find, with s.mu held, and then yield for each block of at.
 func (s *Shadow) eachBlock(ctx context.Context, at extent, find func(block int64, at extent, room *scratch), yield func(*Change) error) error {
 	for start := at.start; start < at.end; {
@@ -122,17 +135,28 @@ func (s *Shadow) eachBlock(ctx context.Context, at extent, find func(block int64
 	return nil
 }
 
-// change returns what find finds in one block, or nil.
+// change returns what find finds in one block, or nil; all of it in place if
+// find is nil.
 func (s *Shadow) change(block int64, at extent, find func(int64, extent, *scratch)) (*Change, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
 		return nil, err
 	}
+	if find == nil {
+		c := &Change{
+			Block: block,
+			Runs:  []Run{{Offset: uint32(at.start - (block*s.blockSize - s.base)), Length: uint32(at.end - at.start)}},
+			Data:  s.region.alias[at.start:at.end:at.end],
+		}
+		s.outstanding[c] = struct{}{}
+		return c, nil
+	}
 	room := s.room()
 	runs, data := len(room.runs), len(room.data)
-	own := scratch{runs: room.runs[runs:], data: room.data[data:]}
-	find(block, at, &own)
+	own := &s.found
+	own.runs, own.data = room.runs[runs:], room.data[data:]
+	find(block, at, own)
 	if len(own.runs) == 0 {
 		return nil, nil
 	}
@@ -284,8 +308,10 @@ func (s *Shadow) settle(c *Change) bool {
 }
 
 func (s *Shadow) recycle(c *Change) {
-	if c.scratch.users--; c.scratch.users == 0 && c.scratch != s.scratch {
-		s.pool.scratch.Put(c.scratch)
+	if c.scratch != nil {
+		if c.scratch.users--; c.scratch.users == 0 && c.scratch != s.scratch {
+			s.pool.scratch.Put(c.scratch)
+		}
 	}
 	c.Runs, c.Data, c.scratch = nil, nil, nil
 }

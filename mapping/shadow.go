@@ -78,6 +78,7 @@ type Shadow struct {
 	words       []byte               // room for a page of Merge's
 	outstanding map[*Change]struct{} // handed out and not settled
 	scratch     *scratch             // where the next change goes; or nil
+	found       scratch              // the part of it that the block being looked at has
 }
 
 // NewShadow returns a shadow for bytes [off, off+n) of a span whose blocks are

@@ -468,19 +468,24 @@ func TestCollectNamed(t *testing.T) {
 			const at, size = blockSize - 1000, blockSize + 1007
 			copy(sh.Bytes()[at-off:], bytes.Repeat([]byte{0, 0, 3}, size/3))
 			copy(want[at:], sh.Bytes()[at-off:][:size])
-			var got [][2]int64
-			if err := sh.CollectNamed(t.Context(), at, size, func(c *mapping.Change) error {
-				got = append(got, spans([]*mapping.Change{c})...)
-				srv.apply(c)
-				sh.Ack(c)
-				return nil
-			}); err != nil {
-				t.Fatal(err)
+			for name, collectAll := range map[string]func(context.Context, int64, int64, func(*mapping.Change) error) error{
+				"named": sh.CollectNamed, "last": sh.CollectLast,
+			} {
+				var got [][2]int64
+				clear(srv[at:][:size])
+				if err := collectAll(t.Context(), at, size, func(c *mapping.Change) error {
+					got = append(got, spans([]*mapping.Change{c})...)
+					srv.apply(c)
+					sh.Ack(c)
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				if !slices.Equal(got, [][2]int64{{at, blockSize}, {blockSize, 2 * blockSize}, {2 * blockSize, 2*blockSize + 7}}) {
+					t.Errorf("%s: collected %v", name, got)
+				}
+				wantEqual(t, "server", srv, want)
 			}
-			if !slices.Equal(got, [][2]int64{{at, blockSize}, {blockSize, 2 * blockSize}, {2 * blockSize, 2*blockSize + 7}}) {
-				t.Errorf("collected %v", got)
-			}
-			wantEqual(t, "server", srv, want)
 			if tracking != mapping.Named {
 				if c := collect(t, sh, off, n); len(c) != 0 {
 					t.Errorf("named ranges are collected again: %v", spans(c))

@@ -91,6 +91,26 @@ func TestCollectFindsWrittenPagesOnce(t *testing.T) {
 	}
 }
 
+// What is stored while disarmed is not looked for once it is armed again.
+func TestDisarm(t *testing.T) {
+	tr, mem, _ := tracked(t, 8)
+	mem[1*page] = 1
+	if err := tr.Disarm(0, len(mem)); err != nil {
+		t.Fatal(err)
+	}
+	mem[2*page] = 1
+	if err := tr.Arm(0, len(mem)); err != nil {
+		t.Fatal(err)
+	}
+	mem[3*page] = 1
+	if got := pages(collect(t, tr, 0, len(mem))); len(got) != 1 || !got[3] {
+		t.Errorf("collected %v, want page 3", got)
+	}
+	if err := tr.Disarm(page/2, page); err == nil {
+		t.Error("half a page was disarmed")
+	}
+}
+
 func TestCollectLeavesTheRestAlone(t *testing.T) {
 	tr, mem, _ := tracked(t, 8)
 	for p := range 8 {
