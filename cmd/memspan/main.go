@@ -31,6 +31,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil || errors.Is(err, syscall.EPIPE) { // whoever read us has had enough
 		return 0
 	}
+	var program *exitError
+	if errors.As(err, &program) {
+		return program.code
+	}
 	if errors.Is(err, errReported) {
 		return 1
 	}
@@ -52,6 +56,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 // errReported ends a command whose output has said already what is wrong.
 var errReported = errors.New("reported")
+
+// An exitError ends the command as the program that it ran ended, which has
+// said itself what is wrong.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 // A usageError is a command line that cannot be meant.
 type usageError struct{ err error }

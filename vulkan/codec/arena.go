@@ -101,12 +101,14 @@ func (r *Arena) zeroed(n int) ([]byte, error) {
 
 // room returns n zero bytes for count elements that the driver stores.
 func (r *Arena) room(n int, count uint64) ([]byte, error) {
-	b, err := r.zeroed(header + n)
+	// At least a byte, as Go does not move a slice's address past its end: the
+	// header must stand before an empty array too.
+	b, err := r.zeroed(header + max(n, 1))
 	if err != nil {
 		return nil, err
 	}
 	words(b)[0] = count
-	return b[header:], nil
+	return b[header : header+n], nil
 }
 
 // capacity is the count that room was asked for.

@@ -3,6 +3,7 @@
 package codec
 
 import (
+	"runtime"
 	"testing"
 
 	"github.com/memspan/memspan/vulkan/registry"
@@ -72,6 +73,7 @@ func testEnv() *Env {
 
 func BenchmarkAppendCall(b *testing.B) {
 	x, env, memory := New(), testEnv(), NewArena()
+	defer runtime.KeepAlive(memory)
 	for _, s := range samples(memory, env) {
 		b.Run(s.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -87,6 +89,7 @@ func BenchmarkAppendCall(b *testing.B) {
 
 func BenchmarkReadCall(b *testing.B) {
 	x, env, memory := New(), testEnv(), NewArena()
+	defer runtime.KeepAlive(memory)
 	for _, s := range samples(memory, env) {
 		b.Run(s.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -108,6 +111,7 @@ func BenchmarkReadCall(b *testing.B) {
 
 func TestNothingIsAllocated(t *testing.T) {
 	x, env, memory, arena := New(), testEnv(), NewArena(), NewArena()
+	defer runtime.KeepAlive(memory)
 	var args registry.Args
 	for _, s := range samples(memory, env) {
 		c, buf := &registry.Commands[s.command], make([]byte, 0, 4096)

@@ -3,6 +3,7 @@
 package codec
 
 import (
+	"runtime"
 	"testing"
 
 	"github.com/memspan/memspan/vulkan/registry"
@@ -35,4 +36,19 @@ func BenchmarkNew(b *testing.B) {
 	for b.Loop() {
 		New()
 	}
+}
+
+// The count stands before an array that is empty, too.
+func TestRoomForNothing(t *testing.T) {
+	arena := NewArena()
+	for range 3 {
+		b, err := arena.room(0, 7)
+		if err != nil || len(b) != 0 {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+		if n := capacity(address(b)); n != 7 {
+			t.Errorf("room for %d, want 7", n)
+		}
+	}
+	runtime.KeepAlive(arena)
 }

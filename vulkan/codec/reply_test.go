@@ -5,6 +5,7 @@ package codec
 import (
 	"bytes"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -40,6 +41,7 @@ func replyTrip(x *Codec, c *registry.Command, seed, result uint64, memory []byte
 	}
 	var args registry.Args
 	arena := NewArena()
+	defer runtime.KeepAlive(arena) // args point into it
 	if _, err := x.ReadCall(sent, c, &args, arena, &w.env); err != nil {
 		return err
 	}

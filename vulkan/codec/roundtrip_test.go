@@ -5,6 +5,7 @@ package codec
 import (
 	"bytes"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -43,6 +44,7 @@ func roundTrip(x *Codec, c *registry.Command, seed uint64, memory []byte) error 
 	}
 	var got registry.Args
 	arena := NewArena()
+	defer runtime.KeepAlive(arena) // got points into it
 	rest, err := x.ReadCall(append(sent[3:], 7), c, &got, arena, &w.env)
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
