@@ -110,6 +110,9 @@ type TierStat = control.TierStat
 // Stats describes the whole server.
 type Stats = control.Stats
 
+// A VulkanStat describes a Vulkan application that uses the server's GPU.
+type VulkanStat = control.VulkanStat
+
 // Traffic counts what went over a connection.
 type Traffic = wire.Stats
 

@@ -85,7 +85,7 @@ func demo(cmd *cobra.Command, opts *options, f *demoFlags) (err error) {
 		tiers = append(tiers, t)
 	}
 	ctx, out, errOut := cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr()
-	daemon, err := startDaemon(ctx)
+	daemon, err := startDaemon(ctx, "--listen", "127.0.0.1:0", "--token-file", "token", "--tls", "--tls-dir", "tls")
 	if err != nil {
 		return err
 	}

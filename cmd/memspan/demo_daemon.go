@@ -13,10 +13,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
-// A daemon is a 'memspan serve' of the demo's own, in a temporary directory.
+// A daemon is a 'memspan serve' of one command's own, in a temporary directory.
 type daemon struct {
 	addresses []string
 	token     string
@@ -27,14 +28,15 @@ type daemon struct {
 	log   *bytes.Buffer
 }
 
-// startDaemon starts the daemon and waits until it listens.
-func startDaemon(ctx context.Context) (_ *daemon, err error) {
+// startDaemon starts a daemon with args beside its socket and waits until it
+// listens. It runs in its directory, where the file "token" holds its token.
+func startDaemon(ctx context.Context, args ...string) (_ *daemon, err error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	d := &daemon{token: rand.Text(), log: new(bytes.Buffer)}
-	if d.dir, err = os.MkdirTemp("", "memspan-demo-*"); err != nil {
+	if d.dir, err = os.MkdirTemp("", "memspan-*"); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -42,14 +44,15 @@ func startDaemon(ctx context.Context) (_ *daemon, err error) {
 			os.RemoveAll(d.dir)
 		}
 	}()
-	tokenFile := filepath.Join(d.dir, "token")
-	if err := os.WriteFile(tokenFile, []byte(d.token), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(d.dir, "token"), []byte(d.token), 0o600); err != nil {
 		return nil, err
 	}
-	d.cmd = exec.Command(program, "serve", "--json", "--until-eof", "--log-level", "warn",
-		"--socket", filepath.Join(d.dir, "memspan.sock"),
-		"--listen", "127.0.0.1:0", "--token-file", tokenFile,
-		"--tls", "--tls-dir", filepath.Join(d.dir, "tls"))
+	d.cmd = exec.Command(program, append([]string{"serve", "--json", "--until-eof", "--log-level", "warn",
+		"--socket", filepath.Join(d.dir, "memspan.sock")}, args...)...)
+	d.cmd.Dir = d.dir
+	// What is typed at the terminal is for the command, which ends the daemon
+	// when it is done.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.cmd.Stderr = d.log
 	if d.stdin, err = d.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -59,7 +62,7 @@ func startDaemon(ctx context.Context) (_ *daemon, err error) {
 		return nil, err
 	}
 	if err := d.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the demo's daemon: %w", err)
+		return nil, fmt.Errorf("start a daemon: %w", err)
 	}
 	interrupt := context.AfterFunc(ctx, func() { d.stdin.Close() })
 	defer interrupt()
@@ -71,7 +74,7 @@ func startDaemon(ctx context.Context) (_ *daemon, err error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("the demo's daemon did not start: %w", errors.Join(err, stopErr))
+		return nil, fmt.Errorf("the daemon of its own did not start: %w", errors.Join(err, stopErr))
 	}
 	d.addresses = hello.Addresses
 	return d, nil
@@ -86,7 +89,7 @@ func (d *daemon) stop() error {
 	defer kill.Stop()
 	err := d.cmd.Wait()
 	if err != nil {
-		err = fmt.Errorf("the demo's daemon: %w\n%s", err, bytes.TrimSpace(d.log.Bytes()))
+		err = fmt.Errorf("the daemon of its own: %w\n%s", err, bytes.TrimSpace(d.log.Bytes()))
 	}
 	return errors.Join(err, os.RemoveAll(d.dir))
 }

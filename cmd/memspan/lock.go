@@ -107,13 +107,5 @@ func runLocked(cmd *cobra.Command, client *memspan.Client, args []string) error 
 	child := exec.CommandContext(ctx, args[0], args[1:]...)
 	child.Cancel = func() error { return child.Process.Signal(syscall.SIGTERM) }
 	child.Stdin, child.Stdout, child.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
-	err := child.Run()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		return err
-	}
-	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return &exitError{128 + int(status.Signal())}
-	}
-	return &exitError{exit.ExitCode()}
+	return exitOf(child.Run())
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -31,12 +32,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil || errors.Is(err, syscall.EPIPE) { // whoever read us has had enough
 		return 0
 	}
+	var program *exitError
+	if errors.As(err, &program) {
+		return program.code
+	}
 	if errors.Is(err, errReported) {
 		return 1
-	}
-	var ended *exitError
-	if errors.As(err, &ended) {
-		return ended.code
 	}
 	f := describe(err, ctx.Err() != nil)
 	if wantsJSON(root, args) {
@@ -59,10 +60,25 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // errReported ends a command whose output has said already what is wrong.
 var errReported = errors.New("reported")
 
-// An exitError ends a command with the exit code of the one that it ran.
+// An exitError ends a command as the program that it ran ended, which has said
+// itself what is wrong.
 type exitError struct{ code int }
 
 func (e *exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+// exitOf turns the error of a program that was run into the exitError that
+// says how it ended, as shells count: 128 and the signal's number if one killed
+// it. Other errors stay as they are.
+func exitOf(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return &exitError{128 + int(status.Signal())}
+	}
+	return &exitError{exit.ExitCode()}
+}
 
 // A usageError is a command line that cannot be meant.
 type usageError struct{ err error }

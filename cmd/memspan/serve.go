@@ -34,6 +34,7 @@ type serveFlags struct {
 	vramDevice string
 	noVRAM     bool
 	hide       []string
+	vulkan     vulkanFlags
 	ioTimeout  time.Duration
 	logLevel   slog.Level
 	logJSON    bool
@@ -47,7 +48,8 @@ func newServe(opts *options) *cobra.Command {
 		Short: "Run the daemon that holds the spans",
 		Long: `Serve holds spans of memory and serves them until it is interrupted or gets
 SIGTERM. Then clients that have memory mapped are told, work in flight ends, and
-it exits 0.
+it exits 0. It also lends the machine's GPUs to Vulkan applications that 'memspan
+run' starts here or elsewhere, each through a worker process of its own.
 
 It listens on a unix socket for this user's processes: $MEMSPAN_SOCKET, else
 memspan.sock in $XDG_RUNTIME_DIR. --listen adds the network:
@@ -81,12 +83,13 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.Var(&f.vramBudget, "vram-budget", "most device memory that spans may take (default 80 % of the device's)")
 	flags.StringVar(&f.vramDevice, "vram-device", "", "GPU to use: its `index`, the beginning of its UUID or part of its name (default the first discrete one)")
 	flags.BoolVar(&f.noVRAM, "no-vram", false, "hold spans in RAM only")
+	f.vulkan.add(cmd)
 	flags.DurationVar(&f.ioTimeout, "io-timeout", 30*time.Second, "end connections that make no progress for this `duration`; slow ones go on")
 	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
 	flags.StringSliceVar(&f.hide, "vram-hide", nil, "memory properties to treat as absent: host-visible, host-coherent")
 	flags.BoolVar(&f.untilEOF, "until-eof", false, "stop when standard input ends")
-	for _, hidden := range []string{"vram-hide", "until-eof"} { // for tests, and for demo's own daemon
+	for _, hidden := range []string{"vram-hide", "vulkan-hide", "until-eof"} { // for tests, and for demo's own daemon
 		flags.Lookup(hidden).Hidden = true
 	}
 	return cmd
@@ -173,6 +176,9 @@ func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
 		if property != "host-visible" && property != "host-coherent" {
 			return server.Config{}, usagef("--vram-hide %s: want host-visible or host-coherent", property)
 		}
+	}
+	if cfg.Vulkan, err = f.vulkan.config(); err != nil {
+		return server.Config{}, err
 	}
 	if !f.noVRAM {
 		cfg.VRAM = &vram.Config{

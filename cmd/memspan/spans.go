@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -91,7 +92,7 @@ func newList(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List the daemon's spans",
+		Short:   "List the daemon's spans, and the Vulkan applications that use its GPU",
 		Example: `  memspan ls
   memspan ls --json | jq -r '.[].name'`,
 		Args: args(cobra.NoArgs, "no arguments"),
@@ -109,7 +110,14 @@ func newList(opts *options) *cobra.Command {
 				t.row(label(s), humanSize(s.Size), s.Tier.String(), s.Home.String(), s.Policy.String(),
 					s.State.String(), strconv.FormatUint(s.Version, 10), holders(s))
 			}
-			return t.flush()
+			if err := t.flush(); err != nil {
+				return err
+			}
+			stats, err := client.Stats(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return printApplications(cmd.OutOrStdout(), stats.Vulkan)
 		}),
 	}
 }
@@ -203,6 +211,7 @@ func printStats(w io.Writer, s memspan.Stats) error {
 	t.row("daemon")
 	t.row("  sessions", strconv.Itoa(s.Sessions))
 	t.row("  mappings", strconv.Itoa(s.Mappings))
+	t.row("  vulkan applications", strconv.Itoa(len(s.Vulkan)))
 	for _, tier := range []string{"vram", "host", "disk"} {
 		b, ok := s.Budgets[tier]
 		if !ok {
@@ -225,6 +234,23 @@ func printStats(w io.Writer, s memspan.Stats) error {
 			{"slabs", uint64(v.Slabs)},
 			{"slots", uint64(v.Slots)},
 		})
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	return printApplications(w, s.Vulkan)
+}
+
+// printApplications lists Vulkan applications, if there are any.
+func printApplications(w io.Writer, list []memspan.VulkanStat) error {
+	if len(list) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	t := newTable(w, "APPLICATION", "PID", "FROM", "WORKER", "DEVICE", "MEMORY", "OBJECTS", "SINCE")
+	for _, a := range list {
+		t.row(cmp.Or(a.Application, "?"), strconv.Itoa(a.PID), cmp.Or(a.Peer, "this machine"), strconv.Itoa(a.Worker),
+			cmp.Or(a.Device, "none yet"), humanSize(a.Memory), strconv.Itoa(a.Objects), a.Since.Local().Format(time.TimeOnly))
 	}
 	return t.flush()
 }

@@ -41,12 +41,6 @@ func (c *cMemory) free(p uintptr) {
 	delete(c.live, p)
 }
 
-func (c *cMemory) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.live)
-}
-
 // An app calls a driver as an application does.
 type app struct {
 	t      testing.TB
@@ -93,9 +87,6 @@ func (a *app) words(w ...uint64) uint64 {
 	a.memory = append(a.memory, w)
 	return addressOf(w)
 }
-
-// room returns the address of n bytes of zeros.
-func (a *app) room(n int) uint64 { return a.words(make([]uint64, (n+7)/8)...) }
 
 // two packs two 32-bit members into a word.
 func two(low, high uint32) uint64 { return uint64(low) | uint64(high)<<32 }
@@ -148,16 +139,6 @@ const (
 func (a *app) instance() uint64 {
 	a.t.Helper()
 	return a.make(registry.VkCreateInstance, a.words(sInstance, 0, 0, 0, 0, 0, 0, 0), 0)
-}
-
-func (a *app) physical(instance uint64) uint64 {
-	a.t.Helper()
-	n := a.words(1)
-	out := a.words(0)
-	if r := a.call(registry.VkEnumeratePhysicalDevices, instance, n, out); r != success && r != incomplete {
-		a.t.Fatalf("physical devices: VkResult %d; log:\n%s", r, a.logged())
-	}
-	return load64(out)
 }
 
 func (a *app) device(physical uint64) uint64 {

@@ -28,7 +28,6 @@ type deviceState struct {
 	object     *object
 	cache      *queryCache
 	extensions map[string]bool // enabled
-	memory     deviceMemory    // see memory.go
 
 	mu     sync.Mutex
 	queues map[queueKey]*object

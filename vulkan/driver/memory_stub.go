@@ -6,8 +6,6 @@ import "github.com/memspan/memspan/vulkan/registry"
 
 // What stands here until memory.go does.
 
-type deviceMemory struct{}
-
 func (d *Driver) allocateMemory(a *registry.Args) uint64 {
 	return d.createAndWait(registry.VkAllocateMemory, a)
 }

@@ -95,3 +95,22 @@ func TestFillBuffer(t *testing.T) {
 		}
 	}
 }
+
+func (c *cMemory) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.live)
+}
+
+// room returns the address of n bytes of zeros.
+func (a *app) room(n int) uint64 { return a.words(make([]uint64, (n+7)/8)...) }
+
+func (a *app) physical(instance uint64) uint64 {
+	a.t.Helper()
+	n := a.words(1)
+	out := a.words(0)
+	if r := a.call(registry.VkEnumeratePhysicalDevices, instance, n, out); r != success && r != incomplete {
+		a.t.Fatalf("physical devices: VkResult %d; log:\n%s", r, a.logged())
+	}
+	return load64(out)
+}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/vk"
 	"github.com/memspan/memspan/vulkan/codec"
 	"github.com/memspan/memspan/vulkan/registry"
@@ -38,7 +39,7 @@ type client struct {
 // begin starts a renderer and connects to it.
 func begin(t testing.TB, cfg Config) *client {
 	t.Helper()
-	near, far := net.Pipe()
+	near, far := sockets(t) // which hold what nobody reads yet, as net.Pipe does not
 	r, err := newRenderer(wire.NewConn(far, wire.Config{}), cfg)
 	if err != nil {
 		if os.Getenv("MEMSPAN_TEST_NO_VULKAN") == "1" {
@@ -52,6 +53,19 @@ func begin(t testing.TB, cfg Config) *client {
 	t.Cleanup(func() { c.end() })
 	c.hello()
 	return c
+}
+
+func sockets(t testing.TB) (near, far net.Conn) {
+	t.Helper()
+	near, file, err := fdpass.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if far, err = fdpass.UnixConn(file); err != nil {
+		t.Fatal(err)
+	}
+	return near, far
 }
 
 func newClient(t testing.TB, conn net.Conn) *client {
