@@ -26,7 +26,8 @@ driver, for those who set VK_DRIVER_FILES themselves. The driver reads:
   MEMSPAN_TOKEN_FILE    the token that TCP and TLS connections present
   MEMSPAN_TLS_CA, MEMSPAN_TLS_CERT, MEMSPAN_TLS_KEY
   MEMSPAN_TRACE         count round trips by command: a file's path, or -`,
-		Example: `  VK_DRIVER_FILES=$(memspan icd) vulkaninfo --summary`,
+		Example: `  memspan icd
+  VK_DRIVER_FILES=$(memspan icd) vulkaninfo --summary`,
 		Args:    args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			manifest, err := findDriver("")

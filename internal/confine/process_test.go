@@ -61,7 +61,7 @@ func TestProcess(t *testing.T) {
 }
 
 func TestProcessIsKilled(t *testing.T) {
-	p, conn, err := Start([]string{"/bin/cat"}, slog.New(slog.DiscardHandler))
+	p, conn, err := Start([]string{"/bin/sleep", "1000"}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,10 @@ func (c *Conn) ask(op control.Op, args, reply any) error {
 	if err != nil {
 		return err
 	}
-	const id = 1
+	// The server may still be putting away the last request, which it has
+	// answered.
+	c.asked++
+	id := c.asked
 	if err := c.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload); err != nil {
 		return err
 	}

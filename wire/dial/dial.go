@@ -60,6 +60,8 @@ type Conn struct {
 	Files   *fdpass.Conn // of a unix socket, which carries files; else nil
 	Socket  net.Conn     // what was dialed; to be looked at only
 	Welcome control.Welcome
+
+	asked uint64 // requests by Ask: the id of the last
 }
 
 // Dial connects to the server at address:
