@@ -28,7 +28,7 @@ driver, for those who set VK_DRIVER_FILES themselves. The driver reads:
   MEMSPAN_TRACE         count round trips by command: a file's path, or -`,
 		Example: `  memspan icd
   VK_DRIVER_FILES=$(memspan icd) vulkaninfo --summary`,
-		Args:    args(cobra.NoArgs, "no arguments"),
+		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			manifest, err := findDriver("")
 			if err != nil {
