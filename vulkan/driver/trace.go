@@ -15,12 +15,12 @@ import (
 // A trace counts calls and round trips by command. A nil one counts nothing.
 type trace struct {
 	calls []atomic.Uint64
-	trips []atomic.Uint64 // the last one's: of special operations
+	trips []atomic.Uint64
 }
 
 func newTrace() *trace {
 	n := len(registry.Commands)
-	return &trace{make([]atomic.Uint64, n), make([]atomic.Uint64, n+1)}
+	return &trace{make([]atomic.Uint64, n), make([]atomic.Uint64, n)}
 }
 
 // call counts a call.
@@ -30,15 +30,11 @@ func (t *trace) call(cmd registry.Index) {
 	}
 }
 
-// trip counts a round trip; registry.None is that of no command.
+// trip counts a round trip.
 func (t *trace) trip(cmd registry.Index) {
-	if t == nil {
-		return
+	if t != nil {
+		t.trips[cmd].Add(1)
 	}
-	if cmd == registry.None {
-		cmd = registry.Index(len(t.trips) - 1)
-	}
-	t.trips[cmd].Add(1)
 }
 
 // writeTrace writes what was counted since the last time, those with the most
@@ -54,10 +50,7 @@ func (d *Driver) writeTrace() error {
 	var rows []row
 	total := row{name: "total"}
 	for i := range d.trace.trips {
-		r := row{name: "memory mapped or imported", trips: d.trace.trips[i].Swap(0)}
-		if i < len(d.trace.calls) {
-			r.name, r.calls = registry.Commands[i].Name, d.trace.calls[i].Swap(0)
-		}
+		r := row{registry.Commands[i].Name, d.trace.calls[i].Swap(0), d.trace.trips[i].Swap(0)}
 		if r.calls+r.trips > 0 {
 			rows = append(rows, r)
 			total.calls += r.calls
