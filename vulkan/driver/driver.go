@@ -51,7 +51,7 @@ type Driver struct {
 	env     codec.Env
 	objects objects
 	pool    *mapping.Pool // of the shadows of memory
-	trace   *trace // nil: none
+	trace   *trace        // nil: none
 
 	linkMu  sync.Mutex // held while connecting
 	current atomic.Pointer[link]
