@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,7 +24,8 @@ func newBench(opts *options) *cobra.Command {
 		Use:   "bench",
 		Short: "Measure against the native driver",
 		Example: `  memspan bench vulkan
-  memspan bench vulkan --pairs 21 --json`,
+  memspan bench vulkan --pairs 21 --json
+  memspan bench vulkan --link 1Gbit/1ms --link 100Mbit/10ms`,
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return usagef("what is to be measured is missing: vulkan")
@@ -36,6 +39,7 @@ func newBenchVulkan(opts *options) *cobra.Command {
 	var rounds int
 	var sizes []string
 	var server, manifest string
+	var links []string
 	var measure bool
 	cmd := &cobra.Command{
 		Use:   "vulkan",
@@ -47,9 +51,9 @@ median of the ratios of each round to the native one in it: rates are better
 above 1, times below.
 
 It starts daemons of its own. With --server the application runs on that server
-too.`,
+too, and with --link over a network of that rate and round trip.`,
 		Args: args(cobra.NoArgs, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			bytes := make([]int64, len(sizes))
 			for i, s := range sizes {
 				var n size
@@ -68,13 +72,25 @@ too.`,
 				}
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
 			}
-			return benchVulkan(cmd, opts, server, manifest, sizes, rounds)
+			b := vulkanBench{opts: opts, sizes: sizes, rounds: rounds, server: server}
+			for _, s := range links {
+				l, err := parseLink(s)
+				if err != nil {
+					return err
+				}
+				b.links = append(b.links, l)
+			}
+			if b.manifest, err = findDriver(manifest); err != nil {
+				return err
+			}
+			return b.run(cmd)
 		},
 	}
 	flags := cmd.Flags()
 	flags.IntVar(&rounds, "pairs", 5, "`rounds`, of each way in turn")
 	flags.StringSliceVar(&sizes, "sizes", []string{"4KiB", "1MiB", "10MiB", "100MiB"}, "`bytes` of staging buffers")
 	flags.StringVar(&server, "server", "", "another daemon's `address`, to be measured too")
+	flags.StringArrayVar(&links, "link", nil, "a network to be measured over too, as `rate/roundtrip`; may be repeated")
 	flags.StringVar(&manifest, "icd", "", "`file`: the manifest of memspan's Vulkan driver (default: the one beside this program)")
 	flags.BoolVar(&measure, "measure", false, "be the application")
 	flags.Lookup("measure").Hidden = true
@@ -111,75 +127,96 @@ type benchCell struct {
 	Most  float64 `json:"most"`
 }
 
-func benchVulkan(cmd *cobra.Command, opts *options, server, manifest string, sizes []string, rounds int) (err error) {
-	manifest, err = findDriver(manifest)
+// A vulkanBench is what to measure.
+type vulkanBench struct {
+	opts     *options
+	manifest string
+	sizes    []string
+	rounds   int
+	server   string
+	links    []shapedLink
+
+	ways []way
+}
+
+// add adds a way by which an application reaches a daemon.
+func (b *vulkanBench) add(name, address string, o *options) error {
+	env, err := o.applicationEnvironment(address, b.manifest)
+	b.ways = append(b.ways, way{name, env})
+	return err
+}
+
+func (b *vulkanBench) run(cmd *cobra.Command) (err error) {
+	ctx := cmd.Context()
+	b.ways = []way{{name: "native"}}
+	serve := []string{"--no-vram", "--listen", "127.0.0.1:0", "--token-file", "token"}
+	d, err := startDaemon(ctx, serve...)
 	if err != nil {
 		return err
 	}
-	ways := []way{{name: "native"}}
-	add := func(name, address string, o *options) error {
-		env, err := o.applicationEnvironment(address, manifest)
-		ways = append(ways, way{name, env})
+	defer func() { err = errors.Join(err, d.stop()) }()
+	apart, err := startDaemon(ctx, append(serve, "--vulkan-hide", "import")...)
+	if err != nil {
 		return err
 	}
-	for _, hide := range []string{"", "import"} {
-		args := []string{"--no-vram", "--listen", "127.0.0.1:0", "--token-file", "token"}
-		if hide != "" {
-			args = append(args, "--vulkan-hide", hide)
+	defer func() { err = errors.Join(err, apart.stop()) }()
+	own := *b.opts
+	own.tokenFile = filepath.Join(d.dir, "token")
+	unix, tcp := d.addresses[0], d.addresses[1]
+	err = errors.Join(b.add("one machine", unix, b.opts), b.add("no import", apart.addresses[0], b.opts), b.add("TCP", tcp, &own))
+	for _, l := range b.links {
+		address, stop, linkErr := l.open(ctx, strings.TrimPrefix(tcp, "tcp://"))
+		if linkErr != nil {
+			return linkErr
 		}
-		d, err := startDaemon(cmd.Context(), args...)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if stopErr := d.stop(); err == nil {
-				err = stopErr
-			}
-		}()
-		unix, tcp := d.addresses[0], d.addresses[1]
-		if hide == "" {
-			if err := add("one machine", unix, opts); err != nil {
-				return err
-			}
-			own := *opts
-			own.tokenFile = d.dir + "/token"
-			if err := add("TCP", tcp, &own); err != nil {
-				return err
-			}
-		} else if err := add("no import", unix, opts); err != nil {
-			return err
-		}
+		defer stop()
+		err = errors.Join(err, b.add(l.name, "tcp://"+address, &own))
 	}
-	if server != "" {
-		if err := add(server, server, opts); err != nil {
-			return err
-		}
+	if b.server != "" {
+		err = errors.Join(err, b.add(b.server, b.server, b.opts))
 	}
+	if err != nil {
+		return err
+	}
+	rows, err := b.measure(ctx, cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	if b.opts.json {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(rows)
+	}
+	return b.print(cmd.OutOrStdout(), rows)
+}
+
+// measure runs the application in all ways in turn.
+func (b *vulkanBench) measure(ctx context.Context, stderr io.Writer) ([]benchRow, error) {
 	samples := make(map[string][][]measured) // by way, then round
-	for range rounds {
-		for _, w := range ways {
-			m, err := runMeasuring(cmd.Context(), w, sizes, cmd.ErrOrStderr())
+	for range b.rounds {
+		for _, w := range b.ways {
+			m, err := runMeasuring(ctx, w, b.sizes, stderr)
 			if err != nil {
-				return fmt.Errorf("%s: %w", w.name, err)
+				return nil, fmt.Errorf("%s: %w", w.name, err)
 			}
 			samples[w.name] = append(samples[w.name], m)
 		}
 	}
-	rows := compareWays(ways, samples)
-	if opts.json {
-		return json.NewEncoder(cmd.OutOrStdout()).Encode(rows)
-	}
+	return compareWays(b.ways, samples), nil
+}
+
+// print prints a table, of which the first way is what the others are compared
+// with.
+func (b *vulkanBench) print(stdout io.Writer, rows []benchRow) error {
 	header := []string{"WHAT"}
-	for _, w := range ways {
+	for _, w := range b.ways {
 		header = append(header, strings.ToUpper(w.name))
 	}
-	t := newTable(cmd.OutOrStdout(), header...)
+	t := newTable(stdout, header...)
 	for _, r := range rows {
 		cells := []string{r.Name}
-		for _, w := range ways {
+		for _, w := range b.ways {
 			c := r.Ways[w.name]
 			cell := fmt.Sprintf("%.3g %s", c.Median, r.Unit)
-			if w.name != ways[0].name {
+			if w.name != b.ways[0].name {
 				cell += fmt.Sprintf("  %.2f (%.2f–%.2f)", c.Ratio, c.Least, c.Most)
 			}
 			cells = append(cells, cell)
