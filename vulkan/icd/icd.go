@@ -21,8 +21,8 @@ var handler func(registry.Index, *registry.Args) uint64
 // command is never an alias; what is returned is cut to what the command
 // returns. args are good until then.
 //
-// vkGetDeviceProcAddr arrives only for commands of extensions: anything but 0
-// says that the device has the command.
+// vkGetDeviceProcAddr arrives only for commands that Vulkan 1.0 has not:
+// anything but 0 says that the device has the command.
 func Handle(h func(command registry.Index, args *registry.Args) uint64) { handler = h }
 
 //export memspanCall

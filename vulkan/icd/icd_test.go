@@ -42,7 +42,7 @@ func names() []byte {
 			kind = "i"
 		case c.First == registry.VkPhysicalDevice:
 			kind = "p"
-		case c.Core == 0:
+		case c.Core != 10:
 			kind = "e"
 		}
 		fmt.Fprintf(&b, "%s %s\n", kind, c.Name)

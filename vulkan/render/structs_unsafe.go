@@ -118,6 +118,19 @@ func hideFeatures(features uint64) {
 	}
 }
 
+// enablesHidden returns the name of a feature that a VkDeviceCreateInfo enables
+// although it is not offered, or "".
+func enablesHidden(info uint64) string {
+	for s := structure(info).next(8); s != 0; s = s.next(8) {
+		for _, h := range hidden {
+			if s.u32(0) == h.sType && s.u32(h.offset) != 0 {
+				return h.name
+			}
+		}
+	}
+	return ""
+}
+
 // A signalOp is a semaphore and the value that a batch sets it to.
 type signalOp struct{ semaphore, value uint64 }
 
