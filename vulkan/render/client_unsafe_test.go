@@ -32,6 +32,8 @@ type client struct {
 	keep    []any  // the application's memory
 	signals []stream.Signal
 	lost    *stream.Lost
+	shadows map[uint64][]byte // what the client has of memories that it maps
+	changed int               // bytes of OpMemoryChanged
 	r       *renderer
 	served  chan error
 }
@@ -138,6 +140,9 @@ func (c *client) receive(serial uint64) stream.Message {
 				c.t.Fatal(err)
 			}
 			c.lost = &l
+		case stream.OpMemoryChanged:
+			c.apply(m.Body)
+			continue
 		default:
 			if m.Serial != serial {
 				c.t.Fatalf("reply to %d, want %d", m.Serial, serial)

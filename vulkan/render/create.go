@@ -51,6 +51,14 @@ func newHandlers() []handler {
 		"vkWaitSemaphores":                          (*renderer).runAside,
 		"vkBindBufferMemory":                        (*renderer).bindBuffer,
 		"vkBindBufferMemory2":                       (*renderer).bindBuffer,
+		"vkBindImageMemory":                         (*renderer).bindImage,
+		"vkBindImageMemory2":                        (*renderer).bindImage,
+		"vkAllocateMemory":                          (*renderer).allocateMemory,
+		"vkFreeMemory":                              (*renderer).freeMemory,
+		"vkMapMemory":                               (*renderer).refuseMapping,
+		"vkUnmapMemory":                             (*renderer).refuseMapping,
+		"vkFlushMappedMemoryRanges":                 (*renderer).refuseMapping,
+		"vkInvalidateMappedMemoryRanges":            (*renderer).refuseMapping,
 	} {
 		for i := range registry.Commands {
 			c := &registry.Commands[i]
@@ -79,6 +87,8 @@ func newMade() []func(*renderer, *call, *object) {
 	}
 	list[registry.VkCommandBuffer] = func(_ *renderer, _ *call, o *object) { o.state = new(commandBuffer) }
 	list[registry.VkBuffer] = func(_ *renderer, c *call, o *object) { o.state = newBuffer(c.args[1]) }
+	list[registry.VkImage] = func(_ *renderer, c *call, o *object) { o.state = newImage(c.args[1]) }
+	list[registry.VkDeviceMemory] = (*renderer).newMemory
 	list[registry.VkDescriptorUpdateTemplate] = func(_ *renderer, c *call, o *object) { o.state = codec.TemplateAt(c.args[1]) }
 	return list
 }
@@ -165,6 +175,7 @@ func (r *renderer) createDevice(c *call) error {
 			return r.refuse(c, err)
 		}
 		d.procs = make([]uintptr, len(registry.Commands))
+		r.describeMemory(d, c.first)
 		o := r.bind(c, ids[0], reals[0])
 		o.device, o.state = d, d
 	}
@@ -204,6 +215,12 @@ func (r *renderer) bindBuffer(c *call) error {
 		return r.refuse(c, err)
 	}
 	if int32(result) >= 0 {
+		for _, b := range bindings(c) {
+			if o, m := r.find(registry.VkBuffer, b.resource), r.found(b.memory); o != nil && m != nil {
+				state := o.state.(*buffer)
+				state.bind(m, b.offset, state.size)
+			}
+		}
 		for _, o := range r.named {
 			if b, ok := o.state.(*buffer); ok && b.addressable {
 				a := stream.Address{Buffer: o.id, Address: r.caller.bufferAddress(r.addressProc(c.first), o)}

@@ -48,6 +48,7 @@ type renderer struct {
 
 	// The stream's goroutine's:
 	table    table
+	held     int64             // bytes of device memory
 	physical map[uint64]uint64 // the ids bound first to physical devices, by real handle
 	global   []uintptr         // addresses of functions that need no instance, as instance.procs
 	arena    *codec.Arena      // of the call being executed
@@ -57,9 +58,10 @@ type renderer struct {
 	caller   caller
 	batch    batch
 
-	arenas sync.Pool // of *codec.Arena
-	slots  chan struct{}
-	aside  sync.WaitGroup
+	arenas      sync.Pool // of *codec.Arena
+	comparisons sync.Pool // of *comparison
+	slots       chan struct{}
+	aside       sync.WaitGroup
 
 	lostMu sync.Mutex
 	lost   bool // the client has been told
@@ -96,6 +98,7 @@ func newRenderer(wc *wire.Conn, cfg Config) (*renderer, error) {
 		arena: codec.NewArena(), slots: make(chan struct{}, maxAside),
 	}
 	r.arenas.New = func() any { return codec.NewArena() }
+	r.comparisons.New = func() any { return new(comparison) }
 	r.table.limit = r.cfg.Objects
 	r.env = codec.Env{Real: r.realOf, ID: r.idOf, Template: r.templateOf}
 	return r, nil
