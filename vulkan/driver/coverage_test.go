@@ -139,6 +139,12 @@ func TestAllThatIsAdvertised(t *testing.T) {
 			single = append(single, i)
 		}
 	}
+	// What is masked is what should be: the same feature is on or off wherever
+	// it stands.
+	twelve, addresses := at[registry.VkPhysicalDeviceVulkan12Features], at[registry.VkPhysicalDeviceBufferDeviceAddressFeatures]
+	if load32(twelve+168) != load32(addresses+16) || load32(twelve+172)+load32(addresses+20) != 0 || load32(twelve+176) != load32(addresses+24) {
+		t.Errorf("buffer addresses: %x and %x", bytesAt(twelve+168, 12), bytesAt(addresses+16, 12))
+	}
 	var device uint64
 	for name, list := range map[string][]registry.Index{"by version": append(versions, single...), "one by one": single} {
 		chain := uint64(0)

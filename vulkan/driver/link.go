@@ -20,6 +20,10 @@ import (
 // dialTimeout bounds connecting and the worker's start.
 const dialTimeout = 30 * time.Second
 
+// stallAfter is how long a write may wait for the worker, which perhaps waits
+// for us to read, until somebody does.
+const stallAfter = 2 * time.Millisecond
+
 // errLost is what every call on a lost link fails with.
 var errLost = errors.New("driver: the device is lost")
 
@@ -102,6 +106,7 @@ func dial(d *Driver) (*link, error) {
 	}
 	_, err = l.sc.Await(0)
 	l.direct = err == nil
+	l.sc.OnStall(stallAfter, l.readSoon)
 	l.wg.Go(l.tend)
 	l.wg.Go(l.watch)
 	l.wg.Go(l.background)

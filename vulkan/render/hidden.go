@@ -25,7 +25,7 @@ var hidden = []struct {
 	{"protectedMemory", 1000145001, 16}, // VkPhysicalDeviceProtectedMemoryFeatures
 	// Capture and replay asks for the addresses of an earlier run, which
 	// allocations with memory of our own import cannot promise.
-	{"bufferDeviceAddressCaptureReplay", 51, 16 + 38*4}, // VkPhysicalDeviceVulkan12Features
+	{"bufferDeviceAddressCaptureReplay", 51, 16 + 39*4}, // VkPhysicalDeviceVulkan12Features
 	{"bufferDeviceAddressCaptureReplay", 1000257000, 20},
 	{"bufferDeviceAddressCaptureReplay", 1000244000, 20},
 	// It is about protected memory.

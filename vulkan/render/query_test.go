@@ -86,7 +86,7 @@ func TestFeaturesAreHidden(t *testing.T) {
 	chained[0], chained[1], chained[2] = 1000145001, 0, 1
 	hideFeatures(uint64(s))
 	at := registry.Structs[registry.StructBySType(51)]
-	if at.Name != "VkPhysicalDeviceVulkan12Features" || s.u32(16+37*4) != 1 || s.u32(16+38*4) != 0 || s.u32(16+39*4) != 1 {
+	if at.Name != "VkPhysicalDeviceVulkan12Features" || s.u32(16+38*4) != 1 || s.u32(16+39*4) != 0 || s.u32(16+40*4) != 1 {
 		t.Errorf("%s: %x", at.Name, *core)
 	}
 	if chained[2] != 0 {
