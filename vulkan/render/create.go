@@ -51,6 +51,12 @@ func newHandlers() []handler {
 		"vkBindImageMemory":                      (*renderer).bindImage,
 		"vkBindImageMemory2":                     (*renderer).bindImage,
 		"vkAllocateMemory":                       (*renderer).allocateMemory,
+		"vkCreateBuffer":                         (*renderer).createResource,
+		"vkCreateImage":                          (*renderer).createResource,
+		"vkGetDeviceBufferMemoryRequirements":    (*renderer).requirements,
+		"vkGetDeviceImageMemoryRequirements":     (*renderer).requirements,
+		"vkGetPhysicalDeviceMemoryProperties":    (*renderer).memoryProperties,
+		"vkGetPhysicalDeviceMemoryProperties2":   (*renderer).memoryProperties,
 		"vkFreeMemory":                           (*renderer).freeMemory,
 		"vkMapMemory":                            (*renderer).refuseMapping,
 		"vkUnmapMemory":                          (*renderer).refuseMapping,
@@ -156,6 +162,7 @@ func (r *renderer) createDevice(c *call) error {
 	if err := r.allowed(adjustDevice(c.args[1]), false); err != nil {
 		return r.refuse(c, err)
 	}
+	imports := r.local && !r.cfg.HideImport && c.first != nil && r.enableImport(c)
 	result, err := r.invoke(c)
 	if err != nil {
 		return r.refuse(c, err)
@@ -170,6 +177,9 @@ func (r *renderer) createDevice(c *call) error {
 		}
 		d.procs = make([]uintptr, len(registry.Commands))
 		r.describeMemory(d, c.first)
+		if imports {
+			d.imports = r.describeImport(d, c.first)
+		}
 		o := r.bind(c, ids[0], reals[0])
 		o.device, o.state = d, d
 	}
