@@ -98,8 +98,10 @@ func (r *renderer) destroy(o *object, destroyers []registry.Index) {
 	switch {
 	case proc == 0:
 	case o.kind == registry.VkDeviceMemory:
-		o.state.(*deviceMemory).close()
+		m := o.state.(*deviceMemory)
+		m.close()
 		r.caller.call(proc, uint64(o.device.real), o.real, 0)
+		m.release()
 	case o.kind == registry.VkDevice || o.kind == registry.VkInstance:
 		r.caller.call(proc, o.real, 0)
 	default:

@@ -59,6 +59,12 @@ func newHandlers() []handler {
 		"vkUnmapMemory":                             (*renderer).refuseMapping,
 		"vkFlushMappedMemoryRanges":                 (*renderer).refuseMapping,
 		"vkInvalidateMappedMemoryRanges":            (*renderer).refuseMapping,
+		"vkCreateBuffer":                            (*renderer).createResource,
+		"vkCreateImage":                             (*renderer).createResource,
+		"vkGetDeviceBufferMemoryRequirements":       (*renderer).requirements,
+		"vkGetDeviceImageMemoryRequirements":        (*renderer).requirements,
+		"vkGetPhysicalDeviceMemoryProperties":       (*renderer).memoryProperties,
+		"vkGetPhysicalDeviceMemoryProperties2":      (*renderer).memoryProperties,
 	} {
 		for i := range registry.Commands {
 			c := &registry.Commands[i]
@@ -162,6 +168,7 @@ func (r *renderer) createDevice(c *call) error {
 	if name := enablesHidden(c.args[1]); name != "" {
 		return r.refuse(c, fmt.Errorf("%w: %s", errHidden, name))
 	}
+	imports := r.local && !r.cfg.HideImport && c.first != nil && r.enableImport(c)
 	result, err := r.invoke(c)
 	if err != nil {
 		return r.refuse(c, err)
@@ -176,6 +183,9 @@ func (r *renderer) createDevice(c *call) error {
 		}
 		d.procs = make([]uintptr, len(registry.Commands))
 		r.describeMemory(d, c.first)
+		if imports {
+			d.imports = r.describeImport(d, c.first)
+		}
 		o := r.bind(c, ids[0], reals[0])
 		o.device, o.state = d, d
 	}

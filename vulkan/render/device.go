@@ -13,13 +13,14 @@ import (
 
 // A device is a VkDevice with the functions that the renderer itself calls.
 type device struct {
-	real  uintptr
-	proc  func(name string) uintptr // the address of a function, 0 if it has none
-	sync  syncProcs
-	host  hostProcs
-	types []memoryType   // by index
-	atom  uint64         // nonCoherentAtomSize, in bytes
-	aside sync.WaitGroup // calls
+	real    uintptr
+	proc    func(name string) uintptr // the address of a function, 0 if it has none
+	sync    syncProcs
+	host    hostProcs
+	types   []memoryType   // by index
+	atom    uint64         // nonCoherentAtomSize, in bytes
+	imports *imports       // of memory; nil: not possible
+	aside   sync.WaitGroup // calls
 
 	// The stream's goroutine's:
 	procs   []uintptr // by command, as instance.procs

@@ -285,6 +285,14 @@ func (m *deviceMemory) close() {
 	}
 }
 
+// release lets go of what was imported, once the driver has freed the memory.
+func (m *deviceMemory) release() {
+	if m.shared != nil {
+		m.shared.Close()
+		m.shared = nil
+	}
+}
+
 // dropped is called when the client's name for it ends.
 func (m *deviceMemory) dropped() {
 	m.close()
@@ -293,6 +301,7 @@ func (m *deviceMemory) dropped() {
 	}
 	m.places = nil
 	m.device.forget(m)
+	m.release()
 	*m.held -= int64(m.size)
 }
 

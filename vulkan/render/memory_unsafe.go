@@ -43,7 +43,7 @@ func (c *caller) ranges(proc uintptr, m *deviceMemory, spans []span) error {
 	if len(spans) == 0 {
 		return nil
 	}
-	list := make([]mappedMemoryRange, len(spans))
+	list := heapArray[mappedMemoryRange](len(spans))
 	for i, s := range spans {
 		list[i] = mappedMemoryRange{sType: 6, memory: m.real, offset: s.off, size: s.end - s.off}
 	}
@@ -54,7 +54,7 @@ func (c *caller) ranges(proc uintptr, m *deviceMemory, spans []span) error {
 
 // imageSize asks how much memory an image takes.
 func (c *caller) imageSize(o *object) uint64 {
-	requirements := new([3]uint64)
+	requirements := heap([3]uint64{})
 	c.call(o.device.host.imageRequirements, uint64(o.device.real), o.real, address(requirements))
 	return requirements[0]
 }
@@ -62,18 +62,45 @@ func (c *caller) imageSize(o *object) uint64 {
 // describeMemory asks a new device's physical device for its types of memory.
 func (r *renderer) describeMemory(d *device, physical *object) {
 	const hostVisible, hostCoherent = 2, 4
-	properties := new([66]uint64) // VkPhysicalDeviceMemoryProperties
+	properties := heap([66]uint64{}) // VkPhysicalDeviceMemoryProperties
 	r.caller.call(r.proc(int(registry.VkGetPhysicalDeviceMemoryProperties), physical), physical.real, address(properties))
 	s := structure(address(properties))
+	if r.cfg.HideHostCoherent {
+		hideCoherent(s)
+	}
 	for i := range min(s.u32(0), 32) {
 		flags := s.add(i, 8).u32(4)
-		d.types = append(d.types, memoryType{flags&hostVisible != 0, flags&hostCoherent != 0 && !r.cfg.HideHostCoherent})
+		d.types = append(d.types, memoryType{flags&hostVisible != 0, flags&hostCoherent != 0})
 	}
 	runtime.KeepAlive(properties)
-	limits := new([103]uint64) // VkPhysicalDeviceProperties
+	limits := heap([103]uint64{}) // VkPhysicalDeviceProperties
 	r.caller.call(r.proc(int(registry.VkGetPhysicalDeviceProperties), physical), physical.real, address(limits))
 	d.atom = max(1, structure(address(limits)).u64(792))
 	runtime.KeepAlive(limits)
+}
+
+// hideCoherent clears the flag of a VkPhysicalDeviceMemoryProperties' types.
+func hideCoherent(s structure) {
+	const hostCoherent = 4
+	for i := range min(s.u32(0), 32) {
+		s.add(i, 8).set32(4, s.add(i, 8).u32(4)&^hostCoherent)
+	}
+}
+
+// memoryProperties asks for them, and hides what is to be hidden.
+func (r *renderer) memoryProperties(c *call) error {
+	result, err := r.invoke(c)
+	if err != nil {
+		return r.refuse(c, err)
+	}
+	if r.cfg.HideHostCoherent {
+		s := structure(c.args[1])
+		if c.Name != registry.Commands[registry.VkGetPhysicalDeviceMemoryProperties].Name {
+			s += 16 // VkPhysicalDeviceMemoryProperties2.memoryProperties
+		}
+		hideCoherent(s)
+	}
+	return r.answer(c, result)
 }
 
 // allocateMemory allocates within the budget.
@@ -82,14 +109,17 @@ func (r *renderer) allocateMemory(c *call) error {
 	if r.cfg.Memory > 0 && size > uint64(r.cfg.Memory-r.held) {
 		return r.refuse(c, fmt.Errorf("render: %d bytes of device memory besides %d, at most %d: %w", size, r.held, r.cfg.Memory, vk.ErrOutOfDeviceMemory))
 	}
+	if r.importing != nil {
+		return r.allocateImported(c)
+	}
 	return r.execute(c)
 }
 
 // newMemory keeps what matters of a VkMemoryAllocateInfo.
 func (r *renderer) newMemory(c *call, o *object) {
 	s := structure(c.args[1])
-	m := &deviceMemory{id: o.id, real: o.real, device: o.device, size: s.u64(16), held: &r.held}
-	if i := int(s.u32(24)); i < len(o.device.types) {
+	m := &deviceMemory{id: o.id, real: o.real, device: o.device, size: s.u64(16), held: &r.held, shared: r.importing}
+	if i := int(s.u32(24)); i < len(o.device.types) && m.shared == nil {
 		m.visible, m.coherent = o.device.types[i].visible, o.device.types[i].coherent
 	}
 	r.held += int64(m.size)
