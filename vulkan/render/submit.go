@@ -63,6 +63,9 @@ func (r *renderer) submit(c *call) error {
 			if o == nil {
 				continue
 			}
+			if b, ok := o.state.(*binarySemaphore); ok {
+				b.last = s
+			}
 			if t, ok := o.state.(*timeline); ok {
 				t.last = s
 				s.points = append(s.points, point{op.semaphore, op.value, stream.Signal{Kind: stream.SignalSemaphore, ID: o.id, Value: op.value}})
@@ -72,6 +75,9 @@ func (r *renderer) submit(c *call) error {
 	})
 	if poison != "" {
 		return r.refuse(c, fmt.Errorf("a command buffer could not be recorded: %s", poison))
+	}
+	if q.deadline > 0 {
+		s.gate = r.gateOf(c, index)
 	}
 	fenceAt := len(c.Params) - 1
 	s.fence = c.args[fenceAt]
