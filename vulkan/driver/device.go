@@ -80,7 +80,7 @@ func (d *Driver) destroyInstance(cmd registry.Index, a *registry.Args) uint64 {
 	last := d.instances == 0
 	d.mu.Unlock()
 	if last {
-		if err := d.writeTrace(); err != nil {
+		if err := d.WriteTrace(); err != nil {
 			d.cfg.Logger.Warn("trace not written", "error", err)
 		}
 	}

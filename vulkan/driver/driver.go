@@ -32,7 +32,8 @@ type Config struct {
 	// Logger is told of lost devices and refused calls.
 	Logger *slog.Logger
 	// Trace, if it is set, is written a table of the calls and round trips of
-	// each command when the driver is closed or the last instance destroyed.
+	// each command when the driver is closed or the last instance destroyed; see
+	// also WriteTrace.
 	Trace io.Writer
 }
 
@@ -85,7 +86,7 @@ func (d *Driver) Close() error {
 	if l := d.current.Swap(nil); l != nil {
 		l.close()
 	}
-	return errors.Join(d.pool.Close(), d.writeTrace())
+	return errors.Join(d.pool.Close(), d.WriteTrace())
 }
 
 // connect returns the connection, and makes one if there is none or the last

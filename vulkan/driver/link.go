@@ -176,6 +176,7 @@ func (l *link) close() {
 	}
 	l.fail(errClosed)
 	l.wg.Wait()
+	l.d.trace.ended(l)
 	l.sc.Close()
 }
 

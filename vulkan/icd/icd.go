@@ -8,6 +8,8 @@ package icd
 //
 // static uintptr_t allocate(size_t size) { return (uintptr_t)calloc(1, size); }
 // static void release(uintptr_t address) { free((void *)address); }
+//
+// void memspanAtExit(void);
 import "C"
 
 import "github.com/memspan/memspan/vulkan/registry"
@@ -29,6 +31,20 @@ func Handle(h func(command registry.Index, args *registry.Args) uint64) { handle
 func memspanCall(command uint32, args uintptr) uint64 {
 	return handler(registry.Index(command), registry.ArgsAt(args))
 }
+
+// ended is what AtExit was given.
+var ended func()
+
+// AtExit has f called when the process exits by returning from main or by
+// exit(3), on the thread that does. It is to be called once, while the program
+// initialises.
+func AtExit(f func()) {
+	ended = f
+	C.memspanAtExit()
+}
+
+//export memspanEnded
+func memspanEnded() { ended() }
 
 // Alloc returns zeroed C memory, which the loader may write to, or 0.
 func Alloc(size uintptr) uintptr { return uintptr(C.allocate(C.size_t(size))) }

@@ -89,6 +89,8 @@ func newMade() []func(*renderer, *call, *object) {
 	list[registry.VkSemaphore] = func(_ *renderer, c *call, o *object) {
 		if isTimeline(c.args[1]) {
 			o.state = new(timeline)
+		} else {
+			o.state = new(binarySemaphore)
 		}
 	}
 	list[registry.VkCommandBuffer] = func(_ *renderer, _ *call, o *object) { o.state = new(commandBuffer) }

@@ -228,3 +228,32 @@ func (c *caller) bufferAddress(proc uintptr, o *object) uint64 {
 	runtime.KeepAlive(info)
 	return c.raw.Result
 }
+
+// waits calls f for each semaphore, and its value, that a vkQueueSubmit,
+// vkQueueSubmit2 or vkQueueBindSparse waits for.
+func waits(c *call, command registry.Index, f func(signalOp)) {
+	count, at := uint32(c.args[1]), structure(c.args[2])
+	for i := range count {
+		if command == registry.VkQueueSubmit2 {
+			s := at.add(i, 64)
+			for k := range s.u32(20) {
+				op := s.next(24).add(k, 48)
+				f(signalOp{op.u64(16), op.u64(24)})
+			}
+			continue
+		}
+		size := uint32(72)
+		if command == registry.VkQueueBindSparse {
+			size = 96
+		}
+		s := at.add(i, size)
+		values := s.chained(1000207003)
+		for k := range s.u32(16) {
+			op := signalOp{semaphore: s.next(24).u64(uintptr(k) * 8)}
+			if values != 0 && k < values.u32(16) && values.next(24) != 0 {
+				op.value = values.next(24).u64(uintptr(k) * 8)
+			}
+			f(op)
+		}
+	}
+}
