@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	built = newBuilds(dir)
+	// Much of what the tests do is to wait. The command line says otherwise if
+	// it wants.
+	flag.Set("test.parallel", "6")
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

@@ -110,6 +110,16 @@ static void large_shader(App *a) {
 	free(code);
 }
 
+// A mistake that does no harm, for a validation layer to find: the buffer was
+// not made for being filled.
+static void misuse(App *a) {
+	Buffer b = make_buffer(a, 4096, VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, LOCAL);
+	VkCommandBuffer cb = begin(a);
+	vkCmdFillBuffer(cb, b.buffer, 0, VK_WHOLE_SIZE, 0);
+	finish(a, cb);
+	drop_buffer(a, &b);
+}
+
 int main(int argc, char **argv) {
 	App a = open_app();
 	const char *name = argc > 1 ? argv[1] : "";
@@ -119,8 +129,10 @@ int main(int argc, char **argv) {
 		staged(&a);
 	else if (!strcmp(name, "large-shader"))
 		large_shader(&a);
+	else if (!strcmp(name, "misuse"))
+		misuse(&a);
 	else
-		FAIL("cases: mapped, staged, large-shader");
+		FAIL("cases: mapped, staged, large-shader, misuse");
 	close_app(&a);
 	return 0;
 }
