@@ -25,7 +25,8 @@ type Receiver struct {
 	n      int
 	err    error
 	try    func(fd uintptr) bool // made once, so that receiving takes no memory
-	marks  bool                  // the mark can be set
+	lower  func(fd uintptr)
+	marks  bool // the mark can be set
 }
 
 // ReceiverOf returns a receiver for a TCP connection that has the default mark.
@@ -37,6 +38,7 @@ func ReceiverOf(c syscall.Conn) (*Receiver, error) {
 	}
 	r := &Receiver{raw: raw, mark: 1, marks: true}
 	r.try = r.read
+	r.lower = func(fd uintptr) { r.marks = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1) == nil }
 	return r, nil
 }
 
@@ -61,6 +63,18 @@ func (r *Receiver) Receive(p, after []byte, want int) (int, error) {
 		return 0, io.EOF
 	}
 	return r.n, nil
+}
+
+// Lower takes the low-water mark back, which Receive leaves where it was: whoever
+// waits for the socket in another way is woken by the first byte. It wakes those
+// who wait already.
+func (r *Receiver) Lower() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mark == 1 || r.raw.Control(r.lower) != nil { // an error: the socket is closed
+		return
+	}
+	r.mark = 1
 }
 
 // read is one attempt; false waits for the socket to become readable.

@@ -92,3 +92,25 @@ func TestReceive(t *testing.T) {
 		t.Errorf("closed: %v", err)
 	}
 }
+
+// Whoever waits for the socket beside the receiver sees the first byte, though
+// the receiver has waited for many.
+func TestLower(t *testing.T) {
+	a, b := dial(t)
+	r := receiver(t, b)
+	s, err := sockopt.Of(b.(syscall.Conn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if n, err := r.Receive(make([]byte, 4096), nil, 4096); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%d bytes of none, %v", n, err)
+	}
+	r.Lower()
+	if _, err := a.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if ready, err := s.AwaitReadable(10 * time.Second); err != nil || !ready {
+		t.Errorf("ready %v, %v", ready, err)
+	}
+}

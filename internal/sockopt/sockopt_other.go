@@ -40,3 +40,6 @@ func (*Socket) AwaitReadable(time.Duration) (bool, error) { return false, errors
 
 // Shutdown fails on this system.
 func (*Socket) Shutdown() error { return errors.ErrUnsupported }
+
+// Lower does nothing.
+func (*Receiver) Lower() {}
