@@ -69,9 +69,11 @@ type deviceMemory struct {
 }
 
 // addMemoryHandlers adds the handlers of commands on memory, what is bound to
-// it, and events.
+// it, events, and the choice of GPUs.
 func addMemoryHandlers(list []handler) {
 	for index, h := range map[registry.Index]handler{
+		registry.VkEnumeratePhysicalDevices:           (*renderer).enumerate,
+		registry.VkEnumeratePhysicalDeviceGroups:      (*renderer).enumerateGroups,
 		registry.VkAllocateMemory:                     (*renderer).allocateMemory,
 		registry.VkFreeMemory:                         (*renderer).freeMemory,
 		registry.VkMapMemory:                          (*renderer).refuseMapping,
