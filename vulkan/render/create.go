@@ -22,32 +22,35 @@ type handler func(r *renderer, c *call) error
 func newHandlers() []handler {
 	list := make([]handler, len(registry.Commands))
 	for name, h := range map[string]handler{
-		"vkCreateInstance":                       (*renderer).createInstance,
-		"vkDestroyInstance":                      (*renderer).destroyInstance,
-		"vkEnumerateInstanceVersion":             (*renderer).instanceVersion,
-		"vkEnumerateInstanceExtensionProperties": (*renderer).extensions,
-		"vkEnumerateDeviceExtensionProperties":   (*renderer).extensions,
-		"vkGetPhysicalDeviceProperties":          (*renderer).properties,
-		"vkGetPhysicalDeviceProperties2":         (*renderer).properties,
-		"vkGetPhysicalDeviceFeatures2":           (*renderer).features,
-		"vkCreateDevice":                         (*renderer).createDevice,
-		"vkDestroyDevice":                        (*renderer).destroyDevice,
-		"vkResetDescriptorPool":                  (*renderer).resetDescriptorPool,
-		"vkQueueSubmit":                          (*renderer).submit,
-		"vkQueueSubmit2":                         (*renderer).submit,
-		"vkQueueBindSparse":                      (*renderer).submit,
-		"vkQueueWaitIdle":                        (*renderer).waitIdle,
-		"vkDeviceWaitIdle":                       (*renderer).waitIdle,
-		"vkResetFences":                          (*renderer).settleFirst,
-		"vkDestroyFence":                         (*renderer).settleFirst,
-		"vkDestroySemaphore":                     (*renderer).settleFirst,
-		"vkGetQueryPoolResults":                  (*renderer).queryResults,
-		"vkCreateGraphicsPipelines":              (*renderer).runAside,
-		"vkCreateComputePipelines":               (*renderer).runAside,
-		"vkWaitForFences":                        (*renderer).runAside,
-		"vkWaitSemaphores":                       (*renderer).runAside,
-		"vkBindBufferMemory":                     (*renderer).bindBuffer,
-		"vkBindBufferMemory2":                    (*renderer).bindBuffer,
+		"vkCreateInstance":                          (*renderer).createInstance,
+		"vkDestroyInstance":                         (*renderer).destroyInstance,
+		"vkEnumerateInstanceVersion":                (*renderer).instanceVersion,
+		"vkEnumerateInstanceExtensionProperties":    (*renderer).extensions,
+		"vkEnumerateDeviceExtensionProperties":      (*renderer).extensions,
+		"vkGetPhysicalDeviceProperties":             (*renderer).properties,
+		"vkGetPhysicalDeviceProperties2":            (*renderer).properties,
+		"vkGetPhysicalDeviceFeatures2":              (*renderer).features,
+		"vkGetPhysicalDeviceQueueFamilyProperties":  (*renderer).queueFamilies,
+		"vkGetPhysicalDeviceQueueFamilyProperties2": (*renderer).queueFamilies,
+		"vkCreateDevice":                            (*renderer).createDevice,
+		"vkDestroyDevice":                           (*renderer).destroyDevice,
+		"vkResetDescriptorPool":                     (*renderer).resetDescriptorPool,
+		"vkQueueSubmit":                             (*renderer).submit,
+		"vkQueueSubmit2":                            (*renderer).submit,
+		"vkQueueBindSparse":                         (*renderer).submit,
+		"vkQueueWaitIdle":                           (*renderer).waitIdle,
+		"vkDeviceWaitIdle":                          (*renderer).waitIdle,
+		"vkResetFences":                             (*renderer).settleFirst,
+		"vkDestroyFence":                            (*renderer).settleFirst,
+		"vkDestroySemaphore":                        (*renderer).settleFirst,
+		"vkGetQueryPoolResults":                     (*renderer).queryResults,
+		"vkCreateGraphicsPipelines":                 (*renderer).runAside,
+		"vkCreateComputePipelines":                  (*renderer).runAside,
+		"vkAcquireProfilingLockKHR":                 (*renderer).runAside,
+		"vkWaitForFences":                           (*renderer).runAside,
+		"vkWaitSemaphores":                          (*renderer).runAside,
+		"vkBindBufferMemory":                        (*renderer).bindBuffer,
+		"vkBindBufferMemory2":                       (*renderer).bindBuffer,
 	} {
 		for i := range registry.Commands {
 			c := &registry.Commands[i]
@@ -73,6 +76,8 @@ func newMade() []func(*renderer, *call, *object) {
 	list[registry.VkSemaphore] = func(_ *renderer, c *call, o *object) {
 		if isTimeline(c.args[1]) {
 			o.state = new(timeline)
+		} else {
+			o.state = new(binarySemaphore)
 		}
 	}
 	list[registry.VkCommandBuffer] = func(_ *renderer, _ *call, o *object) { o.state = new(commandBuffer) }
@@ -149,6 +154,9 @@ func (r *renderer) destroyInstance(c *call) error {
 func (r *renderer) createDevice(c *call) error {
 	if err := r.allowed(adjustDevice(c.args[1]), false); err != nil {
 		return r.refuse(c, err)
+	}
+	if name := enablesHidden(c.args[1]); name != "" {
+		return r.refuse(c, fmt.Errorf("%w: %s", errHidden, name))
 	}
 	imports := r.local && !r.cfg.HideImport && c.first != nil && r.enableImport(c)
 	result, err := r.invoke(c)

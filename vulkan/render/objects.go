@@ -38,7 +38,7 @@ type object struct {
 	child, next, older *object // next is younger, older is older
 
 	// state is what the renderer keeps for some types: *instance, *device,
-	// *queue, *fence, *timeline, *commandBuffer, *buffer, *image,
+	// *queue, *fence, *timeline, *binarySemaphore, *commandBuffer, *buffer, *image,
 	// *deviceMemory, *event.
 	state any
 }

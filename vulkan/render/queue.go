@@ -42,6 +42,7 @@ type submission struct {
 
 	signal stream.Signal // of the application's fence, if it has one
 	facts  []*facts      // of its command buffers
+	gate   gate          // what it waits for; the queue's goroutine's
 	// finished is closed when all of it has been observed, or never will be.
 	finished chan struct{}
 	failed   bool // it will not end; to be read when finished is closed
@@ -201,7 +202,7 @@ func (q *queue) run() {
 func (q *queue) finish(s *submission) {
 	s.failed = true
 	defer close(s.finished)
-	begin := time.Now()
+	begin := &clock{time.Now(), &s.gate}
 	for i, p := range s.points {
 		if !q.await(begin, "vkWaitSemaphores", func() vk.Result {
 			return q.caller.waitSemaphore(q.device, p.semaphore, p.value, q.slice(s))
@@ -230,7 +231,7 @@ func (q *queue) finish(s *submission) {
 
 // await calls wait until it does not time out, the deadline is over or the
 // queue is closing, and reports whether what was waited for is there.
-func (q *queue) await(begin time.Time, call string, wait func() vk.Result) bool {
+func (q *queue) await(begin *clock, call string, wait func() vk.Result) bool {
 	for {
 		r := wait()
 		if r == vk.Success {
@@ -240,7 +241,7 @@ func (q *queue) await(begin time.Time, call string, wait func() vk.Result) bool 
 			q.fail(&vk.Error{Call: call, Result: r})
 			return false
 		}
-		if q.deadline > 0 && time.Since(begin) > q.deadline {
+		if begin.over(q) {
 			q.fail(fmt.Errorf("%w: %v", errDeadline, q.deadline))
 			return false
 		}

@@ -144,6 +144,19 @@ func hideFeatures(features uint64) {
 	}
 }
 
+// enablesHidden returns the name of a feature that a VkDeviceCreateInfo enables
+// although it is not offered, or "".
+func enablesHidden(info uint64) string {
+	for s := structure(info).next(8); s != 0; s = s.next(8) {
+		for _, h := range hidden {
+			if s.u32(0) == h.sType && s.u32(h.offset) != 0 {
+				return h.name
+			}
+		}
+	}
+	return ""
+}
+
 // A signalOp is a semaphore and the value that a batch sets it to.
 type signalOp struct{ semaphore, value uint64 }
 
@@ -214,4 +227,33 @@ func (c *caller) bufferAddress(proc uintptr, o *object) uint64 {
 	c.call(proc, uint64(o.device.real), address(info))
 	runtime.KeepAlive(info)
 	return c.raw.Result
+}
+
+// waits calls f for each semaphore, and its value, that a vkQueueSubmit,
+// vkQueueSubmit2 or vkQueueBindSparse waits for.
+func waits(c *call, command registry.Index, f func(signalOp)) {
+	count, at := uint32(c.args[1]), structure(c.args[2])
+	for i := range count {
+		if command == registry.VkQueueSubmit2 {
+			s := at.add(i, 64)
+			for k := range s.u32(20) {
+				op := s.next(24).add(k, 48)
+				f(signalOp{op.u64(16), op.u64(24)})
+			}
+			continue
+		}
+		size := uint32(72)
+		if command == registry.VkQueueBindSparse {
+			size = 96
+		}
+		s := at.add(i, size)
+		values := s.chained(1000207003)
+		for k := range s.u32(16) {
+			op := signalOp{semaphore: s.next(24).u64(uintptr(k) * 8)}
+			if values != 0 && k < values.u32(16) && values.next(24) != 0 {
+				op.value = values.next(24).u64(uintptr(k) * 8)
+			}
+			f(op)
+		}
+	}
 }

@@ -65,6 +65,9 @@ func (r *renderer) submit(c *call) error {
 			if o == nil {
 				continue
 			}
+			if b, ok := o.state.(*binarySemaphore); ok {
+				b.last = s
+			}
 			if t, ok := o.state.(*timeline); ok {
 				t.last = s
 				s.points = append(s.points, point{op.semaphore, op.value, stream.Signal{Kind: stream.SignalSemaphore, ID: o.id, Value: op.value}})
@@ -80,6 +83,9 @@ func (r *renderer) submit(c *call) error {
 	}
 	s.joins = q.joins
 	r.plan(q.device, s)
+	if q.deadline > 0 {
+		s.gate = r.gateOf(c, index)
+	}
 	fenceAt := len(c.Params) - 1
 	s.fence = c.args[fenceAt]
 	switch {
