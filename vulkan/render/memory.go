@@ -268,7 +268,7 @@ func (m *deviceMemory) expect(spans []span) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.bytes == nil {
-		if m.shared == nil {
+		if m.shared == nil && !covers(m.unseen, spans) {
 			m.unseen = normalize(append(m.unseen, spans...))
 			if len(m.unseen) > 64 {
 				m.unseen = []span{{m.unseen[0].off, m.unseen[len(m.unseen)-1].end}}
