@@ -68,6 +68,38 @@ type deviceMemory struct {
 	shared *memfd.Region // what was imported: the client maps it too
 }
 
+// addMemoryHandlers adds the handlers of commands on memory, what is bound to
+// it, events, and the choice of GPUs.
+func addMemoryHandlers(list []handler) {
+	for index, h := range map[registry.Index]handler{
+		registry.VkEnumeratePhysicalDevices:           (*renderer).enumerate,
+		registry.VkEnumeratePhysicalDeviceGroups:      (*renderer).enumerateGroups,
+		registry.VkAllocateMemory:                     (*renderer).allocateMemory,
+		registry.VkFreeMemory:                         (*renderer).freeMemory,
+		registry.VkMapMemory:                          (*renderer).refuseMapping,
+		registry.VkUnmapMemory:                        (*renderer).refuseMapping,
+		registry.VkFlushMappedMemoryRanges:            (*renderer).refuseMapping,
+		registry.VkInvalidateMappedMemoryRanges:       (*renderer).refuseMapping,
+		registry.VkCreateBuffer:                       (*renderer).createResource,
+		registry.VkCreateImage:                        (*renderer).createResource,
+		registry.VkGetDeviceBufferMemoryRequirements:  (*renderer).requirements,
+		registry.VkGetDeviceImageMemoryRequirements:   (*renderer).requirements,
+		registry.VkBindImageMemory:                    (*renderer).bindImage,
+		registry.VkBindImageMemory2:                   (*renderer).bindImage,
+		registry.VkGetPhysicalDeviceMemoryProperties:  (*renderer).memoryProperties,
+		registry.VkGetPhysicalDeviceMemoryProperties2: (*renderer).memoryProperties,
+		registry.VkSetEvent:                           (*renderer).changeEvent,
+		registry.VkResetEvent:                         (*renderer).changeEvent,
+		registry.VkDestroyEvent:                       (*renderer).destroyEvent,
+	} {
+		for i := range registry.Commands {
+			if registry.Index(i) == index || registry.Commands[i].Alias == index {
+				list[i] = h
+			}
+		}
+	}
+}
+
 // memory carries out a message about a device memory's contents.
 func (r *renderer) memory(m stream.Message) error {
 	switch m.Op {
@@ -236,7 +268,7 @@ func (m *deviceMemory) expect(spans []span) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.bytes == nil {
-		if m.shared == nil {
+		if m.shared == nil && !covers(m.unseen, spans) {
 			m.unseen = normalize(append(m.unseen, spans...))
 			if len(m.unseen) > 64 {
 				m.unseen = []span{{m.unseen[0].off, m.unseen[len(m.unseen)-1].end}}
