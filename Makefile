@@ -3,6 +3,7 @@
 #   make demo     install what is missing, build, and show it working
 #   make build    bin/memspan, and the Vulkan driver if there is a C compiler
 #   make test     everything that must hold before a change goes in
+#   make test-apps  the same for programs that take long to get: ffmpeg, llama.cpp
 
 GO          ?= go
 STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -14,7 +15,7 @@ BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.versi
 # What client programs import must compile where the daemon does not run.
 PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./internal/...
 
-.PHONY: all build driver build-static setup demo test race search e2e test-slow lint vet generate bench fuzz cover clean
+.PHONY: all build driver build-static setup demo test test-apps race search e2e test-slow lint vet generate bench fuzz cover clean
 .NOTPARALLEL:
 
 all: build
@@ -48,6 +49,11 @@ test:
 	scripts/setup test
 	$(MAKE) generate-check lint race search e2e
 
+# Vulkan applications that others wrote: they have to be installed first.
+test-apps: build
+	scripts/setup apps
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan MEMSPAN_TEST_APPS=1 $(GO) test -count=1 -v -timeout 30m ./test/apps
+
 race:
 	$(GO) test -race ./...
 
@@ -58,12 +64,13 @@ search:
 
 # The command and the whole once more, with the binaries that are shipped.
 e2e: build build-static
-	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 ./cmd/memspan ./test/e2e
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 ./cmd/memspan ./test/e2e ./test/apps
 	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 ./cmd/memspan ./test/e2e
 
-# What takes minutes of waiting: 1 GiB over a link of 10 MB/s, 50 clients.
+# What takes minutes of waiting: 1 GiB over a link of 10 MB/s, 50 clients, a
+# minute of Vulkan in four threads.
 test-slow:
-	MEMSPAN_SLOW=1 $(GO) test -count=1 -timeout 20m -run 'TestSlowLink|TestManyClients' ./test/e2e
+	MEMSPAN_SLOW=1 $(GO) test -count=1 -timeout 20m -run 'TestSlowLink|TestManyClients|TestThreads' ./test/e2e ./test/apps
 
 lint: vet
 	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \

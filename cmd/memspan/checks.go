@@ -34,6 +34,8 @@ func diagnose(ctx context.Context, opts *options) *diagnosis {
 	memory := memlimit.Read(os.DirFS("/"))
 	d.Checks = []check{
 		vulkan,
+		checkDriver(),
+		checkImport(devices),
 		checkSharing(),
 		checkTracking(),
 		checkKernel(),
@@ -79,6 +81,47 @@ func checkVulkan(ctx context.Context) ([]vram.DeviceInfo, check) {
 		c.Fix = "see why the driver fails: memspan serve --log-level debug"
 	}
 	return devices, c
+}
+
+// checkDriver looks for the Vulkan driver that applications load.
+func checkDriver() check {
+	if _, err := findDriver(""); err != nil {
+		return check{Name: "Vulkan driver", State: stateAbsent, Found: "none", Meaning: "no Vulkan application here can use a GPU elsewhere",
+			Reason: err.Error(), Fix: "make build, with a C compiler"}
+	}
+	return check{Name: "Vulkan driver", State: stateOK, Found: "built", Meaning: "memspan run starts Vulkan applications on any GPU"}
+}
+
+// checkImport says how the memory that Vulkan applications on this machine map
+// gets to its devices.
+func checkImport(devices []vram.DeviceInfo) check {
+	c := check{Name: "host memory import", State: stateAbsent, Found: "no device", Meaning: "no GPU here to lend"}
+	n := 0
+	for _, d := range devices {
+		if d.ImportsHostMemory {
+			n++
+		}
+	}
+	switch {
+	case len(devices) == 0:
+	case n == len(devices):
+		c.State, c.Found, c.Meaning = stateOK, "works", "what Vulkan applications here map is the device's memory: no copies"
+	default:
+		c.State, c.Found = stateLimited, fmt.Sprintf("%d of %s", n, countOf(len(devices), "device"))
+		c.Meaning = "what Vulkan applications here map is copied, changed bytes only"
+		c.Reason = "no VK_EXT_external_memory_host: " + strings.Join(without(devices), ", ")
+	}
+	return c
+}
+
+// without returns the names of the devices that cannot import memory.
+func without(devices []vram.DeviceInfo) (names []string) {
+	for _, d := range devices {
+		if !d.ImportsHostMemory {
+			names = append(names, d.Name)
+		}
+	}
+	return names
 }
 
 func countOf(n int, what string) string {

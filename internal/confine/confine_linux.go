@@ -76,6 +76,11 @@ func Confine(shaderCache string) (State, error) {
 	if state.Seccomp, err = filterCalls(); err != nil {
 		return State{}, err
 	}
+	// That the process dies with its parent is a thread's property, and this need
+	// not be the thread that Spawn gave it to.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return State{}, os.NewSyscallError("prctl(PR_SET_PDEATHSIG)", err)
+	}
 	env := append(os.Environ(), driverEnvironment(shaderCache)...)
 	err = unix.Exec("/proc/self/exe", os.Args, append(env, mark+"="+state.marshal()))
 	return State{}, fmt.Errorf("confine: execute this program (%s) anew: %w", os.Args[0], err)

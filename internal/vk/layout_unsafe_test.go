@@ -35,6 +35,7 @@ func layouts() []layout {
 		queue  deviceQueueCreateInfo
 		dev    deviceCreateInfo
 		limits physicalDeviceLimits
+		ext    extensionProperties
 		props  physicalDeviceProperties
 		props2 physicalDeviceProperties2
 		id     physicalDeviceIDProperties
@@ -73,6 +74,8 @@ func layouts() []layout {
 			{"deviceUUID", [2]uintptr{16, unsafe.Offsetof(id.deviceUUID)}}, {"deviceLUIDValid", [2]uintptr{60, unsafe.Offsetof(id.deviceLUIDValid)}}}},
 		{"VkPhysicalDeviceDriverProperties", [2]uintptr{536, unsafe.Sizeof(drv)}, []field{
 			{"driverName", [2]uintptr{20, unsafe.Offsetof(drv.driverName)}}, {"driverInfo", [2]uintptr{276, unsafe.Offsetof(drv.driverInfo)}}}},
+		{"VkExtensionProperties", [2]uintptr{260, unsafe.Sizeof(ext)}, []field{
+			{"specVersion", [2]uintptr{256, unsafe.Offsetof(ext.specVersion)}}}},
 		{"VkPhysicalDeviceMemoryProperties", [2]uintptr{520, unsafe.Sizeof(mem)}, []field{
 			{"memoryTypes", [2]uintptr{4, unsafe.Offsetof(mem.types)}}, {"memoryHeapCount", [2]uintptr{260, unsafe.Offsetof(mem.heapCount)}},
 			{"memoryHeaps", [2]uintptr{264, unsafe.Offsetof(mem.heaps)}}}},

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -30,6 +31,7 @@ type Instance struct {
 	destroyInstance, enumeratePhysicalDevices                 uintptr
 	getProperties, getProperties2, getMemoryProperties        uintptr
 	getQueueFamilyProperties, createDevice, getDeviceProcAddr uintptr
+	enumerateExtensions                                       uintptr
 }
 
 // call calls a C function. The directive keeps what the arguments point to
@@ -129,6 +131,7 @@ func (i *Instance) create() error {
 	i.getQueueFamilyProperties = i.proc("vkGetPhysicalDeviceQueueFamilyProperties")
 	i.createDevice = i.proc("vkCreateDevice")
 	i.getDeviceProcAddr = i.proc("vkGetDeviceProcAddr")
+	i.enumerateExtensions = i.proc("vkEnumerateDeviceExtensionProperties")
 	return nil
 }
 
@@ -172,6 +175,7 @@ func (i *Instance) describe(device uintptr) DeviceInfo {
 		NonCoherentAtom: int64(p.limits.nonCoherentAtomSize),
 	}
 	i.describe2(device, &info)
+	info.ImportsHostMemory = i.has(device, "VK_EXT_external_memory_host")
 
 	m := new(physicalDeviceMemoryProperties)
 	call(i.getMemoryProperties, device, uintptr(unsafe.Pointer(m)))
@@ -211,6 +215,20 @@ func (i *Instance) describe2(device uintptr, info *DeviceInfo) {
 	call(i.getProperties2, device, uintptr(unsafe.Pointer(p)))
 	info.UUID = hex.EncodeToString(id.deviceUUID[:])
 	info.Driver = strings.TrimSpace(text(driver.driverName[:]) + " " + text(driver.driverInfo[:]))
+}
+
+// has reports whether a device has an extension. A driver that fails to say has
+// none.
+func (i *Instance) has(device uintptr, extension string) bool {
+	count := new(uint32)
+	if call(i.enumerateExtensions, device, 0, uintptr(unsafe.Pointer(count)), 0) != 0 || *count == 0 {
+		return false
+	}
+	list := make([]extensionProperties, *count)
+	r := call(i.enumerateExtensions, device, 0, uintptr(unsafe.Pointer(count)), uintptr(unsafe.Pointer(&list[0])))
+	return int32(r) >= 0 && slices.ContainsFunc(list[:min(int(*count), len(list))], func(p extensionProperties) bool {
+		return text(p.name[:]) == extension
+	})
 }
 
 // text returns the NUL-terminated string in b.

@@ -93,6 +93,12 @@ type physicalDeviceLimits struct {
 	nonCoherentAtomSize  uint64 // 496
 }
 
+type extensionProperties struct {
+	_           structs.HostLayout
+	name        [256]byte
+	specVersion uint32
+}
+
 type physicalDeviceProperties struct {
 	_                 structs.HostLayout
 	apiVersion        Version

@@ -32,6 +32,9 @@ type DeviceInfo struct {
 	// NonCoherentAtom is the unit, in bytes, of Flush and Invalidate. The
 	// specification limits it to powers of two up to 256.
 	NonCoherentAtom int64 `json:"non_coherent_atom"`
+	// ImportsHostMemory is whether the driver can use memory of the process's own
+	// as device memory: it has VK_EXT_external_memory_host.
+	ImportsHostMemory bool `json:"imports_host_memory"`
 }
 
 // A Heap is memory that several memory types may draw on.

@@ -30,6 +30,7 @@ type deviceState struct {
 	object     *object
 	cache      *queryCache
 	extensions map[string]bool // enabled
+	memory     deviceMemory
 
 	mu     sync.Mutex
 	queues map[queueKey]*object

@@ -202,6 +202,16 @@ func (l *link) write(op stream.Op, head, data []byte) error {
 	return nil
 }
 
+// send sends a message without a reply. It leaves with the next flush, or
+// after flushAfter.
+func (l *link) send(op stream.Op, body func([]byte) []byte) error {
+	if err := l.sc.End(body(l.sc.Begin(op, 0, 0))); err != nil {
+		return l.failed(err)
+	}
+	l.buffered()
+	return nil
+}
+
 // sendCall sends a command whose result nobody waits for.
 func (l *link) sendCall(cmd registry.Index, a *registry.Args) error {
 	return l.encode(cmd, a, 0, 0)
@@ -265,7 +275,7 @@ func (l *link) ask(cmd registry.Index, a *registry.Args) ([]byte, error) {
 }
 
 // roundTrip has send send a request with the serial it is given, and waits for
-// the reply. cmd is what it counts for, or None.
+// the reply. cmd is what it counts for.
 func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]byte, error) {
 	if err := l.lost(); err != nil {
 		return nil, err
@@ -298,4 +308,30 @@ func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]
 		return nil, &refusedError{result, text}
 	}
 	return p.body, nil
+}
+
+// request sends a special operation on behalf of a command and returns the body
+// of its reply.
+func (l *link) request(cmd registry.Index, op stream.Op, body func([]byte) []byte) ([]byte, error) {
+	return l.roundTrip(cmd, func(serial uint64) error {
+		if err := l.sc.End(body(l.sc.Begin(op, stream.FlagReply, serial))); err != nil {
+			return l.failed(err)
+		}
+		return nil
+	})
+}
+
+// requestFile is request with a file, which stays the caller's.
+func (l *link) requestFile(cmd registry.Index, op stream.Op, body func([]byte) ([]byte, error), f *os.File) ([]byte, error) {
+	return l.roundTrip(cmd, func(serial uint64) error {
+		buf, err := body(l.sc.Begin(op, stream.FlagReply, serial))
+		if err != nil {
+			l.sc.Abort()
+			return err
+		}
+		if err := l.sc.EndFile(buf, f); err != nil {
+			return l.failed(err)
+		}
+		return nil
+	})
 }

@@ -15,12 +15,13 @@ const (
 	// watchEvery is how often a link is looked at while someone waits for it.
 	watchEvery = 500 * time.Millisecond
 	// pingAfter is how long a worker may be silent before it is asked whether
-	// it lives, and deadAfter when it is taken for dead.
+	// it lives, and deadAfter when it is taken for dead: with the time until
+	// that is noticed, less than 5 s.
 	pingAfter = time.Second
-	deadAfter = 4500 * time.Millisecond
+	deadAfter = 4 * time.Second
 )
 
-var errSilent = errors.New("the worker has not answered for 5 s")
+var errSilent = errors.New("the worker has been silent for 4 s, and was asked")
 
 // background reads while no application thread waits.
 func (l *link) background() {
@@ -157,7 +158,7 @@ func (l *link) watch() {
 			return
 		}
 		alive := time.Now() // last
-		seen := l.motion(motion{})
+		seen, _ := l.motion(motion{})
 		for last := alive; ; {
 			timer.Reset(watchEvery)
 			select {
@@ -167,8 +168,9 @@ func (l *link) watch() {
 			}
 			now := time.Now()
 			// If we were stopped ourselves, the silence says nothing.
-			if m := l.motion(seen); m != seen || now.Sub(last) > 4*watchEvery {
-				seen, alive = m, now
+			m, moved := l.motion(seen)
+			if seen = m; moved || now.Sub(last) > 4*watchEvery {
+				alive = now
 			}
 			last = now
 			wanted := l.asked.Swap(false) || l.waiting.Load() > 0
@@ -195,15 +197,16 @@ func (l *link) watch() {
 // motion is what changes when a worker lives.
 type motion struct {
 	heard int64 // time of its last message
-	taken int64 // bytes of what we sent that its side has taken, so far
+	taken int64 // bytes of what we sent that its side had taken while more waited; 0 if none waited
 }
 
-// motion looks at the link. What was taken counts only while more waits: a
-// worker's system takes a ping even if the worker is dead.
-func (l *link) motion(before motion) motion {
-	m := motion{heard: l.heard.Load(), taken: before.taken}
+// motion looks at the link, and reports whether something has moved since it
+// was looked at before. What is taken counts only while more waits: a worker's
+// system takes a ping even if the worker is dead.
+func (l *link) motion(before motion) (m motion, moved bool) {
+	m.heard = l.heard.Load()
 	if waiting := l.sc.Wire().SendQueue(); waiting > 0 {
-		m.taken = max(m.taken, int64(l.sc.Wire().Stats().Sent.Bytes)-int64(waiting))
+		m.taken = int64(l.sc.Wire().Stats().Sent.Bytes) - int64(waiting)
 	}
-	return m
+	return m, m.heard != before.heard || before.taken > 0 && m.taken > before.taken
 }

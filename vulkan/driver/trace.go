@@ -16,7 +16,7 @@ import (
 // A trace counts calls and round trips by command. A nil one counts nothing.
 type trace struct {
 	calls []atomic.Uint64
-	trips []atomic.Uint64 // the last one's: of special operations
+	trips []atomic.Uint64
 
 	mu             sync.Mutex     // held while the table is written
 	told           map[*link]flow // what was written of links that stand
@@ -33,7 +33,7 @@ func (l *link) flow() flow {
 
 func newTrace() *trace {
 	n := len(registry.Commands)
-	return &trace{calls: make([]atomic.Uint64, n), trips: make([]atomic.Uint64, n+1), told: make(map[*link]flow)}
+	return &trace{calls: make([]atomic.Uint64, n), trips: make([]atomic.Uint64, n), told: make(map[*link]flow)}
 }
 
 // ended counts what went through a link that ends.
@@ -63,15 +63,11 @@ func (t *trace) call(cmd registry.Index) {
 	}
 }
 
-// trip counts a round trip; registry.None is that of no command.
+// trip counts a round trip.
 func (t *trace) trip(cmd registry.Index) {
-	if t == nil {
-		return
+	if t != nil {
+		t.trips[cmd].Add(1)
 	}
-	if cmd == registry.None {
-		cmd = registry.Index(len(t.trips) - 1)
-	}
-	t.trips[cmd].Add(1)
 }
 
 // WriteTrace writes to Config.Trace what was counted since the last time: the
@@ -92,10 +88,7 @@ func (d *Driver) WriteTrace() error {
 	var rows []row
 	total := row{name: "total"}
 	for i := range d.trace.trips {
-		r := row{name: "memory mapped or imported", trips: d.trace.trips[i].Swap(0)}
-		if i < len(d.trace.calls) {
-			r.name, r.calls = registry.Commands[i].Name, d.trace.calls[i].Swap(0)
-		}
+		r := row{registry.Commands[i].Name, d.trace.calls[i].Swap(0), d.trace.trips[i].Swap(0)}
 		if r.calls+r.trips > 0 {
 			rows = append(rows, r)
 			total.calls += r.calls

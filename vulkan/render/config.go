@@ -17,6 +17,10 @@ type Config struct {
 	Objects    int           // handles at a time; 0: 1 Mi
 	QueueDepth int           // submissions of one queue under way; 0: 16 Ki
 	Deadline   time.Duration // of the oldest submission of a queue, then the device counts as lost; 0: none
+	Memory     int64         // bytes of device memory; 0: no limit
+	// HideHostCoherent tells the application of no memory that is coherent, and
+	// HideImport shares none with it: for tests of what other drivers lack.
+	HideHostCoherent, HideImport bool
 	// Spin is for how long a submission is polled for its end before its queue's
 	// goroutine is woken to wait for it; 0: 20 µs; negative: not at all.
 	Spin time.Duration

@@ -51,6 +51,20 @@ func newHandlers() []handler {
 		"vkWaitSemaphores":                          (*renderer).runAside,
 		"vkBindBufferMemory":                        (*renderer).bindBuffer,
 		"vkBindBufferMemory2":                       (*renderer).bindBuffer,
+		"vkBindImageMemory":                         (*renderer).bindImage,
+		"vkBindImageMemory2":                        (*renderer).bindImage,
+		"vkAllocateMemory":                          (*renderer).allocateMemory,
+		"vkFreeMemory":                              (*renderer).freeMemory,
+		"vkMapMemory":                               (*renderer).refuseMapping,
+		"vkUnmapMemory":                             (*renderer).refuseMapping,
+		"vkFlushMappedMemoryRanges":                 (*renderer).refuseMapping,
+		"vkInvalidateMappedMemoryRanges":            (*renderer).refuseMapping,
+		"vkCreateBuffer":                            (*renderer).createResource,
+		"vkCreateImage":                             (*renderer).createResource,
+		"vkGetDeviceBufferMemoryRequirements":       (*renderer).requirements,
+		"vkGetDeviceImageMemoryRequirements":        (*renderer).requirements,
+		"vkGetPhysicalDeviceMemoryProperties":       (*renderer).memoryProperties,
+		"vkGetPhysicalDeviceMemoryProperties2":      (*renderer).memoryProperties,
 	} {
 		for i := range registry.Commands {
 			c := &registry.Commands[i]
@@ -81,6 +95,8 @@ func newMade() []func(*renderer, *call, *object) {
 	}
 	list[registry.VkCommandBuffer] = func(_ *renderer, _ *call, o *object) { o.state = new(commandBuffer) }
 	list[registry.VkBuffer] = func(_ *renderer, c *call, o *object) { o.state = newBuffer(c.args[1]) }
+	list[registry.VkImage] = func(_ *renderer, c *call, o *object) { o.state = newImage(c.args[1]) }
+	list[registry.VkDeviceMemory] = (*renderer).newMemory
 	list[registry.VkDescriptorUpdateTemplate] = func(_ *renderer, c *call, o *object) { o.state = codec.TemplateAt(c.args[1]) }
 	return list
 }
@@ -154,6 +170,7 @@ func (r *renderer) createDevice(c *call) error {
 	if name := enablesHidden(c.args[1]); name != "" {
 		return r.refuse(c, fmt.Errorf("%w: %s", errHidden, name))
 	}
+	imports := r.local && !r.cfg.HideImport && c.first != nil && r.enableImport(c)
 	result, err := r.invoke(c)
 	if err != nil {
 		return r.refuse(c, err)
@@ -167,6 +184,10 @@ func (r *renderer) createDevice(c *call) error {
 			return r.refuse(c, err)
 		}
 		d.procs = make([]uintptr, len(registry.Commands))
+		r.describeMemory(d, c.first)
+		if imports {
+			d.imports = r.describeImport(d, c.first)
+		}
 		o := r.bind(c, ids[0], reals[0])
 		o.device, o.state = d, d
 	}
@@ -206,6 +227,12 @@ func (r *renderer) bindBuffer(c *call) error {
 		return r.refuse(c, err)
 	}
 	if int32(result) >= 0 {
+		for _, b := range bindings(c) {
+			if o, m := r.find(registry.VkBuffer, b.resource), r.found(b.memory); o != nil && m != nil {
+				state := o.state.(*buffer)
+				state.bind(m, b.offset, state.size)
+			}
+		}
 		for _, o := range r.named {
 			if b, ok := o.state.(*buffer); ok && b.addressable {
 				a := stream.Address{Buffer: o.id, Address: r.caller.bufferAddress(r.addressProc(c.first), o)}

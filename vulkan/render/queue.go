@@ -30,6 +30,9 @@ const (
 
 // A submission is what was given to a queue in one call and how its end shows.
 type submission struct {
+	device *device
+	writes []write // what it may write of memory that can be mapped
+	joins  bool    // it may have waited for other queues
 	// points are the timeline semaphores that it signals, in order.
 	points []point
 	// fence is signalled at its end; 0 if the last point is its end.
@@ -71,6 +74,8 @@ type queue struct {
 	waiting []*submission // the first one is being waited for
 	closing bool
 	failed  bool
+
+	joins bool // submissions to it waited for semaphores; the stream's goroutine's
 
 	caller *caller // the goroutine's; the stream's while nothing waits
 	ended  chan struct{}

@@ -31,6 +31,7 @@ type timeline struct {
 
 // A buffer is the state of a VkBuffer.
 type buffer struct {
+	place
 	size        uint64
 	addressable bool // it has an address
 }
@@ -45,7 +46,8 @@ func (r *renderer) submit(c *call) error {
 		index = c.Alias
 	}
 	endsInPoint := false
-	batches(c, index, func(commands []uint64, signals []signalOp) {
+	batches(c, index, func(waits uint32, commands []uint64, signals []signalOp) {
+		q.joins = q.joins || waits > 0
 		for _, real := range commands {
 			if o := r.find(registry.VkCommandBuffer, real); o != nil {
 				b := o.state.(*commandBuffer)
@@ -76,6 +78,11 @@ func (r *renderer) submit(c *call) error {
 	if poison != "" {
 		return r.refuse(c, fmt.Errorf("a command buffer could not be recorded: %s", poison))
 	}
+	if index == registry.VkQueueBindSparse {
+		r.bindSparse()
+	}
+	s.joins = q.joins
+	r.plan(q.device, s)
 	if q.deadline > 0 {
 		s.gate = r.gateOf(c, index)
 	}
@@ -87,7 +94,7 @@ func (r *renderer) submit(c *call) error {
 		f.submitted++
 		f.last = s
 		s.signal = stream.Signal{Kind: stream.SignalFence, ID: r.find(registry.VkFence, s.fence).id, Value: f.submitted}
-	case !endsInPoint && r.watches(q.device, s):
+	case !endsInPoint && r.watches(s):
 		var err error
 		if s.fence, err = q.device.takeFence(&r.caller); err != nil {
 			return r.refuse(c, err)
@@ -95,8 +102,10 @@ func (r *renderer) submit(c *call) error {
 		s.own = true
 		c.args[fenceAt] = s.fence
 	}
+	q.device.begin(s)
 	result, err := r.invoke(c)
 	if err != nil || int32(result) < 0 {
+		q.device.end(s)
 		s.finished = make(chan struct{})
 		close(s.finished)
 		if err != nil {
@@ -137,6 +146,9 @@ const noCommand = 0xffff
 // queue's goroutine, or by the stream's.
 func (r *renderer) observe(s *submission, signal stream.Signal, last bool) {
 	r.compare(s)
+	if last {
+		s.device.end(s)
+	}
 	if signal.Kind != 0 {
 		if r.conn.End(signal.Append(r.conn.Begin(stream.OpSignal, 0, 0))) != nil {
 			return // the stream's goroutine finds out
@@ -160,7 +172,7 @@ func (r *renderer) waitIdle(c *call) error {
 		if err == nil {
 			err = r.caller.submitFence(d, q.real, f)
 		}
-		s := &submission{fence: f, own: true}
+		s := &submission{device: d, joins: q.joins, fence: f, own: true}
 		if err == nil {
 			spin := r.cfg.Spin
 			if r.conn.Buffered() {

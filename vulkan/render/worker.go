@@ -53,6 +53,7 @@ func Worker(ctx context.Context) error {
 	err = Serve(ctx, p.Client, Config{
 		Log:     slog.Default().With("session", p.Start.Session, "application", p.Start.Application),
 		Objects: p.Start.Objects, QueueDepth: p.Start.QueueDepth, Deadline: p.Start.Deadline,
+		Memory: p.Start.Memory, HideHostCoherent: p.Start.HideHostCoherent, HideImport: p.Start.HideImport,
 	})
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("vulkan worker: %w", err)
