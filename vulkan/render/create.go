@@ -32,6 +32,7 @@ func newHandlers() []handler {
 		"vkGetPhysicalDeviceFeatures2":              (*renderer).features,
 		"vkGetPhysicalDeviceQueueFamilyProperties":  (*renderer).queueFamilies,
 		"vkGetPhysicalDeviceQueueFamilyProperties2": (*renderer).queueFamilies,
+		"vkAcquireProfilingLockKHR":                 (*renderer).runAside,
 		"vkCreateDevice":                            (*renderer).createDevice,
 		"vkDestroyDevice":                           (*renderer).destroyDevice,
 		"vkResetDescriptorPool":                     (*renderer).resetDescriptorPool,
@@ -46,25 +47,10 @@ func newHandlers() []handler {
 		"vkGetQueryPoolResults":                     (*renderer).queryResults,
 		"vkCreateGraphicsPipelines":                 (*renderer).runAside,
 		"vkCreateComputePipelines":                  (*renderer).runAside,
-		"vkAcquireProfilingLockKHR":                 (*renderer).runAside,
 		"vkWaitForFences":                           (*renderer).runAside,
 		"vkWaitSemaphores":                          (*renderer).runAside,
 		"vkBindBufferMemory":                        (*renderer).bindBuffer,
 		"vkBindBufferMemory2":                       (*renderer).bindBuffer,
-		"vkBindImageMemory":                         (*renderer).bindImage,
-		"vkBindImageMemory2":                        (*renderer).bindImage,
-		"vkAllocateMemory":                          (*renderer).allocateMemory,
-		"vkFreeMemory":                              (*renderer).freeMemory,
-		"vkMapMemory":                               (*renderer).refuseMapping,
-		"vkUnmapMemory":                             (*renderer).refuseMapping,
-		"vkFlushMappedMemoryRanges":                 (*renderer).refuseMapping,
-		"vkInvalidateMappedMemoryRanges":            (*renderer).refuseMapping,
-		"vkCreateBuffer":                            (*renderer).createResource,
-		"vkCreateImage":                             (*renderer).createResource,
-		"vkGetDeviceBufferMemoryRequirements":       (*renderer).requirements,
-		"vkGetDeviceImageMemoryRequirements":        (*renderer).requirements,
-		"vkGetPhysicalDeviceMemoryProperties":       (*renderer).memoryProperties,
-		"vkGetPhysicalDeviceMemoryProperties2":      (*renderer).memoryProperties,
 	} {
 		for i := range registry.Commands {
 			c := &registry.Commands[i]
@@ -73,6 +59,7 @@ func newHandlers() []handler {
 			}
 		}
 	}
+	addMemoryHandlers(list)
 	return list
 }
 
@@ -96,6 +83,7 @@ func newMade() []func(*renderer, *call, *object) {
 	list[registry.VkCommandBuffer] = func(_ *renderer, _ *call, o *object) { o.state = new(commandBuffer) }
 	list[registry.VkBuffer] = func(_ *renderer, c *call, o *object) { o.state = newBuffer(c.args[1]) }
 	list[registry.VkImage] = func(_ *renderer, c *call, o *object) { o.state = newImage(c.args[1]) }
+	list[registry.VkEvent] = func(_ *renderer, c *call, o *object) { o.state = newEvent(c.args[1]) }
 	list[registry.VkDeviceMemory] = (*renderer).newMemory
 	list[registry.VkDescriptorUpdateTemplate] = func(_ *renderer, c *call, o *object) { o.state = codec.TemplateAt(c.args[1]) }
 	return list

@@ -38,7 +38,7 @@ type device struct {
 type memoryType struct{ visible, coherent bool }
 
 // hostProcs are the addresses of functions for the host's use of memory.
-type hostProcs struct{ mapMemory, unmapMemory, flush, invalidate, imageRequirements uintptr }
+type hostProcs struct{ mapMemory, unmapMemory, flush, invalidate, imageRequirements, eventStatus uintptr }
 
 // syncProcs are the addresses of functions that concern waiting.
 type syncProcs struct {
@@ -55,6 +55,7 @@ func newDevice(real uintptr, proc func(name string) uintptr) (*device, error) {
 		"vkGetFenceStatus": &d.sync.getFenceStatus, "vkWaitForFences": &d.sync.waitForFences, "vkQueueSubmit": &d.sync.queueSubmit,
 		"vkMapMemory": &d.host.mapMemory, "vkUnmapMemory": &d.host.unmapMemory, "vkFlushMappedMemoryRanges": &d.host.flush,
 		"vkInvalidateMappedMemoryRanges": &d.host.invalidate, "vkGetImageMemoryRequirements": &d.host.imageRequirements,
+		"vkGetEventStatus": &d.host.eventStatus,
 	} {
 		if *p = proc(name); *p == 0 {
 			return nil, fmt.Errorf("render: the driver has no %s", name)

@@ -68,6 +68,36 @@ type deviceMemory struct {
 	shared *memfd.Region // what was imported: the client maps it too
 }
 
+// addMemoryHandlers adds the handlers of commands on memory, what is bound to
+// it, and events.
+func addMemoryHandlers(list []handler) {
+	for index, h := range map[registry.Index]handler{
+		registry.VkAllocateMemory:                     (*renderer).allocateMemory,
+		registry.VkFreeMemory:                         (*renderer).freeMemory,
+		registry.VkMapMemory:                          (*renderer).refuseMapping,
+		registry.VkUnmapMemory:                        (*renderer).refuseMapping,
+		registry.VkFlushMappedMemoryRanges:            (*renderer).refuseMapping,
+		registry.VkInvalidateMappedMemoryRanges:       (*renderer).refuseMapping,
+		registry.VkCreateBuffer:                       (*renderer).createResource,
+		registry.VkCreateImage:                        (*renderer).createResource,
+		registry.VkGetDeviceBufferMemoryRequirements:  (*renderer).requirements,
+		registry.VkGetDeviceImageMemoryRequirements:   (*renderer).requirements,
+		registry.VkBindImageMemory:                    (*renderer).bindImage,
+		registry.VkBindImageMemory2:                   (*renderer).bindImage,
+		registry.VkGetPhysicalDeviceMemoryProperties:  (*renderer).memoryProperties,
+		registry.VkGetPhysicalDeviceMemoryProperties2: (*renderer).memoryProperties,
+		registry.VkSetEvent:                           (*renderer).changeEvent,
+		registry.VkResetEvent:                         (*renderer).changeEvent,
+		registry.VkDestroyEvent:                       (*renderer).destroyEvent,
+	} {
+		for i := range registry.Commands {
+			if registry.Index(i) == index || registry.Commands[i].Alias == index {
+				list[i] = h
+			}
+		}
+	}
+}
+
 // memory carries out a message about a device memory's contents.
 func (r *renderer) memory(m stream.Message) error {
 	switch m.Op {

@@ -39,7 +39,7 @@ type object struct {
 
 	// state is what the renderer keeps for some types: *instance, *device,
 	// *queue, *fence, *timeline, *binarySemaphore, *commandBuffer, *buffer, *image,
-	// *deviceMemory.
+	// *deviceMemory, *event.
 	state any
 }
 

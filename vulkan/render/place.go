@@ -136,6 +136,9 @@ func (r *renderer) plan(d *device, s *submission) {
 	}
 	shaders, sparse := false, false
 	for _, f := range s.facts {
+		for o := range f.events {
+			s.events = append(s.events, o)
+		}
 		shaders = shaders || f.shaders
 		for _, t := range f.written {
 			p := t.place
@@ -168,8 +171,8 @@ func (r *renderer) plan(d *device, s *submission) {
 
 // watches reports whether the end of a submission must be seen even if the
 // application does not ask for it, because it may write memory that the
-// application maps, or may map by then.
-func (r *renderer) watches(s *submission) bool { return len(s.writes) > 0 }
+// application maps, or may map by then, or events that it looks at.
+func (r *renderer) watches(s *submission) bool { return len(s.writes) > 0 || len(s.events) > 0 }
 
 // remember adds a memory to those that can be mapped.
 func (d *device) remember(m *deviceMemory) {

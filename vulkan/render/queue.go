@@ -31,8 +31,9 @@ const (
 // A submission is what was given to a queue in one call and how its end shows.
 type submission struct {
 	device *device
-	writes []write // what it may write of memory that can be mapped
-	joins  bool    // it may have waited for other queues
+	writes []write   // what it may write of memory that can be mapped
+	events []*object // that it sets or resets
+	joins  bool      // it may have waited for other queues
 	// points are the timeline semaphores that it signals, in order.
 	points []point
 	// fence is signalled at its end; 0 if the last point is its end.
@@ -66,6 +67,9 @@ type queue struct {
 	// observe is called, by one goroutine at a time, when a submission has come
 	// to a point, or to its end: then last is true.
 	observe func(s *submission, signal stream.Signal, last bool)
+	// events is called every now and then while a submission that sets events is
+	// under way.
+	events func(s *submission)
 	// lost is called with the first error.
 	lost func(error)
 
@@ -201,7 +205,7 @@ func (q *queue) finish(s *submission) {
 	begin := &clock{time.Now(), &s.gate}
 	for i, p := range s.points {
 		if !q.await(begin, "vkWaitSemaphores", func() vk.Result {
-			return q.caller.waitSemaphore(q.device, p.semaphore, p.value, waitSlice)
+			return q.caller.waitSemaphore(q.device, p.semaphore, p.value, q.slice(s))
 		}) {
 			return
 		}
@@ -212,7 +216,7 @@ func (q *queue) finish(s *submission) {
 		return
 	}
 	if !q.await(begin, "vkWaitForFences", func() vk.Result {
-		return q.caller.waitFence(q.device, s.fence, waitSlice)
+		return q.caller.waitFence(q.device, s.fence, q.slice(s))
 	}) {
 		return
 	}

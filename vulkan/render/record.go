@@ -25,9 +25,10 @@ type commandBuffer struct {
 
 // Facts are what is known of the memory that recorded commands write.
 type facts struct {
-	written   []target // what copies, fills and the like write
-	condensed int      // how many of them were left of too many
-	shaders   bool     // there are draws, dispatches or render passes, which write what they please
+	written   []target         // what copies, fills and the like write
+	condensed int              // how many of them were left of too many
+	events    map[*object]bool // that are set or reset
+	shaders   bool             // there are draws, dispatches or render passes, which write what they please
 }
 
 // batchSize is how many recorded commands are given to the driver at a time.
@@ -45,6 +46,7 @@ type effect struct {
 	command bool           // it may be recorded
 	writes  registry.Index // handle type of what it writes, the last named of that type, or None
 	shaders bool
+	events  bool // it sets or resets those that it names
 	execute bool
 	begin   bool
 }
@@ -69,6 +71,7 @@ func newEffects() []effect {
 		for _, prefix := range []string{"CmdDraw", "CmdDispatch", "CmdBeginRender", "CmdBeginTransformFeedback", "CmdTraceRays", "CmdBuildAcceleration"} {
 			e.shaders = e.shaders || strings.HasPrefix(name, prefix)
 		}
+		e.events = strings.HasPrefix(name, "CmdSetEvent") || strings.HasPrefix(name, "CmdResetEvent")
 		e.execute = name == "CmdExecuteCommands"
 		e.begin = name == "BeginCommandBuffer"
 		list[i] = e
@@ -166,7 +169,7 @@ func (r *renderer) collect(b *commandBuffer, e *effect, index registry.Index) {
 	if e.begin {
 		b.began()
 	}
-	if e.writes == registry.None && !e.shaders && !e.execute {
+	if e.writes == registry.None && !e.shaders && !e.execute && !e.events {
 		return
 	}
 	if b.facts == nil {
@@ -178,6 +181,13 @@ func (r *renderer) collect(b *commandBuffer, e *effect, index registry.Index) {
 		for _, o := range r.named {
 			if other, ok := o.state.(*commandBuffer); ok && other.facts != nil && other != b {
 				f.execute(other.facts)
+			}
+		}
+	}
+	if e.events {
+		for _, o := range r.named {
+			if o.kind == registry.VkEvent {
+				f.change(o)
 			}
 		}
 	}
@@ -209,9 +219,20 @@ func (f *facts) write(p *place, parts []span) {
 	}
 }
 
+// change adds an event.
+func (f *facts) change(o *object) {
+	if f.events == nil {
+		f.events = make(map[*object]bool)
+	}
+	f.events[o] = true
+}
+
 // execute adds what a secondary command buffer writes.
 func (f *facts) execute(other *facts) {
 	f.shaders = f.shaders || other.shaders
+	for o := range other.events {
+		f.change(o)
+	}
 	for _, t := range other.written {
 		f.write(t.place, []span{t.span})
 	}

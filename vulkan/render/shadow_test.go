@@ -6,6 +6,7 @@ package render
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"encoding/binary"
 	"math/rand/v2"
 	"sync"
@@ -52,9 +53,8 @@ func (c *client) apply(body []byte) {
 	shadow := c.shadows[runs.Memory]
 	for i := range runs.Len() {
 		r := runs.At(i)
-		for k, x := range runs.Data[:r.Length] {
-			shadow[r.Offset+uint64(k)] ^= x
-		}
+		part := shadow[r.Offset : r.Offset+uint64(r.Length)]
+		subtle.XORBytes(part, part, runs.Data)
 		runs.Data = runs.Data[r.Length:]
 		c.changed += int(r.Length)
 	}

@@ -133,7 +133,7 @@ func (d *device) queue(r *renderer, real uintptr) *queue {
 			return q
 		}
 	}
-	q := &queue{device: d, real: real, depth: r.cfg.QueueDepth, deadline: r.cfg.Deadline, observe: r.observe}
+	q := &queue{device: d, real: real, depth: r.cfg.QueueDepth, deadline: r.cfg.Deadline, observe: r.observe, events: r.tellEvents}
 	q.lost = func(err error) { r.lose(resultOf(err), noCommand, err) }
 	q.start()
 	d.queues = append(d.queues, q)
@@ -148,6 +148,7 @@ func (r *renderer) observe(s *submission, signal stream.Signal, last bool) {
 	r.compare(s)
 	if last {
 		s.device.end(s)
+		r.tellEvents(s)
 	}
 	if signal.Kind != 0 {
 		if r.conn.End(signal.Append(r.conn.Begin(stream.OpSignal, 0, 0))) != nil {
