@@ -19,13 +19,6 @@ const (
 	queueFamily       = 24  // VkQueueFamilyProperties
 )
 
-// text returns the address of a C string.
-func (a *app) text(s string) uint64 {
-	p := a.room(len(s) + 1)
-	copy(bytesAt(p, len(s)), s)
-	return p
-}
-
 // texts returns the address of an array of C strings.
 func (a *app) texts(list []string) uint64 {
 	words := make([]uint64, 0, len(list)+1)

@@ -139,6 +139,7 @@ func (l *link) greet(files bool) error {
 	if welcome.Fingerprint != registry.Fingerprint {
 		return fmt.Errorf("the worker is another version of memspan (tables %#x, here %#x): %s", welcome.Fingerprint, registry.Fingerprint, welcome.Text)
 	}
+	l.d.objects.limit.Store(int64(welcome.Objects))
 	l.local = welcome.Flags&stream.SameMachine != 0
 	l.files = files && l.local
 	return nil

@@ -5,6 +5,7 @@
 package render
 
 import (
+	"slices"
 	"time"
 
 	"github.com/memspan/memspan/internal/vk"
@@ -17,17 +18,25 @@ type binarySemaphore struct {
 }
 
 // A gate is what a submission waits for before the device works on it. It may
-// wait as long as it likes for the application, which signals timelines; its
-// deadline does not run meanwhile.
+// wait as long as it likes for the application, which signals timelines and
+// sets events; its deadline does not run meanwhile.
 type gate struct {
 	points []point       // of timelines; their signals mean nothing
 	after  []*submission // of other queues, by binary semaphores
+	events []*object     // that it does not set itself
 }
 
 // gateOf returns the gate of a vkQueueSubmit, vkQueueSubmit2 or
 // vkQueueBindSparse.
-func (r *renderer) gateOf(c *call, command registry.Index) gate {
+func (r *renderer) gateOf(c *call, command registry.Index, s *submission) gate {
 	var g gate
+	for _, f := range s.facts {
+		for o := range f.awaited {
+			if !slices.Contains(s.events, o) {
+				g.events = append(g.events, o)
+			}
+		}
+	}
 	waits(c, command, func(op signalOp) {
 		o := r.find(registry.VkSemaphore, op.semaphore)
 		if o == nil {
@@ -62,7 +71,21 @@ func (g *gate) closed(d *device, c *caller) bool {
 		}
 		g.after = g.after[1:]
 	}
+	for len(g.events) > 0 {
+		if g.events[0].isReset(c) {
+			return true
+		}
+		g.events = g.events[1:]
+	}
 	return false
+}
+
+// isReset reports whether an event is reset, as far as that can be known.
+func (o *object) isReset(c *caller) bool {
+	e := o.state.(*event)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.over && c.call(o.device.host.eventStatus, uint64(o.device.real), o.real) == eventReset
 }
 
 // A clock is the time that a submission has had at the head of its queue.

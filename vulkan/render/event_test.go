@@ -7,6 +7,7 @@ package render
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
@@ -15,7 +16,7 @@ import (
 // What the device sets is told while the submission is under way, with what it
 // wrote before; what the host changes is told to nobody.
 func TestEvents(t *testing.T) {
-	c := begin(t, Config{})
+	c := begin(t, Config{Deadline: time.Minute})
 	w, fence := c.shadowed(4096, coherent)
 	newEvent := func() uint64 {
 		return c.made(registry.VkEvent, registry.VkCreateEvent, w.device, c.mem(10, 0, 0), 0)
@@ -67,5 +68,39 @@ func TestEvents(t *testing.T) {
 	c.do(registry.VkDeviceWaitIdle, w.device)
 	if len(c.signals) != 1 || c.lost != nil {
 		t.Errorf("%+v, lost: %+v", c.signals, c.lost)
+	}
+}
+
+// A submission that waits for an event of the application's waits at its own
+// leisure; one that waits for its own event does not.
+func TestEventGate(t *testing.T) {
+	c := begin(t, Config{})
+	w := c.workload(4096)
+	newEvent := func() uint64 {
+		return c.made(registry.VkEvent, registry.VkCreateEvent, w.device, c.mem(10, 0, 0), 0)
+	}
+	own, host := newEvent(), newEvent()
+	const transfer = 0x1000
+	c.record(w.commands,
+		recorded{registry.VkBeginCommandBuffer, []uint64{c.mem(42, 0, 0, 0)}},
+		recorded{registry.VkCmdSetEvent, []uint64{own, transfer}},
+		recorded{registry.VkCmdWaitEvents, []uint64{2, c.mem(own, host), transfer | 0x4000, transfer, 0, 0, 0, 0, 0, 0}},
+		recorded{registry.VkEndCommandBuffer, nil},
+	)
+	c.do(registry.VkDeviceWaitIdle, w.device)
+	c.stopServing()
+	b := c.r.table.find(idOf(registry.VkCommandBuffer, w.commands)).state.(*commandBuffer)
+	o := c.r.table.find(host)
+	if len(b.facts.awaited) != 1 || !b.facts.awaited[o] {
+		t.Fatalf("it waits for %v, not for %p alone", b.facts.awaited, o)
+	}
+	caller := new(caller)
+	g := gate{events: []*object{o}}
+	if !g.closed(o.device, caller) {
+		t.Error("the event is not set, and the gate open")
+	}
+	caller.call(c.r.proc(int(registry.VkSetEvent), o), uint64(o.device.real), o.real)
+	if g.closed(o.device, caller) {
+		t.Error("the event is set, and the gate closed")
 	}
 }

@@ -28,6 +28,7 @@ type facts struct {
 	written   []target         // what copies, fills and the like write
 	condensed int              // how many of them were left of too many
 	events    map[*object]bool // that are set or reset
+	awaited   map[*object]bool // events that are waited for, and not set before
 	shaders   bool             // there are draws, dispatches or render passes, which write what they please
 }
 
@@ -47,6 +48,7 @@ type effect struct {
 	writes  registry.Index // handle type of what it writes, the last named of that type, or None
 	shaders bool
 	events  bool // it sets or resets those that it names
+	waits   bool // it waits for them
 	execute bool
 	begin   bool
 }
@@ -72,6 +74,7 @@ func newEffects() []effect {
 			e.shaders = e.shaders || strings.HasPrefix(name, prefix)
 		}
 		e.events = strings.HasPrefix(name, "CmdSetEvent") || strings.HasPrefix(name, "CmdResetEvent")
+		e.waits = strings.HasPrefix(name, "CmdWaitEvents")
 		e.execute = name == "CmdExecuteCommands"
 		e.begin = name == "BeginCommandBuffer"
 		list[i] = e
@@ -169,7 +172,7 @@ func (r *renderer) collect(b *commandBuffer, e *effect, index registry.Index) {
 	if e.begin {
 		b.began()
 	}
-	if e.writes == registry.None && !e.shaders && !e.execute && !e.events {
+	if e.writes == registry.None && !e.shaders && !e.execute && !e.events && !e.waits {
 		return
 	}
 	if b.facts == nil {
@@ -184,10 +187,12 @@ func (r *renderer) collect(b *commandBuffer, e *effect, index registry.Index) {
 			}
 		}
 	}
-	if e.events {
+	if e.events || e.waits {
 		for _, o := range r.named {
-			if o.kind == registry.VkEvent {
+			if o.kind == registry.VkEvent && e.events {
 				f.change(o)
+			} else if o.kind == registry.VkEvent {
+				f.await(o)
 			}
 		}
 	}
@@ -227,9 +232,23 @@ func (f *facts) change(o *object) {
 	f.events[o] = true
 }
 
+// await adds an event that is waited for.
+func (f *facts) await(o *object) {
+	if f.events[o] {
+		return
+	}
+	if f.awaited == nil {
+		f.awaited = make(map[*object]bool)
+	}
+	f.awaited[o] = true
+}
+
 // execute adds what a secondary command buffer writes.
 func (f *facts) execute(other *facts) {
 	f.shaders = f.shaders || other.shaders
+	for o := range other.awaited {
+		f.await(o)
+	}
 	for o := range other.events {
 		f.change(o)
 	}

@@ -168,7 +168,7 @@ func (r *renderer) greet() error {
 		local = 0
 	}
 	r.local = local != 0
-	w := stream.Welcome{Fingerprint: registry.Fingerprint, PID: uint32(os.Getpid()), Flags: local, Text: "memspan"}
+	w := stream.Welcome{Fingerprint: registry.Fingerprint, PID: uint32(os.Getpid()), Flags: local, Objects: uint32(r.cfg.Objects), Text: "memspan"}
 	refused := h.Fingerprint != registry.Fingerprint
 	if refused {
 		w.Text = "the driver's tables of Vulkan are another version's: install the same memspan on both sides"

@@ -84,7 +84,7 @@ func (r *renderer) submit(c *call) error {
 	s.joins = q.joins
 	r.plan(q.device, s)
 	if q.deadline > 0 {
-		s.gate = r.gateOf(c, index)
+		s.gate = r.gateOf(c, index, s)
 	}
 	fenceAt := len(c.Params) - 1
 	s.fence = c.args[fenceAt]
