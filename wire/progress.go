@@ -41,7 +41,6 @@ type ProgressConn struct {
 	idle    atomic.Bool       // reads may take for ever
 	stop    atomic.Bool       // the next idle read, or the one under way, shall end
 	direct  *sockopt.Receiver // nil: not TCP, or not on this system
-	awaited atomic.Bool       // others than Read wait for the socket
 	reading deadline
 	bytesIn atomic.Uint64
 
@@ -260,9 +259,6 @@ func (p *ProgressConn) receive(b, after []byte, sure int) (n int, err error) {
 		}
 		if n > 0 {
 			p.bytesIn.Add(uint64(n))
-			if p.awaited.Load() && p.direct != nil {
-				p.direct.Lower()
-			}
 			return n, nil // an error, if there was one, comes again
 		}
 		if err == nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +26,9 @@ type Receiver struct {
 	n      int
 	err    error
 	try    func(fd uintptr) bool // made once, so that receiving takes no memory
-	lower  func(fd uintptr)
-	marks  bool // the mark can be set
+	marks  bool                  // the mark can be set
+
+	watched atomic.Bool // others wait for bytes too: Receive leaves no mark behind
 }
 
 // ReceiverOf returns a receiver for a TCP connection that has the default mark.
@@ -38,7 +40,6 @@ func ReceiverOf(c syscall.Conn) (*Receiver, error) {
 	}
 	r := &Receiver{raw: raw, mark: 1, marks: true}
 	r.try = r.read
-	r.lower = func(fd uintptr) { r.marks = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1) == nil }
 	return r, nil
 }
 
@@ -54,6 +55,9 @@ func (r *Receiver) Receive(p, after []byte, want int) (int, error) {
 	r.n, r.err = 0, nil
 	err := r.raw.Read(r.try)
 	r.bufs, r.vector = [2][]byte{}, [2]unix.Iovec{} // the caller's memory is not kept
+	if r.watched.Load() {
+		r.lower()
+	}
 	switch {
 	case err != nil:
 		return 0, err
@@ -65,16 +69,26 @@ func (r *Receiver) Receive(p, after []byte, want int) (int, error) {
 	return r.n, nil
 }
 
-// Lower takes the low-water mark back, which Receive leaves where it was: whoever
-// waits for the socket in another way is woken by the first byte. It wakes those
-// who wait already.
-func (r *Receiver) Lower() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.mark == 1 || r.raw.Control(r.lower) != nil { // an error: the socket is closed
+// Watch has the socket become readable with its first byte for those who wait
+// for it otherwise than by Receive, from now on: a mark that Receive set would
+// hold for them too. It waits for a Receive that is under way, the first time.
+func (r *Receiver) Watch() {
+	if r.watched.Load() {
 		return
 	}
-	r.mark = 1
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.watched.Store(true)
+	r.lower()
+}
+
+// lower sets the default mark. If that fails the socket has ended.
+func (r *Receiver) lower() {
+	if r.mark != 1 && r.raw.Control(func(fd uintptr) {
+		r.marks = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1) == nil
+	}) == nil {
+		r.mark = 1
+	}
 }
 
 // read is one attempt; false waits for the socket to become readable.
