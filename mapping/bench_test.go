@@ -146,6 +146,22 @@ func BenchmarkMerge(b *testing.B) {
 	}
 }
 
+// BenchmarkMergeDelta brings in differences of all bytes, and of every other.
+func BenchmarkMergeDelta(b *testing.B) {
+	for name, pattern := range map[string][]byte{"all": {0xff, 1}, "half": {0xff, 0}} {
+		b.Run(name, func(b *testing.B) {
+			sh := benchShadow(b, mapping.Pages)
+			delta := bytes.Repeat(pattern, len(sh.Bytes())/2)
+			b.SetBytes(benchSize)
+			for b.Loop() {
+				if err := sh.MergeDelta(0, delta); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkMap makes, fills and closes a mapping, with memory from the pool
 // and with fresh memory.
 func BenchmarkMap(b *testing.B) {

@@ -191,18 +191,47 @@ func (s *Shadow) gather(ctx context.Context, at extent) error {
 	if s.tracking != Pages {
 		return s.sums.compare(ctx, at)
 	}
-	first, last := at.start/pageSize, (at.end+pageSize-1)/pageSize
-	var err error
-	s.written, err = s.region.tracker.Collect(int(first*pageSize), int((last-first)*pageSize), s.written[:0])
-	if err != nil {
-		// Then any page may have been written. It costs a comparison.
-		s.pending.set(first, last)
-		return nil
+	s.ask(at.start/pageSize, (at.end+pageSize-1)/pageSize)
+	return nil
+}
+
+const (
+	// granule is how many pages are protected, or not, together.
+	granule = 16
+	// cold is with how few changed pages a granule is protected again.
+	cold = 4
+)
+
+// ask asks the kernel which of the pages [first, last) were written, and has it
+// protect them again. The first store to a protected page costs several times
+// what comparing the page does. So granules that were written whole are hot:
+// they stay as they are and are compared each time, until little of one has
+// changed.
+func (s *Shadow) ask(first, last int64) {
+	s.written = s.written[:0]
+	for p := first; p < last; {
+		from, to := s.hot.next((p+granule-1)/granule, last/granule)
+		from, to = from*granule, to*granule
+		if from >= to {
+			from, to = last, last
+		}
+		s.pending.set(from, to)
+		if p < from {
+			var err error
+			s.written, err = s.region.tracker.Collect(int(p*pageSize), int((from-p)*pageSize), s.written)
+			if err != nil {
+				// Then any page may have been written. It costs a comparison.
+				s.pending.set(first, last)
+				return
+			}
+		}
+		p = to
 	}
 	for _, r := range s.written {
-		s.pending.set(int64(r.Start)/pageSize, int64(r.End)/pageSize)
+		lo, hi := int64(r.Start)/pageSize, int64(r.End)/pageSize
+		s.pending.set(lo, hi)
+		s.hot.set((lo+granule-1)/granule, hi/granule)
 	}
-	return nil
 }
 
 // reopen makes the pages of a change candidates again.
@@ -231,16 +260,24 @@ func (s *Shadow) changes(block int64, at extent, room *scratch) {
 		if !ok {
 			break
 		}
+		changed := 0 // pages of a granule
 		for p := piece.start; p < piece.end; {
 			q := min(piece.end, p&^(pageSize-1)+pageSize)
 			now, was := s.region.alias[p:q], s.region.image[p:q]
 			if !bytes.Equal(now, was) {
+				changed++
 				// The user may be writing: what is compared must be what is sent.
 				now = room.data[len(room.data) : int64(len(room.data))+q-p]
 				copy(now, s.region.alias[p:q])
 				room.runs, room.data = appendRuns(room.runs, room.data, uint32(p-origin), now, was)
 			}
 			p = q
+			if p%(granule*pageSize) == 0 {
+				if changed < cold && s.tracking == Pages {
+					s.hot.clear(p/pageSize/granule-1, p/pageSize/granule)
+				}
+				changed = 0
+			}
 		}
 		rest.start = piece.end
 	}

@@ -12,8 +12,9 @@ import (
 // side last knew them, its image. Zeros in delta are bytes that did not change:
 // nothing is assumed of their value there, so changes of their neighbours may
 // be told together even while bytes of this side are on their way to the other.
-// Where delta is not zero MergeDelta does what Merge does. The shadow must have
-// an image.
+// Where delta is not zero MergeDelta does what Merge does, save that a byte to
+// which the user stores at that very moment may take either value. The shadow
+// must have an image.
 func (s *Shadow) MergeDelta(off int64, delta []byte) error {
 	at, err := s.locate(off, int64(len(delta)))
 	if err != nil {
@@ -40,7 +41,7 @@ func (s *Shadow) deltaPiece(at int64, delta []byte) error {
 	}
 	for len(delta) > 0 {
 		n := min(pageSize-at%pageSize, int64(len(delta)))
-		s.mergePage(at, delta[:n], func(now, delta []byte) { subtle.XORBytes(now, now, delta) })
+		s.mergePage(at, delta[:n], func(now, delta []byte) { subtle.XORBytes(now, now, delta) }, storeRaceless)
 		at, delta = at+n, delta[n:]
 	}
 	return nil

@@ -64,3 +64,6 @@ func nonZero(x uint64) uint64 {
 	top := ((x &^ highBits) + ^uint64(highBits) | x) & highBits
 	return top >> 7 * 0xff
 }
+
+// hasZero reports whether a byte of x is zero.
+func hasZero(x uint64) bool { return (x-lowBits)&^x&highBits != 0 }

@@ -46,7 +46,7 @@ func (s *Shadow) mergePiece(at int64, remote []byte) error {
 	for len(remote) > 0 {
 		n := min(pageSize-at%pageSize, int64(len(remote)))
 		if !bytes.Equal(s.region.image[at:at+n], remote[:n]) {
-			s.mergePage(at, remote[:n], func(now, remote []byte) { copy(now, remote) })
+			s.mergePage(at, remote[:n], func(now, remote []byte) { copy(now, remote) }, storeUnchanged)
 		}
 		at, remote = at+n, remote[n:]
 	}
@@ -54,15 +54,15 @@ func (s *Shadow) mergePiece(at int64, remote []byte) error {
 }
 
 // mergePage merges within one page, word by word. What bring makes of the
-// image and news is what the other side has now.
-func (s *Shadow) mergePage(at int64, news []byte, bring func(now, news []byte)) {
+// image and news is what the other side has now, which store stores.
+func (s *Shadow) mergePage(at int64, news []byte, bring func(now, news []byte), store func(user, was, now []byte)) {
 	begin := at &^ 7
 	n := (at+int64(len(news))+7)&^7 - begin // whole words
 	user, image := s.region.alias[begin:begin+n], s.region.image[begin:begin+n]
 	now := append(s.words[:0], image...) // news, and what is beside it in its words
 	bring(now[at-begin:], news)
 	s.words = now
-	storeUnchanged(user, image, now)
+	store(user, image, now)
 	// Not word by word: each atomic store would have to wait for the one here.
 	copy(image, now)
 	if s.sums != nil {

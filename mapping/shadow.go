@@ -74,6 +74,7 @@ type Shadow struct {
 	filled      []extent             // until armed
 	sums        *sums                // of the image; Compare only
 	pending     bitmap               // pages that may differ from the image; with Pages, as far as the kernel no longer reports them
+	hot         bitmap               // granules that are compared each time instead of being protected; Pages only
 	written     []userfault.Range    // room for the kernel's answer
 	words       []byte               // room for a page of Merge's
 	outstanding map[*Change]struct{} // handed out and not settled
@@ -119,8 +120,11 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 	if s.image {
 		s.pending = newBitmap(s.pages())
 	}
-	if tracking == Compare {
+	switch tracking {
+	case Compare:
 		s.sums = newSums(s)
+	case Pages:
+		s.hot = newBitmap(s.pages() / granule)
 	}
 	return s, nil
 }

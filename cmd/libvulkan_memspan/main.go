@@ -8,7 +8,8 @@
 // the environment says (package wire/dial), else this user's own daemon.
 //
 // MEMSPAN_TRACE=FILE, or - for the standard error, prints the calls and round
-// trips of each command when the last instance is destroyed.
+// trips of each command when the last instance is destroyed, and when the
+// process exits.
 package main
 
 import (
@@ -46,15 +47,19 @@ func init() {
 		name = filepath.Base(os.Args[0])
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})).With("driver", "memspan")
+	out := trace(logger)
 	d := driver.New(driver.Config{
 		Dial:   func(ctx context.Context) (driver.Connection, error) { return connect(ctx, name) },
 		Alloc:  icd.Alloc,
 		Free:   icd.Free,
 		Name:   name,
 		Logger: logger,
-		Trace:  trace(logger),
+		Trace:  out,
 	})
 	icd.Handle(d.Call)
+	if out != nil {
+		icd.AtExit(func() { _ = d.WriteTrace() }) // nobody is left to be told of an error
+	}
 }
 
 func main() {}

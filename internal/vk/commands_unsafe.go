@@ -108,6 +108,16 @@ func (c *Commands) Submit() error {
 	return check("vkQueueSubmit", call(p.submit, c.d.queue, 1, uintptr(unsafe.Pointer(c.submit)), uintptr(c.fence)))
 }
 
+// Done reports, without waiting, whether the submitted commands are done.
+func (c *Commands) Done() (bool, error) {
+	const notReady = 1
+	r := call(c.d.procs.fenceStatus, c.d.handle, uintptr(c.fence))
+	if int32(r) == notReady {
+		return false, nil
+	}
+	return true, check("vkGetFenceStatus", r)
+}
+
 // ErrTimeout says that commands were not done in time.
 var ErrTimeout = errors.New("vk: the device did not finish in time")
 

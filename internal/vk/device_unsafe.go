@@ -30,11 +30,12 @@ type Device struct {
 type deviceProcs struct {
 	destroyDevice, getDeviceQueue, deviceWaitIdle                  uintptr
 	allocateMemory, freeMemory, mapMemory                          uintptr
-	flushRanges, invalidateRanges                                  uintptr
+	unmapMemory, flushRanges, invalidateRanges                     uintptr
 	createBuffer, destroyBuffer, getRequirements, bindBufferMemory uintptr
 	createPool, destroyPool, allocateCommands                      uintptr
 	begin, end, copyBuffer, fillBuffer, barrier                    uintptr
 	createFence, destroyFence, resetFences, waitForFences, submit  uintptr
+	fenceStatus                                                    uintptr
 }
 
 // OpenDevice makes a logical device of the device with the given index, with
@@ -77,6 +78,7 @@ func (d *Device) load(getProc uintptr) error {
 	for name, proc := range map[string]*uintptr{
 		"vkDestroyDevice": &p.destroyDevice, "vkGetDeviceQueue": &p.getDeviceQueue, "vkDeviceWaitIdle": &p.deviceWaitIdle,
 		"vkAllocateMemory": &p.allocateMemory, "vkFreeMemory": &p.freeMemory, "vkMapMemory": &p.mapMemory,
+		"vkUnmapMemory":             &p.unmapMemory,
 		"vkFlushMappedMemoryRanges": &p.flushRanges, "vkInvalidateMappedMemoryRanges": &p.invalidateRanges,
 		"vkCreateBuffer": &p.createBuffer, "vkDestroyBuffer": &p.destroyBuffer,
 		"vkGetBufferMemoryRequirements": &p.getRequirements, "vkBindBufferMemory": &p.bindBufferMemory,
@@ -84,7 +86,7 @@ func (d *Device) load(getProc uintptr) error {
 		"vkAllocateCommandBuffers": &p.allocateCommands, "vkBeginCommandBuffer": &p.begin, "vkEndCommandBuffer": &p.end,
 		"vkCmdCopyBuffer": &p.copyBuffer, "vkCmdFillBuffer": &p.fillBuffer, "vkCmdPipelineBarrier": &p.barrier,
 		"vkCreateFence": &p.createFence, "vkDestroyFence": &p.destroyFence, "vkResetFences": &p.resetFences,
-		"vkWaitForFences": &p.waitForFences, "vkQueueSubmit": &p.submit,
+		"vkWaitForFences": &p.waitForFences, "vkQueueSubmit": &p.submit, "vkGetFenceStatus": &p.fenceStatus,
 	} {
 		if *proc = call(getProc, d.handle, uintptr(unsafe.Pointer(cString(name)))); *proc == 0 {
 			return fmt.Errorf("vk: the driver has no %s", name)
@@ -114,7 +116,8 @@ func (d *Device) Allocate(size int64, memoryType int) (Memory, error) {
 // Free gives memory back, and unmaps it. 0 is ignored.
 func (d *Device) Free(m Memory) { call(d.procs.freeMemory, d.handle, uintptr(m), 0) }
 
-// Map maps the first size bytes of m. They are valid until m is freed.
+// Map maps the first size bytes of m. They are valid until m is unmapped or
+// freed.
 func (d *Device) Map(m Memory, size int64) ([]byte, error) {
 	const wholeSize = ^uintptr(0)
 	p := new(unsafe.Pointer)
@@ -125,6 +128,9 @@ func (d *Device) Map(m Memory, size int64) ([]byte, error) {
 	// The memory is the driver's mapping, not Go's: the collector ignores it.
 	return unsafe.Slice((*byte)(*p), size), nil
 }
+
+// Unmap ends a mapping: its bytes must not be used any more.
+func (d *Device) Unmap(m Memory) { call(d.procs.unmapMemory, d.handle, uintptr(m)) }
 
 // Flush makes the CPU's writes to bytes [off, off+n) of mapped, non-coherent
 // memory visible to the device. Both are multiples of NonCoherentAtom.

@@ -52,3 +52,15 @@ func TestRoomForNothing(t *testing.T) {
 	}
 	runtime.KeepAlive(arena)
 }
+
+// No structure is left out of chains: none in the tables holds what means
+// something in one process only.
+func TestEveryStructureIsChained(t *testing.T) {
+	x := New()
+	for i := range x.structs {
+		s := &x.structs[i]
+		if s.sType != registry.NoSType && s.next && x.bySType[s.sType] == nil {
+			t.Errorf("%s is left out", s.name)
+		}
+	}
+}

@@ -180,3 +180,13 @@ func (a *app) waitFor(device, fence uint64) {
 	a.t.Helper()
 	a.must(registry.VkWaitForFences, device, 1, a.words(fence), 1, forEver)
 }
+
+// room returns the address of n bytes of zeros.
+func (a *app) room(n int) uint64 { return a.words(make([]uint64, (n+7)/8)...) }
+
+// text returns the address of a C string.
+func (a *app) text(s string) uint64 {
+	p := a.room(len(s) + 1)
+	copy(bytesAt(p, len(s)), s)
+	return p
+}

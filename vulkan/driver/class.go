@@ -21,11 +21,14 @@ var special = map[registry.Index]handler{
 	registry.VkGetDeviceProcAddr:        (*Driver).getDeviceProcAddr,
 	registry.VkGetInstanceProcAddr:      none,
 
-	registry.VkEnumerateInstanceVersion:             (*Driver).enumerateInstanceVersion,
-	registry.VkEnumerateInstanceExtensionProperties: (*Driver).enumerateInstanceExtensions,
-	registry.VkEnumerateInstanceLayerProperties:     noLayers,
-	registry.VkEnumerateDeviceExtensionProperties:   (*Driver).enumerateDeviceExtensions,
-	registry.VkEnumerateDeviceLayerProperties:       noDeviceLayers,
+	registry.VkGetPhysicalDeviceProperties:             (*Driver).getProperties,
+	registry.VkGetPhysicalDeviceProperties2:            (*Driver).getProperties,
+	registry.VkGetPhysicalDeviceImageFormatProperties2: (*Driver).getImageFormat,
+	registry.VkEnumerateInstanceVersion:                (*Driver).enumerateInstanceVersion,
+	registry.VkEnumerateInstanceExtensionProperties:    (*Driver).enumerateInstanceExtensions,
+	registry.VkEnumerateInstanceLayerProperties:        noLayers,
+	registry.VkEnumerateDeviceExtensionProperties:      (*Driver).enumerateDeviceExtensions,
+	registry.VkEnumerateDeviceLayerProperties:          noDeviceLayers,
 
 	// External handles are of one machine.
 	registry.VkGetPhysicalDeviceExternalBufferProperties:    noExternal,
@@ -98,10 +101,7 @@ var immutable = []registry.Index{
 	registry.VkGetPhysicalDeviceFormatProperties,
 	registry.VkGetPhysicalDeviceFormatProperties2,
 	registry.VkGetPhysicalDeviceImageFormatProperties,
-	registry.VkGetPhysicalDeviceImageFormatProperties2,
 	registry.VkGetPhysicalDeviceMemoryProperties,
-	registry.VkGetPhysicalDeviceProperties,
-	registry.VkGetPhysicalDeviceProperties2,
 	registry.VkGetPhysicalDeviceQueueFamilyProperties,
 	registry.VkGetPhysicalDeviceQueueFamilyProperties2,
 	registry.VkGetPhysicalDeviceSparseImageFormatProperties,
@@ -190,6 +190,17 @@ func noExternal(_ *Driver, _ registry.Index, a *registry.Args) uint64 {
 		store32(a[2]+16+4*i, 0)
 	}
 	return success
+}
+
+// getImageFormat answers vkGetPhysicalDeviceImageFormatProperties2(
+// physicalDevice, pInfo, pProperties). There are no external images.
+func (d *Driver) getImageFormat(cmd registry.Index, a *registry.Args) uint64 {
+	const externalInfo = 1000071000 // VkPhysicalDeviceExternalImageFormatInfo {sType, pNext, handleType}
+	if p := chained(a[1], externalInfo); p != 0 && load32(p+16) != 0 {
+		clear(bytesAt(a[2]+16, 32))
+		return vkResult(formatNotSupported)
+	}
+	return d.askOnce(cmd, a)
 }
 
 // deviceTimeDomain answers

@@ -106,6 +106,22 @@ func (d *Driver) allocate(cmd registry.Index, a *registry.Args, pool *object, co
 	return d.failure(cmd, err)
 }
 
+// allocateAndWait is allocate for what may go wrong.
+func (d *Driver) allocateAndWait(cmd registry.Index, a *registry.Args, pool *object, count uint32, state func(i int) any) uint64 {
+	objects, err := d.createAll(cmd, a, pool, count, state)
+	var result uint64
+	if err == nil {
+		result, err = pool.link.call(cmd, a)
+	}
+	if err != nil {
+		result = d.failure(cmd, err)
+	}
+	if int32(uint32(result)) < 0 {
+		d.undo(cmd, a, objects)
+	}
+	return result
+}
+
 // createAll makes count objects and stores their handles where the command
 // wants them.
 func (d *Driver) createAll(cmd registry.Index, a *registry.Args, parent *object, count uint32, state func(i int) any) ([]*object, error) {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/memspan/memspan/vulkan/registry"
 )
@@ -20,7 +21,8 @@ type instanceState struct {
 
 // A physicalState is what is kept of a VkPhysicalDevice.
 type physicalState struct {
-	cache *queryCache
+	cache   *queryCache
+	version atomic.Uint32 // of Vulkan that it has; 0: nobody asked yet
 }
 
 // A deviceState is what is kept of a VkDevice.
@@ -28,6 +30,7 @@ type deviceState struct {
 	object     *object
 	cache      *queryCache
 	extensions map[string]bool // enabled
+	memory     deviceMemory
 
 	mu     sync.Mutex
 	queues map[queueKey]*object
@@ -77,7 +80,7 @@ func (d *Driver) destroyInstance(cmd registry.Index, a *registry.Args) uint64 {
 	last := d.instances == 0
 	d.mu.Unlock()
 	if last {
-		if err := d.writeTrace(); err != nil {
+		if err := d.WriteTrace(); err != nil {
 			d.cfg.Logger.Warn("trace not written", "error", err)
 		}
 	}
@@ -206,8 +209,8 @@ func (d *Driver) destroyDevice(cmd registry.Index, a *registry.Args) uint64 {
 	return result
 }
 
-// getDeviceProcAddr answers vkGetDeviceProcAddr(device, pName) for commands of
-// extensions: 1 if the device has the command, else 0.
+// getDeviceProcAddr answers vkGetDeviceProcAddr(device, pName) for commands that
+// not every device has: 1 if this one has it, else 0.
 func (d *Driver) getDeviceProcAddr(_ registry.Index, a *registry.Args) uint64 {
 	o := d.objects.of(registry.VkDevice, a[0])
 	i := registry.CommandByName(stringAt(a[1]))
@@ -216,7 +219,10 @@ func (d *Driver) getDeviceProcAddr(_ registry.Index, a *registry.Args) uint64 {
 	}
 	c := &registry.Commands[i]
 	if c.Core > 0 {
-		return 1
+		if c.Core == 10 || o.parent == nil || d.version(o.parent) >= version(c.Core) {
+			return 1
+		}
+		return 0
 	}
 	for _, name := range c.Extensions {
 		// An instance's are enabled with it.
@@ -225,6 +231,39 @@ func (d *Driver) getDeviceProcAddr(_ registry.Index, a *registry.Args) uint64 {
 		}
 	}
 	return 0
+}
+
+// version is 1.N of Vulkan, as the registry's tables say it (10 + N), in
+// Vulkan's form.
+func version(core uint8) uint32 { return 1<<22 | uint32(core-10)<<12 }
+
+// version returns which Vulkan a physical device has.
+func (d *Driver) version(physical *object) uint32 {
+	s, ok := physical.state.(*physicalState)
+	if !ok {
+		return 0
+	}
+	if s.version.Load() == 0 {
+		properties := make([]uint64, 824/8) // VkPhysicalDeviceProperties, apiVersion first
+		cmd := registry.VkGetPhysicalDeviceProperties
+		d.getProperties(cmd, &registry.Args{physical.handle, addressOf(properties)})
+		runtime.KeepAlive(properties)
+	}
+	return s.version.Load()
+}
+
+// getProperties answers vkGetPhysicalDeviceProperties and
+// vkGetPhysicalDeviceProperties2, and remembers the version.
+func (d *Driver) getProperties(cmd registry.Index, a *registry.Args) uint64 {
+	result := d.askOnce(cmd, a)
+	if o := d.objects.of(registry.VkPhysicalDevice, a[0]); o != nil {
+		at := a[1]
+		if canonical(cmd) == registry.VkGetPhysicalDeviceProperties2 {
+			at += 16
+		}
+		o.state.(*physicalState).version.Store(load32(at))
+	}
+	return result
 }
 
 // getDeviceQueue carries out vkGetDeviceQueue(device, family, index, pQueue).

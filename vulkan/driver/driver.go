@@ -4,12 +4,14 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 
+	"github.com/memspan/memspan/mapping"
 	"github.com/memspan/memspan/vulkan/codec"
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/wire"
@@ -30,7 +32,8 @@ type Config struct {
 	// Logger is told of lost devices and refused calls.
 	Logger *slog.Logger
 	// Trace, if it is set, is written a table of the calls and round trips of
-	// each command when the driver is closed or the last instance destroyed.
+	// each command when the driver is closed or the last instance destroyed; see
+	// also WriteTrace.
 	Trace io.Writer
 }
 
@@ -48,7 +51,8 @@ type Driver struct {
 	codec   *codec.Codec
 	env     codec.Env
 	objects objects
-	trace   *trace // nil: none
+	pool    *mapping.Pool // of the shadows of memory
+	trace   *trace        // nil: none
 
 	linkMu  sync.Mutex // held while connecting
 	current atomic.Pointer[link]
@@ -60,7 +64,7 @@ type Driver struct {
 
 // New returns a Driver. It connects when it first needs to.
 func New(cfg Config) *Driver {
-	d := &Driver{cfg: cfg, codec: codec.New(), early: newQueryCache()}
+	d := &Driver{cfg: cfg, codec: codec.New(), early: newQueryCache(), pool: mapping.NewPool(idleShadows)}
 	d.objects.alloc, d.objects.free = cfg.Alloc, cfg.Free
 	d.env = codec.Env{
 		Object:      d.handleOf,
@@ -82,7 +86,7 @@ func (d *Driver) Close() error {
 	if l := d.current.Swap(nil); l != nil {
 		l.close()
 	}
-	return d.writeTrace()
+	return errors.Join(d.pool.Close(), d.WriteTrace())
 }
 
 // connect returns the connection, and makes one if there is none or the last

@@ -20,6 +20,10 @@ import (
 // dialTimeout bounds connecting and the worker's start.
 const dialTimeout = 30 * time.Second
 
+// stallAfter is how long a write may wait for the worker, which perhaps waits
+// for us to read, until somebody does.
+const stallAfter = 2 * time.Millisecond
+
 // errLost is what every call on a lost link fails with.
 var errLost = errors.New("driver: the device is lost")
 
@@ -102,6 +106,7 @@ func dial(d *Driver) (*link, error) {
 	}
 	_, err = l.sc.Await(0)
 	l.direct = err == nil
+	l.sc.OnStall(stallAfter, l.readSoon)
 	l.wg.Go(l.tend)
 	l.wg.Go(l.watch)
 	l.wg.Go(l.background)
@@ -134,6 +139,7 @@ func (l *link) greet(files bool) error {
 	if welcome.Fingerprint != registry.Fingerprint {
 		return fmt.Errorf("the worker is another version of memspan (tables %#x, here %#x): %s", welcome.Fingerprint, registry.Fingerprint, welcome.Text)
 	}
+	l.d.objects.limit.Store(int64(welcome.Objects))
 	l.local = welcome.Flags&stream.SameMachine != 0
 	l.files = files && l.local
 	return nil
@@ -171,6 +177,7 @@ func (l *link) close() {
 	}
 	l.fail(errClosed)
 	l.wg.Wait()
+	l.d.trace.ended(l)
 	l.sc.Close()
 }
 
@@ -190,6 +197,16 @@ func (l *link) failed(err error) error {
 // is sent at once, from where it is.
 func (l *link) write(op stream.Op, head, data []byte) error {
 	if err := l.sc.Write(op, 0, 0, head, data); err != nil {
+		return l.failed(err)
+	}
+	l.buffered()
+	return nil
+}
+
+// send sends a message without a reply. It leaves with the next flush, or
+// after flushAfter.
+func (l *link) send(op stream.Op, body func([]byte) []byte) error {
+	if err := l.sc.End(body(l.sc.Begin(op, 0, 0))); err != nil {
 		return l.failed(err)
 	}
 	l.buffered()
@@ -259,7 +276,7 @@ func (l *link) ask(cmd registry.Index, a *registry.Args) ([]byte, error) {
 }
 
 // roundTrip has send send a request with the serial it is given, and waits for
-// the reply. cmd is what it counts for, or None.
+// the reply. cmd is what it counts for.
 func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]byte, error) {
 	if err := l.lost(); err != nil {
 		return nil, err
@@ -292,4 +309,30 @@ func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]
 		return nil, &refusedError{result, text}
 	}
 	return p.body, nil
+}
+
+// request sends a special operation on behalf of a command and returns the body
+// of its reply.
+func (l *link) request(cmd registry.Index, op stream.Op, body func([]byte) []byte) ([]byte, error) {
+	return l.roundTrip(cmd, func(serial uint64) error {
+		if err := l.sc.End(body(l.sc.Begin(op, stream.FlagReply, serial))); err != nil {
+			return l.failed(err)
+		}
+		return nil
+	})
+}
+
+// requestFile is request with a file, which stays the caller's.
+func (l *link) requestFile(cmd registry.Index, op stream.Op, body func([]byte) ([]byte, error), f *os.File) ([]byte, error) {
+	return l.roundTrip(cmd, func(serial uint64) error {
+		buf, err := body(l.sc.Begin(op, stream.FlagReply, serial))
+		if err != nil {
+			l.sc.Abort()
+			return err
+		}
+		if err := l.sc.EndFile(buf, f); err != nil {
+			return l.failed(err)
+		}
+		return nil
+	})
 }

@@ -48,6 +48,7 @@ type objects struct {
 	free  func(uintptr)
 
 	chunks [chunks]atomic.Pointer[chunk]
+	limit  atomic.Int64 // of objects at a time: the worker's; 0: none but ours
 
 	mu     sync.Mutex
 	unused []uint32 // indices of dropped objects
@@ -117,6 +118,12 @@ func (t *objects) create(kind registry.Index, parent *object, state any) (*objec
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	index := t.next
+	if limit := t.limit.Load(); limit > 0 && int64(t.live) >= limit {
+		if dispatchable {
+			t.free(uintptr(o.handle))
+		}
+		return nil, errObjects
+	}
 	if n := len(t.unused); n > 0 {
 		index = t.unused[n-1]
 		t.unused = t.unused[:n-1]

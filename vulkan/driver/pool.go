@@ -16,9 +16,15 @@ type setLayout struct {
 	variable     bool
 	variableType uint32
 	variableMax  uint32
+
+	inline  uint32 // bindings that are inline uniform blocks
+	mutable bool   // there are descriptors whose type may change
 }
 
 const (
+	inlineBlock        = 1000138000 // VK_DESCRIPTOR_TYPE_INLINE_UNIFORM_BLOCK
+	mutableType        = 1000351000 // VK_DESCRIPTOR_TYPE_MUTABLE_EXT
+	poolInline         = 1000138003 // VkDescriptorPoolInlineUniformBlockCreateInfo
 	layoutBindingFlags = 1000161000 // VkDescriptorSetLayoutBindingFlagsCreateInfo
 	variableCount      = 8          // VK_DESCRIPTOR_BINDING_VARIABLE_DESCRIPTOR_COUNT_BIT
 	variableCounts     = 1000161003 // VkDescriptorSetVariableDescriptorCountAllocateInfo
@@ -38,6 +44,10 @@ func newSetLayout(info uint64) *setLayout {
 		b := load64(info+24) + 24*i
 		kind, count := load32(b+4), load32(b+8)
 		s.descriptors[kind] += count
+		if kind == inlineBlock && count > 0 {
+			s.inline++
+		}
+		s.mutable = s.mutable || kind == mutableType
 		if flags != 0 && load32(flags+4*i)&variableCount != 0 {
 			s.variable, s.variableType, s.variableMax = true, kind, count
 		}
@@ -45,14 +55,23 @@ func newSetLayout(info uint64) *setLayout {
 	return s
 }
 
-// A descriptorPool is a VkDescriptorPool by the specification's guarantees:
-// what it was made for it holds, and no more. Vulkan's rules let one thread at
-// a time use it.
+// A descriptorPool is what the specification guarantees of a VkDescriptorPool:
+// what it was made for it holds, unless it is fragmented. It cannot be as long
+// as no set has been freed, nor if all sets take the same. Whatever is not
+// guaranteed the real pool decides, which may hold more, or be fragmented.
+// Vulkan's rules let one thread at a time use it.
 type descriptorPool struct {
-	maxSets uint32
-	sizes   map[uint32]uint32
-	sets    uint32 // in use
-	used    map[uint32]uint32
+	maxSets   uint32
+	maxInline uint32
+	sizes     map[uint32]uint32
+
+	// Since it was made or reset:
+	sets   uint32            // in use
+	inline uint32            // bindings of them
+	used   map[uint32]uint32 // descriptors of them
+	freed  bool              // a set was
+	shape  map[uint32]uint32 // what the first set took
+	mixed  bool              // another took something else
 }
 
 // newDescriptorPool reads a VkDescriptorPoolCreateInfo: {sType, pNext, flags,
@@ -63,30 +82,63 @@ func newDescriptorPool(info uint64) *descriptorPool {
 		size := load64(info+32) + 8*i
 		p.sizes[load32(size)] += load32(size + 4)
 	}
+	if c := chained(info, poolInline); c != 0 {
+		p.maxInline = load32(c + 16)
+	}
 	return p
 }
 
-// take takes what the sets need, if there is enough for all of them.
-func (p *descriptorPool) take(sets []*descriptorSet) bool {
-	used := maps.Clone(p.used)
+// reset makes it as it was at first.
+func (p *descriptorPool) reset() {
+	p.sets, p.inline, p.freed, p.shape, p.mixed = 0, 0, false, nil, false
+	clear(p.used)
+}
+
+// guarantees reports whether the allocation of sets succeeds for certain.
+func (p *descriptorPool) guarantees(sets []*descriptorSet) bool {
+	used, shape, mixed := maps.Clone(p.used), p.shape, p.mixed
+	inline := uint64(p.inline)
 	for _, s := range sets {
-		for kind, n := range s.descriptors() {
-			if n > p.sizes[kind]-used[kind] {
+		if s.layout.mutable {
+			return false
+		}
+		all := s.descriptors()
+		for kind, n := range all {
+			if uint64(used[kind])+uint64(n) > uint64(p.sizes[kind]) {
 				return false
 			}
 			used[kind] += n
 		}
+		if shape == nil {
+			shape = all
+		}
+		mixed = mixed || !maps.Equal(shape, all)
+		inline += uint64(s.layout.inline)
 	}
-	if uint64(len(sets)) > uint64(p.maxSets-p.sets) {
-		return false
-	}
-	p.sets, p.used = p.sets+uint32(len(sets)), used
-	return true
+	return uint64(p.sets)+uint64(len(sets)) <= uint64(p.maxSets) && inline <= uint64(p.maxInline) && !(p.freed && mixed)
 }
 
-// give takes back what a set needed.
+// take notes what the sets take.
+func (p *descriptorPool) take(sets []*descriptorSet) {
+	for _, s := range sets {
+		all := s.descriptors()
+		for kind, n := range all {
+			p.used[kind] += n
+		}
+		if p.shape == nil {
+			p.shape = all
+		}
+		p.mixed = p.mixed || !maps.Equal(p.shape, all)
+		p.sets++
+		p.inline += s.layout.inline
+	}
+}
+
+// give takes back what a set took.
 func (p *descriptorPool) give(s *descriptorSet) {
+	p.freed = true
 	p.sets--
+	p.inline -= s.layout.inline
 	for kind, n := range s.descriptors() {
 		p.used[kind] -= n
 	}
@@ -134,17 +186,13 @@ func (d *Driver) allocateDescriptorSets(cmd registry.Index, a *registry.Args) ui
 		}
 	}
 	pool := o.state.(*descriptorPool)
-	if !pool.take(sets) {
-		for i := range sets {
-			store64(a[2]+8*uint64(i), 0)
-		}
-		return vkResult(outOfPoolMemory)
+	carry := d.allocate
+	if !pool.guarantees(sets) {
+		carry = d.allocateAndWait
 	}
-	result := d.allocate(cmd, a, o, count, func(i int) any { return sets[i] })
-	if result != success {
-		for _, s := range sets {
-			pool.give(s)
-		}
+	result := carry(cmd, a, o, count, func(i int) any { return sets[i] })
+	if result == success {
+		pool.take(sets)
 	}
 	return result
 }
@@ -168,9 +216,7 @@ func (d *Driver) resetDescriptorPool(cmd registry.Index, a *registry.Args) uint6
 	result := d.sendResult(cmd, a)
 	if o := d.objects.of(registry.VkDescriptorPool, a[1]); o != nil {
 		d.objects.dropChildren(o, nil)
-		p := o.state.(*descriptorPool)
-		p.sets = 0
-		clear(p.used)
+		o.state.(*descriptorPool).reset()
 	}
 	return result
 }

@@ -21,6 +21,9 @@ func bytesAt(p uint64, n int) []byte { return unsafe.Slice((*byte)(at(p)), n) }
 // as an application's would be. The caller keeps w alive.
 func addressOf(w []uint64) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(w)))) }
 
+// addressOfBytes returns where memory outside Go's heap lies.
+func addressOfBytes(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
+
 // The loader's word at the beginning of a dispatchable handle's memory, as it
 // expects to find it; later it is the loader's own.
 const loaderMagic = 0x01CDC0DE

@@ -25,7 +25,7 @@ type resource struct {
 	offset atomic.Uint64 // in it, bytes
 }
 
-func (r *resource) resource() *resource { return r }
+func (r *resource) base() *resource { return r }
 
 // A bufferState is what is kept of a VkBuffer.
 type bufferState struct {
@@ -83,8 +83,8 @@ func (d *Driver) newImage(device *object, cmd registry.Index, a *registry.Args) 
 // neither.
 func (d *Driver) resourceOf(handle uint64) *resource {
 	if o := d.objects.get(handle); o != nil {
-		if s, ok := o.state.(interface{ resource() *resource }); ok {
-			return s.resource()
+		if s, ok := o.state.(interface{ base() *resource }); ok {
+			return s.base()
 		}
 	}
 	return nil

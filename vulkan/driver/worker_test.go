@@ -19,13 +19,19 @@ import (
 
 // withWorker returns a configuration whose workers run in this process, on
 // Mesa's software driver or whatever there is.
-func withWorker(t testing.TB) Config {
+func withWorker(t testing.TB) Config { return withWorkerOf(t, render.Config{}) }
+
+// withWorkerOf is withWorker with workers that are configured so.
+func withWorkerOf(t testing.TB, worker render.Config) Config {
+	if worker.Log == nil {
+		worker.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)
 	return Config{Dial: func(context.Context) (Connection, error) {
-		client, worker := sockets(t)
+		client, far := sockets(t)
 		wg.Go(func() {
-			err := render.Serve(context.Background(), wire.NewConn(worker, wire.Config{}), render.Config{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+			err := render.Serve(context.Background(), wire.NewConn(far, wire.Config{}), worker)
 			if err != nil {
 				t.Errorf("worker: %v", err)
 			}
@@ -101,9 +107,6 @@ func (c *cMemory) count() int {
 	defer c.mu.Unlock()
 	return len(c.live)
 }
-
-// room returns the address of n bytes of zeros.
-func (a *app) room(n int) uint64 { return a.words(make([]uint64, (n+7)/8)...) }
 
 func (a *app) physical(instance uint64) uint64 {
 	a.t.Helper()

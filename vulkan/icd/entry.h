@@ -21,15 +21,15 @@ struct entry {
 	const char *name;
 	procedure function;
 	unsigned char level; // enum level
-	unsigned char core;  // else an extension's
+	unsigned char core;  // of Vulkan 1.0, which every device has
 };
 
 // Generated; in the order of the names, as strcmp has it.
 extern const struct entry entries[];
 extern const size_t entryCount;
 
-// Whether a device has the extension's command of that name (its extension is
-// enabled): the Go side knows.
+// Whether a device has the command of that name (it is of the version that has
+// it, or the extension is enabled): the Go side knows.
 int deviceHas(void *device, const char *name);
 
 // Answered in C, as they are asked for every command at start-up.

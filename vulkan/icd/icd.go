@@ -8,6 +8,8 @@ package icd
 //
 // static uintptr_t allocate(size_t size) { return (uintptr_t)calloc(1, size); }
 // static void release(uintptr_t address) { free((void *)address); }
+//
+// void memspanAtExit(void);
 import "C"
 
 import "github.com/memspan/memspan/vulkan/registry"
@@ -21,14 +23,28 @@ var handler func(registry.Index, *registry.Args) uint64
 // command is never an alias; what is returned is cut to what the command
 // returns. args are good until then.
 //
-// vkGetDeviceProcAddr arrives only for commands of extensions: anything but 0
-// says that the device has the command.
+// vkGetDeviceProcAddr arrives only for commands that Vulkan 1.0 has not:
+// anything but 0 says that the device has the command.
 func Handle(h func(command registry.Index, args *registry.Args) uint64) { handler = h }
 
 //export memspanCall
 func memspanCall(command uint32, args uintptr) uint64 {
 	return handler(registry.Index(command), registry.ArgsAt(args))
 }
+
+// ended is what AtExit was given.
+var ended func()
+
+// AtExit has f called when the process exits by returning from main or by
+// exit(3), on the thread that does. It is to be called once, while the program
+// initialises.
+func AtExit(f func()) {
+	ended = f
+	C.memspanAtExit()
+}
+
+//export memspanEnded
+func memspanEnded() { ended() }
 
 // Alloc returns zeroed C memory, which the loader may write to, or 0.
 func Alloc(size uintptr) uintptr { return uintptr(C.allocate(C.size_t(size))) }

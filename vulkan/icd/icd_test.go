@@ -42,7 +42,7 @@ func names() []byte {
 			kind = "i"
 		case c.First == registry.VkPhysicalDevice:
 			kind = "p"
-		case c.Core == 0:
+		case c.Core != 10:
 			kind = "e"
 		}
 		fmt.Fprintf(&b, "%s %s\n", kind, c.Name)
@@ -124,8 +124,9 @@ func TestArgumentsArePacked(t *testing.T) {
 	}
 }
 
-// What the Go linker makes of it is a driver too, and shows nothing of Go.
-func TestGoLibrary(t *testing.T) {
+// goLibrary builds testdata/library as the driver is built.
+func goLibrary(t *testing.T) string {
+	t.Helper()
 	compile(t, "-fsyntax-only", "entry.c")
 	script, err := filepath.Abs("exports.map")
 	if err != nil {
@@ -138,6 +139,12 @@ func TestGoLibrary(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return library
+}
+
+// What the Go linker makes of it is a driver too, and shows nothing of Go.
+func TestGoLibrary(t *testing.T) {
+	library := goLibrary(t)
 	walk(t, library)
 	if got := exports(t, library); got != wantExports {
 		t.Errorf("exported: %s", got)
@@ -148,5 +155,31 @@ func TestGoLibrary(t *testing.T) {
 	}
 	if !strings.Contains(string(dynamic), "NODELETE") {
 		t.Error("the library can be unloaded under Go's threads")
+	}
+}
+
+// A program that knows nothing of Go keeps its signals, pipes, children and
+// threads.
+func TestForeignProcess(t *testing.T) {
+	library := goLibrary(t)
+	program := filepath.Join(t.TempDir(), "foreign")
+	compile(t, "-o", program, "testdata/foreign.c", "-ldl", "-pthread")
+	for mode, end := range map[string]string{
+		"handlers": "", "pipes": "", "children": "", "again": "", "threads": "", "exit": "",
+		"pipe by default": "signal: broken pipe", "crash": "signal: segmentation fault",
+	} {
+		t.Run(mode, func(t *testing.T) {
+			out, err := exec.Command(program, library, mode).CombinedOutput()
+			state, want := "", "good\nexits\n"
+			if err != nil {
+				state = err.Error()
+			}
+			if end != "" {
+				want = ""
+			}
+			if strings.TrimSuffix(state, " (core dumped)") != end || string(out) != want {
+				t.Errorf("%q, want %q; it said:\n%s", state, end, out)
+			}
+		})
 	}
 }

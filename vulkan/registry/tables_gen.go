@@ -8,7 +8,7 @@ package registry
 const RegistryVersion = 239
 
 // Fingerprint tells these tables from others: both ends of a stream must have the same.
-const Fingerprint uint64 = 0x9725d9a9a58b60cb
+const Fingerprint uint64 = 0x648267212cd270d6
 
 // The indices of Commands.
 const (
@@ -1566,28 +1566,28 @@ var Commands = []Command{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "conservativeRasterizationMode", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
-	107: {Name: "vkCmdSetCoverageModulationModeNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	107: {Name: "vkCmdSetCoverageModulationModeNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_framebuffer_mixed_samples"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "coverageModulationMode", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
-	108: {Name: "vkCmdSetCoverageModulationTableEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	108: {Name: "vkCmdSetCoverageModulationTableEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_framebuffer_mixed_samples"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "coverageModulationTableEnable", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
-	109: {Name: "vkCmdSetCoverageModulationTableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	109: {Name: "vkCmdSetCoverageModulationTableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_framebuffer_mixed_samples"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "coverageModulationTableCount", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 		{Name: "pCoverageModulationTable", Kind: Pointer, Elem: Bytes, Type: None, Offset: 16, Size: 8, Count: 1, ElemSize: 4, Len: Length{Kind: Counted, Of: 1, Size: 4, Then: -1}},
 	}},
-	110: {Name: "vkCmdSetCoverageReductionModeNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	110: {Name: "vkCmdSetCoverageReductionModeNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_coverage_reduction_mode"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "coverageReductionMode", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
-	111: {Name: "vkCmdSetCoverageToColorEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	111: {Name: "vkCmdSetCoverageToColorEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_fragment_coverage_to_color"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "coverageToColorEnable", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
-	112: {Name: "vkCmdSetCoverageToColorLocationNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	112: {Name: "vkCmdSetCoverageToColorLocationNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_fragment_coverage_to_color"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "coverageToColorLocation", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
@@ -1788,7 +1788,7 @@ var Commands = []Command{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "rasterizerDiscardEnable", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
-	159: {Name: "vkCmdSetRepresentativeFragmentTestEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	159: {Name: "vkCmdSetRepresentativeFragmentTestEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_representative_fragment_test"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "representativeFragmentTestEnable", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
@@ -1821,7 +1821,7 @@ var Commands = []Command{
 		{Name: "scissorCount", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 		{Name: "pScissors", Kind: Pointer, Elem: StructElems, Type: VkRect2D, Offset: 16, Size: 8, Count: 1, ElemSize: 16, Len: Length{Kind: Counted, Of: 1, Size: 4, Then: -1}},
 	}},
-	166: {Name: "vkCmdSetShadingRateImageEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	166: {Name: "vkCmdSetShadingRateImageEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_shading_rate_image"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "shadingRateImageEnable", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},
@@ -1887,13 +1887,13 @@ var Commands = []Command{
 		{Name: "viewportCount", Kind: Plain, Type: None, Offset: 16, Size: 4, Count: 1},
 		{Name: "pShadingRatePalettes", Kind: Pointer, Elem: StructElems, Type: VkShadingRatePaletteNV, Offset: 24, Size: 8, Count: 1, ElemSize: 16, Len: Length{Kind: Counted, Of: 2, Size: 4, Then: -1}},
 	}},
-	178: {Name: "vkCmdSetViewportSwizzleNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	178: {Name: "vkCmdSetViewportSwizzleNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_viewport_swizzle"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "firstViewport", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 		{Name: "viewportCount", Kind: Plain, Type: None, Offset: 16, Size: 4, Count: 1},
 		{Name: "pViewportSwizzles", Kind: Pointer, Elem: StructElems, Type: VkViewportSwizzleNV, Offset: 24, Size: 8, Count: 1, ElemSize: 16, Len: Length{Kind: Counted, Of: 2, Size: 4, Then: -1}},
 	}},
-	179: {Name: "vkCmdSetViewportWScalingEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_EXT_extended_dynamic_state3"}, Params: []Member{
+	179: {Name: "vkCmdSetViewportWScalingEnableNV", Returns: Nothing, Alias: None, First: VkCommandBuffer, Creates: -1, Destroys: -1, Extensions: []string{"VK_NV_clip_space_w_scaling"}, Params: []Member{
 		{Name: "commandBuffer", Kind: Handle, Type: VkCommandBuffer, Offset: 0, Size: 8, Count: 1},
 		{Name: "viewportWScalingEnable", Kind: Plain, Type: None, Offset: 8, Size: 4, Count: 1},
 	}},

@@ -54,7 +54,15 @@ func (r *renderer) proc(index int, first *object) uintptr {
 	}
 	p := procs[index]
 	if p == 0 {
-		if p = find(); p == 0 {
+		p = find()
+		// A driver of an older version may have it by another name only.
+		for i := 0; p == 0 && i < len(registry.Commands); i++ {
+			if int(registry.Commands[i].Alias) == index {
+				name = registry.Commands[i].Name
+				p = find()
+			}
+		}
+		if p == 0 {
 			p = absent
 		}
 		procs[index] = p

@@ -57,6 +57,18 @@ func (c *caller) call(proc uintptr, args ...uint64) vk.Result {
 
 func address[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
 
+// heap returns new memory for a function's arguments. A function that is not
+// inlined returns it, so that it is never on a goroutine's stack, which may
+// move while C looks at it: for the collector addresses are numbers.
+//
+//go:noinline
+func heap[T any](v T) *T { return &v }
+
+// heapArray returns new memory for n of them.
+//
+//go:noinline
+func heapArray[T any](n int) []T { return make([]T, n) }
+
 func (c *caller) createFence(d *device) (uint64, error) {
 	c.fenceInfo = fenceCreateInfo{sType: typeFenceCreateInfo}
 	r := c.call(d.sync.createFence, uint64(d.real), address(&c.fenceInfo), 0, address(&c.handle))

@@ -32,6 +32,9 @@ type client struct {
 	keep    []any  // the application's memory
 	signals []stream.Signal
 	lost    *stream.Lost
+	flags   stream.HelloFlags
+	shadows map[uint64][]byte // what the client has of memories that it maps
+	changed int               // bytes of OpMemoryChanged
 	r       *renderer
 	served  chan error
 }
@@ -40,6 +43,18 @@ type client struct {
 func begin(t testing.TB, cfg Config) *client {
 	t.Helper()
 	near, far := sockets(t) // which hold what nobody reads yet, as net.Pipe does not
+	return beginOn(t, cfg, near, far, 0)
+}
+
+// beginLocal connects as an application on the same machine does.
+func beginLocal(t testing.TB, cfg Config) *client {
+	t.Helper()
+	near, far := sockets(t)
+	return beginOn(t, cfg, fdpass.New(near.(*net.UnixConn)), fdpass.New(far.(*net.UnixConn)), stream.SameMachine)
+}
+
+func beginOn(t testing.TB, cfg Config, near, far net.Conn, flags stream.HelloFlags) *client {
+	t.Helper()
 	r, err := newRenderer(wire.NewConn(far, wire.Config{}), cfg)
 	if err != nil {
 		if os.Getenv("MEMSPAN_TEST_NO_VULKAN") == "1" {
@@ -51,7 +66,10 @@ func begin(t testing.TB, cfg Config) *client {
 	c.r, c.served = r, make(chan error, 1)
 	go func() { c.served <- r.serve() }()
 	t.Cleanup(func() { c.end() })
-	c.hello()
+	c.flags = flags
+	if w := c.hello(); w.Flags != flags {
+		t.Fatalf("flags %d, want %d", w.Flags, flags)
+	}
 	return c
 }
 
@@ -77,7 +95,7 @@ func newClient(t testing.TB, conn net.Conn) *client {
 // hello greets the renderer and returns what it says of itself.
 func (c *client) hello() stream.Welcome {
 	c.t.Helper()
-	h := stream.Hello{Fingerprint: registry.Fingerprint, Name: "test"}
+	h := stream.Hello{Fingerprint: registry.Fingerprint, Flags: c.flags, Name: "test"}
 	c.send(h.Append(c.conn.Begin(stream.OpHello, stream.FlagReply, c.number())))
 	w, err := stream.ParseWelcome(c.receive(c.serial).Body)
 	if err != nil {
@@ -138,6 +156,9 @@ func (c *client) receive(serial uint64) stream.Message {
 				c.t.Fatal(err)
 			}
 			c.lost = &l
+		case stream.OpMemoryChanged:
+			c.apply(m.Body)
+			continue
 		default:
 			if m.Serial != serial {
 				c.t.Fatalf("reply to %d, want %d", m.Serial, serial)

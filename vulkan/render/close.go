@@ -34,7 +34,7 @@ func (r *renderer) stop(d *device) error {
 		if err == nil {
 			// Through the queue's goroutine: what was submitted before is
 			// observed before.
-			s := &submission{fence: f, own: true}
+			s := &submission{device: d, fence: f, own: true}
 			if err = q.submitted(s, 0); err == nil {
 				err = settle(s.finished)
 			}
@@ -97,6 +97,11 @@ func (r *renderer) destroy(o *object, destroyers []registry.Index) {
 	proc := r.proc(int(index), o)
 	switch {
 	case proc == 0:
+	case o.kind == registry.VkDeviceMemory:
+		m := o.state.(*deviceMemory)
+		m.close()
+		r.caller.call(proc, uint64(o.device.real), o.real, 0)
+		m.release()
 	case o.kind == registry.VkDevice || o.kind == registry.VkInstance:
 		r.caller.call(proc, o.real, 0)
 	default:

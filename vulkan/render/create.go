@@ -22,32 +22,35 @@ type handler func(r *renderer, c *call) error
 func newHandlers() []handler {
 	list := make([]handler, len(registry.Commands))
 	for name, h := range map[string]handler{
-		"vkCreateInstance":                       (*renderer).createInstance,
-		"vkDestroyInstance":                      (*renderer).destroyInstance,
-		"vkEnumerateInstanceVersion":             (*renderer).instanceVersion,
-		"vkEnumerateInstanceExtensionProperties": (*renderer).extensions,
-		"vkEnumerateDeviceExtensionProperties":   (*renderer).extensions,
-		"vkGetPhysicalDeviceProperties":          (*renderer).properties,
-		"vkGetPhysicalDeviceProperties2":         (*renderer).properties,
-		"vkGetPhysicalDeviceFeatures2":           (*renderer).features,
-		"vkCreateDevice":                         (*renderer).createDevice,
-		"vkDestroyDevice":                        (*renderer).destroyDevice,
-		"vkResetDescriptorPool":                  (*renderer).resetDescriptorPool,
-		"vkQueueSubmit":                          (*renderer).submit,
-		"vkQueueSubmit2":                         (*renderer).submit,
-		"vkQueueBindSparse":                      (*renderer).submit,
-		"vkQueueWaitIdle":                        (*renderer).waitIdle,
-		"vkDeviceWaitIdle":                       (*renderer).waitIdle,
-		"vkResetFences":                          (*renderer).settleFirst,
-		"vkDestroyFence":                         (*renderer).settleFirst,
-		"vkDestroySemaphore":                     (*renderer).settleFirst,
-		"vkGetQueryPoolResults":                  (*renderer).queryResults,
-		"vkCreateGraphicsPipelines":              (*renderer).runAside,
-		"vkCreateComputePipelines":               (*renderer).runAside,
-		"vkWaitForFences":                        (*renderer).runAside,
-		"vkWaitSemaphores":                       (*renderer).runAside,
-		"vkBindBufferMemory":                     (*renderer).bindBuffer,
-		"vkBindBufferMemory2":                    (*renderer).bindBuffer,
+		"vkCreateInstance":                          (*renderer).createInstance,
+		"vkDestroyInstance":                         (*renderer).destroyInstance,
+		"vkEnumerateInstanceVersion":                (*renderer).instanceVersion,
+		"vkEnumerateInstanceExtensionProperties":    (*renderer).extensions,
+		"vkEnumerateDeviceExtensionProperties":      (*renderer).extensions,
+		"vkGetPhysicalDeviceProperties":             (*renderer).properties,
+		"vkGetPhysicalDeviceProperties2":            (*renderer).properties,
+		"vkGetPhysicalDeviceFeatures2":              (*renderer).features,
+		"vkGetPhysicalDeviceQueueFamilyProperties":  (*renderer).queueFamilies,
+		"vkGetPhysicalDeviceQueueFamilyProperties2": (*renderer).queueFamilies,
+		"vkAcquireProfilingLockKHR":                 (*renderer).runAside,
+		"vkCreateDevice":                            (*renderer).createDevice,
+		"vkDestroyDevice":                           (*renderer).destroyDevice,
+		"vkResetDescriptorPool":                     (*renderer).resetDescriptorPool,
+		"vkQueueSubmit":                             (*renderer).submit,
+		"vkQueueSubmit2":                            (*renderer).submit,
+		"vkQueueBindSparse":                         (*renderer).submit,
+		"vkQueueWaitIdle":                           (*renderer).waitIdle,
+		"vkDeviceWaitIdle":                          (*renderer).waitIdle,
+		"vkResetFences":                             (*renderer).settleFirst,
+		"vkDestroyFence":                            (*renderer).settleFirst,
+		"vkDestroySemaphore":                        (*renderer).settleFirst,
+		"vkGetQueryPoolResults":                     (*renderer).queryResults,
+		"vkCreateGraphicsPipelines":                 (*renderer).runAside,
+		"vkCreateComputePipelines":                  (*renderer).runAside,
+		"vkWaitForFences":                           (*renderer).runAside,
+		"vkWaitSemaphores":                          (*renderer).runAside,
+		"vkBindBufferMemory":                        (*renderer).bindBuffer,
+		"vkBindBufferMemory2":                       (*renderer).bindBuffer,
 	} {
 		for i := range registry.Commands {
 			c := &registry.Commands[i]
@@ -56,6 +59,7 @@ func newHandlers() []handler {
 			}
 		}
 	}
+	addMemoryHandlers(list)
 	return list
 }
 
@@ -72,10 +76,15 @@ func newMade() []func(*renderer, *call, *object) {
 	list[registry.VkSemaphore] = func(_ *renderer, c *call, o *object) {
 		if isTimeline(c.args[1]) {
 			o.state = new(timeline)
+		} else {
+			o.state = new(binarySemaphore)
 		}
 	}
 	list[registry.VkCommandBuffer] = func(_ *renderer, _ *call, o *object) { o.state = new(commandBuffer) }
 	list[registry.VkBuffer] = func(_ *renderer, c *call, o *object) { o.state = newBuffer(c.args[1]) }
+	list[registry.VkImage] = func(_ *renderer, c *call, o *object) { o.state = newImage(c.args[1]) }
+	list[registry.VkEvent] = func(_ *renderer, c *call, o *object) { o.state = newEvent(c.args[1]) }
+	list[registry.VkDeviceMemory] = (*renderer).newMemory
 	list[registry.VkDescriptorUpdateTemplate] = func(_ *renderer, c *call, o *object) { o.state = codec.TemplateAt(c.args[1]) }
 	return list
 }
@@ -146,6 +155,10 @@ func (r *renderer) createDevice(c *call) error {
 	if err := r.allowed(adjustDevice(c.args[1]), false); err != nil {
 		return r.refuse(c, err)
 	}
+	if name := enablesHidden(c.args[1]); name != "" {
+		return r.refuse(c, fmt.Errorf("%w: %s", errHidden, name))
+	}
+	imports := r.local && !r.cfg.HideImport && c.first != nil && r.enableImport(c)
 	result, err := r.invoke(c)
 	if err != nil {
 		return r.refuse(c, err)
@@ -159,6 +172,10 @@ func (r *renderer) createDevice(c *call) error {
 			return r.refuse(c, err)
 		}
 		d.procs = make([]uintptr, len(registry.Commands))
+		r.describeMemory(d, c.first)
+		if imports {
+			d.imports = r.describeImport(d, c.first)
+		}
 		o := r.bind(c, ids[0], reals[0])
 		o.device, o.state = d, d
 	}
@@ -198,6 +215,12 @@ func (r *renderer) bindBuffer(c *call) error {
 		return r.refuse(c, err)
 	}
 	if int32(result) >= 0 {
+		for _, b := range bindings(c) {
+			if o, m := r.find(registry.VkBuffer, b.resource), r.found(b.memory); o != nil && m != nil {
+				state := o.state.(*buffer)
+				state.bind(m, b.offset, state.size)
+			}
+		}
 		for _, o := range r.named {
 			if b, ok := o.state.(*buffer); ok && b.addressable {
 				a := stream.Address{Buffer: o.id, Address: r.caller.bufferAddress(r.addressProc(c.first), o)}

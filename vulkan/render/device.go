@@ -13,18 +13,32 @@ import (
 
 // A device is a VkDevice with the functions that the renderer itself calls.
 type device struct {
-	real  uintptr
-	proc  func(name string) uintptr // the address of a function, 0 if it has none
-	sync  syncProcs
-	aside sync.WaitGroup // calls
+	real    uintptr
+	proc    func(name string) uintptr // the address of a function, 0 if it has none
+	sync    syncProcs
+	host    hostProcs
+	types   []memoryType   // by index
+	atom    uint64         // nonCoherentAtomSize, in bytes
+	imports *imports       // of memory; nil: not possible
+	aside   sync.WaitGroup // calls
 
 	// The stream's goroutine's:
-	procs  []uintptr // by command, as instance.procs
-	queues []*queue
+	procs   []uintptr // by command, as instance.procs
+	queues  []*queue
+	visible []*deviceMemory // that can be mapped, and are not imported
 
 	mu    sync.Mutex
 	spare []uint64 // unsignalled fences of the renderer's own, protected by mu
+	// open are the submissions under way that write memory which can be mapped,
+	// in order, protected by mu.
+	open []*submission
 }
+
+// A memoryType is what matters of a VkMemoryType.
+type memoryType struct{ visible, coherent bool }
+
+// hostProcs are the addresses of functions for the host's use of memory.
+type hostProcs struct{ mapMemory, unmapMemory, flush, invalidate, imageRequirements, eventStatus uintptr }
 
 // syncProcs are the addresses of functions that concern waiting.
 type syncProcs struct {
@@ -39,6 +53,9 @@ func newDevice(real uintptr, proc func(name string) uintptr) (*device, error) {
 	for name, p := range map[string]*uintptr{
 		"vkCreateFence": &d.sync.createFence, "vkDestroyFence": &d.sync.destroyFence, "vkResetFences": &d.sync.resetFences,
 		"vkGetFenceStatus": &d.sync.getFenceStatus, "vkWaitForFences": &d.sync.waitForFences, "vkQueueSubmit": &d.sync.queueSubmit,
+		"vkMapMemory": &d.host.mapMemory, "vkUnmapMemory": &d.host.unmapMemory, "vkFlushMappedMemoryRanges": &d.host.flush,
+		"vkInvalidateMappedMemoryRanges": &d.host.invalidate, "vkGetImageMemoryRequirements": &d.host.imageRequirements,
+		"vkGetEventStatus": &d.host.eventStatus,
 	} {
 		if *p = proc(name); *p == 0 {
 			return nil, fmt.Errorf("render: the driver has no %s", name)

@@ -20,16 +20,24 @@ func (r *renderer) askExtensions(c *call, n int) ([]byte, vk.Result, error) {
 	if proc == 0 {
 		return nil, 0, fmt.Errorf("%w: the driver has no %s", codec.ErrUnsupported, c.Name)
 	}
+	array, result := r.caller.extensions(proc, c.args[:n])
+	return array, result, nil
+}
+
+// extensions calls vkEnumerate…ExtensionProperties with what stands before the
+// count.
+func (c *caller) extensions(proc uintptr, before []uint64) ([]byte, vk.Result) {
+	n := len(before)
 	args := make([]uint64, n+2)
-	copy(args, c.args[:n])
-	count := new(uint32)
+	copy(args, before)
+	count := heap(uint32(0))
 	args[n] = address(count)
-	if result := r.caller.call(proc, args...); result < 0 {
-		return nil, result, nil
+	if result := c.call(proc, args...); result < 0 {
+		return nil, result
 	}
-	array := make([]byte, int(*count)*extensionProperties+1)
+	array := heapArray[byte](int(*count)*extensionProperties + 1)
 	args[n+1] = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(array))))
-	result := r.caller.call(proc, args...)
+	result := c.call(proc, args...)
 	runtime.KeepAlive(array)
-	return array[:min(int(*count)*extensionProperties, len(array))], result, nil
+	return array[:min(int(*count)*extensionProperties, len(array))], result
 }

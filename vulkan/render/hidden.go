@@ -4,7 +4,13 @@
 
 package render
 
-import "github.com/memspan/memspan/vulkan/registry"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/memspan/memspan/internal/vk"
+	"github.com/memspan/memspan/vulkan/registry"
+)
 
 // hidden are the features that a driver may have and that are not offered. The
 // offsets are of the VkBool32 in the structure of that sType.
@@ -19,9 +25,38 @@ var hidden = []struct {
 	{"protectedMemory", 1000145001, 16}, // VkPhysicalDeviceProtectedMemoryFeatures
 	// Capture and replay asks for the addresses of an earlier run, which
 	// allocations with memory of our own import cannot promise.
-	{"bufferDeviceAddressCaptureReplay", 51, 16 + 38*4}, // VkPhysicalDeviceVulkan12Features
+	{"bufferDeviceAddressCaptureReplay", 51, 16 + 39*4}, // VkPhysicalDeviceVulkan12Features
 	{"bufferDeviceAddressCaptureReplay", 1000257000, 20},
 	{"bufferDeviceAddressCaptureReplay", 1000244000, 20},
+	// It is about protected memory.
+	{"pipelineProtectedAccess", 1000466000, 16}, // VkPhysicalDevicePipelineProtectedAccessFeaturesEXT
+}
+
+// errHidden is a feature that is not offered.
+var errHidden = fmt.Errorf("render: %w", vk.Result(-8))
+
+// queueFlags are the abilities of queues that are offered: graphics, compute,
+// transfer and sparse binding. Of the others protected memory is not offered,
+// and the commands of video and optical flow are not in the tables.
+const queueFlags = 0xf
+
+// queueFamilies tells what the families of queues can do.
+func (r *renderer) queueFamilies(c *call) error {
+	result, err := r.invoke(c)
+	if err != nil {
+		return r.refuse(c, err)
+	}
+	size, at := uint32(24), uintptr(0) // VkQueueFamilyProperties
+	if strings.HasSuffix(strings.TrimSuffix(c.Name, "KHR"), "2") {
+		size, at = 40, 16 // VkQueueFamilyProperties2
+	}
+	if array := structure(c.args[2]); array != 0 {
+		for i := range structure(c.args[1]).u32(0) {
+			family := array.add(i, size)
+			family.set32(at, family.u32(at)&queueFlags)
+		}
+	}
+	return r.answer(c, result)
 }
 
 // An extensionProperties is a VkExtensionProperties.
@@ -61,7 +96,6 @@ func (r *renderer) extensions(c *call) error {
 	status := uint64(0)
 	if array != 0 {
 		if room := count.u32(0); room < total {
-			const incomplete = 5
 			total, status = room, incomplete
 		}
 		copy(array.bytes(0, int(total)*extensionProperties), kept)

@@ -38,9 +38,13 @@ type object struct {
 	child, next, older *object // next is younger, older is older
 
 	// state is what the renderer keeps for some types: *instance, *device,
-	// *queue, *fence, *timeline, *commandBuffer, *buffer, *deviceMemory.
+	// *queue, *fence, *timeline, *binarySemaphore, *commandBuffer, *buffer, *image,
+	// *deviceMemory, *event.
 	state any
 }
+
+// A dropper is a state that wants to know when the client's handle ends.
+type dropper interface{ dropped() }
 
 // A table finds objects by the ids that the client gave them: the low half of
 // an id is an index, dense and reused, the high half tells its users apart and
@@ -131,6 +135,9 @@ func (t *table) drop(o *object) {
 	t.dropChildren(o)
 	t.slots[uint32(o.id)] = nil
 	t.count--
+	if d, ok := o.state.(dropper); ok {
+		d.dropped()
+	}
 	if o.next != nil {
 		o.next.older = o.older
 	} else if o.parent != nil && o.parent.child == o {

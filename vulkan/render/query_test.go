@@ -86,7 +86,7 @@ func TestFeaturesAreHidden(t *testing.T) {
 	chained[0], chained[1], chained[2] = 1000145001, 0, 1
 	hideFeatures(uint64(s))
 	at := registry.Structs[registry.StructBySType(51)]
-	if at.Name != "VkPhysicalDeviceVulkan12Features" || s.u32(16+37*4) != 1 || s.u32(16+38*4) != 0 || s.u32(16+39*4) != 1 {
+	if at.Name != "VkPhysicalDeviceVulkan12Features" || s.u32(16+38*4) != 1 || s.u32(16+39*4) != 0 || s.u32(16+40*4) != 1 {
 		t.Errorf("%s: %x", at.Name, *core)
 	}
 	if chained[2] != 0 {
@@ -115,7 +115,7 @@ func TestQueueIsOne(t *testing.T) {
 // Timeline values are told; an idle queue is told after them. While the worker
 // waits for the host, it answers.
 func TestTimelineSubmission(t *testing.T) {
-	c := begin(t, Config{})
+	c := begin(t, Config{Deadline: time.Minute})
 	s := c.setUp()
 	semaphore := func() uint64 {
 		return c.made(registry.VkSemaphore, registry.VkCreateSemaphore, s.device, c.mem(9, c.mem(1000207002, 0, 1, 0), 0), 0)

@@ -30,6 +30,10 @@ const (
 
 // A submission is what was given to a queue in one call and how its end shows.
 type submission struct {
+	device *device
+	writes []write   // what it may write of memory that can be mapped
+	events []*object // that it sets or resets
+	joins  bool      // it may have waited for other queues
 	// points are the timeline semaphores that it signals, in order.
 	points []point
 	// fence is signalled at its end; 0 if the last point is its end.
@@ -38,6 +42,7 @@ type submission struct {
 
 	signal stream.Signal // of the application's fence, if it has one
 	facts  []*facts      // of its command buffers
+	gate   gate          // what it waits for; the queue's goroutine's
 	// finished is closed when all of it has been observed, or never will be.
 	finished chan struct{}
 	failed   bool // it will not end; to be read when finished is closed
@@ -62,6 +67,9 @@ type queue struct {
 	// observe is called, by one goroutine at a time, when a submission has come
 	// to a point, or to its end: then last is true.
 	observe func(s *submission, signal stream.Signal, last bool)
+	// events is called every now and then while a submission that sets events is
+	// under way.
+	events func(s *submission)
 	// lost is called with the first error.
 	lost func(error)
 
@@ -70,6 +78,8 @@ type queue struct {
 	waiting []*submission // the first one is being waited for
 	closing bool
 	failed  bool
+
+	joins bool // submissions to it waited for semaphores; the stream's goroutine's
 
 	caller *caller // the goroutine's; the stream's while nothing waits
 	ended  chan struct{}
@@ -192,10 +202,10 @@ func (q *queue) run() {
 func (q *queue) finish(s *submission) {
 	s.failed = true
 	defer close(s.finished)
-	begin := time.Now()
+	begin := &clock{time.Now(), &s.gate}
 	for i, p := range s.points {
 		if !q.await(begin, "vkWaitSemaphores", func() vk.Result {
-			return q.caller.waitSemaphore(q.device, p.semaphore, p.value, waitSlice)
+			return q.caller.waitSemaphore(q.device, p.semaphore, p.value, q.slice(s))
 		}) {
 			return
 		}
@@ -206,7 +216,7 @@ func (q *queue) finish(s *submission) {
 		return
 	}
 	if !q.await(begin, "vkWaitForFences", func() vk.Result {
-		return q.caller.waitFence(q.device, s.fence, waitSlice)
+		return q.caller.waitFence(q.device, s.fence, q.slice(s))
 	}) {
 		return
 	}
@@ -221,7 +231,7 @@ func (q *queue) finish(s *submission) {
 
 // await calls wait until it does not time out, the deadline is over or the
 // queue is closing, and reports whether what was waited for is there.
-func (q *queue) await(begin time.Time, call string, wait func() vk.Result) bool {
+func (q *queue) await(begin *clock, call string, wait func() vk.Result) bool {
 	for {
 		r := wait()
 		if r == vk.Success {
@@ -231,7 +241,7 @@ func (q *queue) await(begin time.Time, call string, wait func() vk.Result) bool 
 			q.fail(&vk.Error{Call: call, Result: r})
 			return false
 		}
-		if q.deadline > 0 && time.Since(begin) > q.deadline {
+		if begin.over(q) {
 			q.fail(fmt.Errorf("%w: %v", errDeadline, q.deadline))
 			return false
 		}

@@ -154,6 +154,29 @@ func TestQueueDeadline(t *testing.T) {
 	n.signal(host, 1) // the device must become idle
 }
 
+// The time that a submission waits for the application, or for one of another
+// queue that does, is not its own.
+func TestDeadlineWaitsForTheHost(t *testing.T) {
+	n := openNative(t)
+	q, _ := startQueue(t, n, time.Millisecond)
+	host := n.timeline()
+	other := &submission{finished: make(chan struct{})}
+	past := func() time.Time { return time.Now().Add(-time.Hour) }
+	g := &gate{points: []point{{semaphore: host, value: 3}}, after: []*submission{other}}
+	c := &clock{past(), g}
+	if c.over(q) {
+		t.Error("it waits for the host, and its time is over")
+	}
+	n.signal(host, 3)
+	if c.begin = past(); c.over(q) {
+		t.Error("it waits for another, and its time is over")
+	}
+	close(other.finished)
+	if c.begin = past(); !c.over(q) {
+		t.Error("its time is not over")
+	}
+}
+
 // Closing ends the wait, and everybody who waits for submissions.
 func TestQueueClose(t *testing.T) {
 	n := openNative(t)

@@ -25,9 +25,11 @@ type commandBuffer struct {
 
 // Facts are what is known of the memory that recorded commands write.
 type facts struct {
-	written []*object // buffers and images that copies, fills and the like write
-	shaders bool      // there are draws, dispatches or render passes, which write what they please
-	execute []*facts  // of the secondary command buffers
+	written   []target         // what copies, fills and the like write
+	condensed int              // how many of them were left of too many
+	events    map[*object]bool // that are set or reset
+	awaited   map[*object]bool // events that are waited for, and not set before
+	shaders   bool             // there are draws, dispatches or render passes, which write what they please
 }
 
 // batchSize is how many recorded commands are given to the driver at a time.
@@ -45,6 +47,8 @@ type effect struct {
 	command bool           // it may be recorded
 	writes  registry.Index // handle type of what it writes, the last named of that type, or None
 	shaders bool
+	events  bool // it sets or resets those that it names
+	waits   bool // it waits for them
 	execute bool
 	begin   bool
 }
@@ -69,6 +73,8 @@ func newEffects() []effect {
 		for _, prefix := range []string{"CmdDraw", "CmdDispatch", "CmdBeginRender", "CmdBeginTransformFeedback", "CmdTraceRays", "CmdBuildAcceleration"} {
 			e.shaders = e.shaders || strings.HasPrefix(name, prefix)
 		}
+		e.events = strings.HasPrefix(name, "CmdSetEvent") || strings.HasPrefix(name, "CmdResetEvent")
+		e.waits = strings.HasPrefix(name, "CmdWaitEvents")
 		e.execute = name == "CmdExecuteCommands"
 		e.begin = name == "BeginCommandBuffer"
 		list[i] = e
@@ -128,7 +134,7 @@ func (r *renderer) recordOne(o *object, b *commandBuffer, index registry.Index, 
 		b.poisoned(fmt.Errorf("the driver has no %s", c.Name))
 		return nil
 	}
-	r.collect(b, &r.effects[index])
+	r.collect(b, &r.effects[index], index)
 	setRaw(&r.batch.calls[r.batch.n], c, proc, &r.call.args)
 	r.batch.commands[r.batch.n] = index
 	if r.batch.n++; r.batch.n == batchSize {
@@ -162,11 +168,11 @@ func (b *commandBuffer) poisoned(err error) {
 func (b *commandBuffer) began() { b.poison, b.facts = "", new(facts) }
 
 // collect adds what a command writes to the facts.
-func (r *renderer) collect(b *commandBuffer, e *effect) {
+func (r *renderer) collect(b *commandBuffer, e *effect, index registry.Index) {
 	if e.begin {
 		b.began()
 	}
-	if e.writes == registry.None && !e.shaders && !e.execute {
+	if e.writes == registry.None && !e.shaders && !e.execute && !e.events && !e.waits {
 		return
 	}
 	if b.facts == nil {
@@ -176,9 +182,17 @@ func (r *renderer) collect(b *commandBuffer, e *effect) {
 	f.shaders = f.shaders || e.shaders
 	if e.execute {
 		for _, o := range r.named {
-			if other, ok := o.state.(*commandBuffer); ok && other.facts != nil {
-				f.execute = append(f.execute, other.facts)
-				f.shaders = f.shaders || other.facts.shaders
+			if other, ok := o.state.(*commandBuffer); ok && other.facts != nil && other != b {
+				f.execute(other.facts)
+			}
+		}
+	}
+	if e.events || e.waits {
+		for _, o := range r.named {
+			if o.kind == registry.VkEvent && e.events {
+				f.change(o)
+			} else if o.kind == registry.VkEvent {
+				f.await(o)
 			}
 		}
 	}
@@ -186,11 +200,77 @@ func (r *renderer) collect(b *commandBuffer, e *effect) {
 		// The source stands before the destination in all of these commands.
 		for i := len(r.named) - 1; i >= 0; i-- {
 			if o := r.named[i]; o.kind == e.writes {
-				if n := len(f.written); n == 0 || f.written[n-1] != o {
-					f.written = append(f.written, o)
-				}
+				f.write(placeOf(o), ranges(index, &r.call.args))
 				break
 			}
 		}
 	}
+}
+
+// write adds parts of a resource.
+func (f *facts) write(p *place, parts []span) {
+	for _, s := range parts {
+		if n := len(f.written); n > 0 && f.written[n-1].place == p {
+			// Parts of one resource are often written one behind the other.
+			if last := &f.written[n-1]; s.off <= last.end && s.end >= last.off {
+				last.off, last.end = min(last.off, s.off), max(last.end, s.end)
+				continue
+			}
+		}
+		f.written = append(f.written, target{p, s})
+	}
+	if len(f.written) > max(maxTargets, 2*f.condensed) {
+		f.condense()
+	}
+}
+
+// change adds an event.
+func (f *facts) change(o *object) {
+	if f.events == nil {
+		f.events = make(map[*object]bool)
+	}
+	f.events[o] = true
+}
+
+// await adds an event that is waited for.
+func (f *facts) await(o *object) {
+	if f.events[o] {
+		return
+	}
+	if f.awaited == nil {
+		f.awaited = make(map[*object]bool)
+	}
+	f.awaited[o] = true
+}
+
+// execute adds what a secondary command buffer writes.
+func (f *facts) execute(other *facts) {
+	f.shaders = f.shaders || other.shaders
+	for o := range other.awaited {
+		f.await(o)
+	}
+	for o := range other.events {
+		f.change(o)
+	}
+	for _, t := range other.written {
+		f.write(t.place, []span{t.span})
+	}
+}
+
+// maxTargets is how many parts of resources are told apart, for a time.
+const maxTargets = 4096
+
+// condense joins the parts of each resource.
+func (f *facts) condense() {
+	first := make(map[*place]int)
+	kept := f.written[:0]
+	for _, t := range f.written {
+		if i, ok := first[t.place]; ok {
+			kept[i].off, kept[i].end = min(kept[i].off, t.off), max(kept[i].end, t.end)
+			continue
+		}
+		first[t.place] = len(kept)
+		kept = append(kept, t)
+	}
+	f.written, f.condensed = kept, len(kept)
 }

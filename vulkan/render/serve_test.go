@@ -23,13 +23,22 @@ func (c *client) workload(size uint64) workload {
 	c.t.Helper()
 	w := workload{setup: c.setUp(), size: size}
 	const transferDst = 2
-	w.buffer = c.made(registry.VkBuffer, registry.VkCreateBuffer, w.device, c.mem(12, 0, 0, size, transferDst, 0, 0), 0)
+	const visible = 2 | 4
+	c.equip(&w, transferDst, visible)
+	return w
+}
+
+// equip makes the buffer, in memory with some properties, and the command
+// buffer.
+func (c *client) equip(w *workload, usage, visible uint64) {
+	c.t.Helper()
+	size := w.size
+	w.buffer = c.made(registry.VkBuffer, registry.VkCreateBuffer, w.device, c.mem(12, 0, 0, size, usage, 0, 0), 0)
 	needs := c.mem(0, 0, 0)
 	c.do(registry.VkGetBufferMemoryRequirements, w.device, w.buffer, needs)
 	types := uint32(word(needs + 16))
 	properties := c.mem(make([]uint64, 66)...)
 	c.do(registry.VkGetPhysicalDeviceMemoryProperties, w.gpu, properties)
-	const visible = 2 | 4
 	index := uint64(0)
 	for ; types&(1<<index) == 0 || word(properties+index*8+4)&visible != visible; index++ {
 	}
@@ -37,7 +46,6 @@ func (c *client) workload(size uint64) workload {
 	c.do(registry.VkBindBufferMemory, w.device, w.buffer, w.memory, 0)
 	w.pool = c.made(registry.VkCommandPool, registry.VkCreateCommandPool, w.device, c.mem(39, 0, 2), 0)
 	w.commands = c.made(registry.VkCommandBuffer, registry.VkAllocateCommandBuffers, w.device, c.mem(40, 0, w.pool, 1<<32))
-	return w
 }
 
 // fill records a fill of the whole buffer.

@@ -96,7 +96,33 @@ func isTimeline(info uint64) bool {
 func newBuffer(info uint64) *buffer {
 	const deviceAddress = 0x20000
 	s := structure(info)
-	return &buffer{size: s.u64(24), addressable: s.u32(32)&deviceAddress != 0}
+	usage := s.u32(32)
+	return &buffer{
+		place:       place{shaders: usage&^readOnlyBuffer != 0, sparse: s.u32(16)&sparseBinding != 0},
+		size:        s.u64(24),
+		addressable: usage&deviceAddress != 0,
+	}
+}
+
+const (
+	sparseBinding = 1
+	// The usages by which nothing is written but by copies: transfers; uniform
+	// texels, uniforms, indices, vertices, indirect arguments; conditions,
+	// shader binding tables, input of acceleration structures.
+	readOnlyBuffer = 0x1 | 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x80000
+	// Transfers, sampled and input attachments.
+	readOnlyImage = 0x1 | 0x2 | 0x4 | 0x80
+)
+
+// newImage returns what is kept of a VkImageCreateInfo.
+func newImage(info uint64) *image {
+	const optimal, disjoint = 0, 0x200
+	s := structure(info)
+	flags := s.u32(16)
+	return &image{
+		place:    place{shaders: s.u32(56)&^readOnlyImage != 0, opaque: s.u32(52) == optimal, sparse: flags&sparseBinding != 0},
+		disjoint: flags&disjoint != 0,
+	}
 }
 
 // clampVersion lowers the version in a structure to the newest that is known.
@@ -118,26 +144,42 @@ func hideFeatures(features uint64) {
 	}
 }
 
+// enablesHidden returns the name of a feature that a VkDeviceCreateInfo enables
+// although it is not offered, or "".
+func enablesHidden(info uint64) string {
+	for s := structure(info).next(8); s != 0; s = s.next(8) {
+		for _, h := range hidden {
+			if s.u32(0) == h.sType && s.u32(h.offset) != 0 {
+				return h.name
+			}
+		}
+	}
+	return ""
+}
+
 // A signalOp is a semaphore and the value that a batch sets it to.
 type signalOp struct{ semaphore, value uint64 }
 
 // batches calls f for each batch of a vkQueueSubmit, vkQueueSubmit2 or
 // vkQueueBindSparse, with its command buffers and what it signals.
-func batches(c *call, command registry.Index, f func(commands []uint64, signals []signalOp)) {
+func batches(c *call, command registry.Index, f func(waits uint32, commands []uint64, signals []signalOp)) {
 	var commands []uint64
 	var signals []signalOp
 	count, at := uint32(c.args[1]), structure(c.args[2])
 	for i := range count {
 		commands, signals = commands[:0], signals[:0]
+		waits := uint32(0)
 		switch command {
 		case registry.VkQueueSubmit:
 			s := at.add(i, 72)
+			waits = s.u32(16)
 			for k := range s.u32(40) {
 				commands = append(commands, s.next(48).u64(uintptr(k)*8))
 			}
 			signals = signalsOf(signals, s, s.u32(56), s.next(64))
 		case registry.VkQueueSubmit2:
 			s := at.add(i, 64)
+			waits = s.u32(20)
 			for k := range s.u32(32) {
 				commands = append(commands, s.next(40).add(k, 32).u64(16))
 			}
@@ -147,9 +189,10 @@ func batches(c *call, command registry.Index, f func(commands []uint64, signals 
 			}
 		default:
 			s := at.add(i, 96)
+			waits = s.u32(16)
 			signals = signalsOf(signals, s, s.u32(80), s.next(88))
 		}
-		f(commands, signals)
+		f(waits, commands, signals)
 	}
 }
 
@@ -180,8 +223,37 @@ func (c *caller) bufferAddress(proc uintptr, o *object) uint64 {
 	if proc == 0 {
 		return 0
 	}
-	info := &bufferAddressInfo{sType: 1000244001, buffer: o.real}
+	info := heap(bufferAddressInfo{sType: 1000244001, buffer: o.real})
 	c.call(proc, uint64(o.device.real), address(info))
 	runtime.KeepAlive(info)
 	return c.raw.Result
+}
+
+// waits calls f for each semaphore, and its value, that a vkQueueSubmit,
+// vkQueueSubmit2 or vkQueueBindSparse waits for.
+func waits(c *call, command registry.Index, f func(signalOp)) {
+	count, at := uint32(c.args[1]), structure(c.args[2])
+	for i := range count {
+		if command == registry.VkQueueSubmit2 {
+			s := at.add(i, 64)
+			for k := range s.u32(20) {
+				op := s.next(24).add(k, 48)
+				f(signalOp{op.u64(16), op.u64(24)})
+			}
+			continue
+		}
+		size := uint32(72)
+		if command == registry.VkQueueBindSparse {
+			size = 96
+		}
+		s := at.add(i, size)
+		values := s.chained(1000207003)
+		for k := range s.u32(16) {
+			op := signalOp{semaphore: s.next(24).u64(uintptr(k) * 8)}
+			if values != 0 && k < values.u32(16) && values.next(24) != 0 {
+				op.value = values.next(24).u64(uintptr(k) * 8)
+			}
+			f(op)
+		}
+	}
 }

@@ -31,6 +31,7 @@ type timeline struct {
 
 // A buffer is the state of a VkBuffer.
 type buffer struct {
+	place
 	size        uint64
 	addressable bool // it has an address
 }
@@ -45,7 +46,8 @@ func (r *renderer) submit(c *call) error {
 		index = c.Alias
 	}
 	endsInPoint := false
-	batches(c, index, func(commands []uint64, signals []signalOp) {
+	batches(c, index, func(waits uint32, commands []uint64, signals []signalOp) {
+		q.joins = q.joins || waits > 0
 		for _, real := range commands {
 			if o := r.find(registry.VkCommandBuffer, real); o != nil {
 				b := o.state.(*commandBuffer)
@@ -63,6 +65,9 @@ func (r *renderer) submit(c *call) error {
 			if o == nil {
 				continue
 			}
+			if b, ok := o.state.(*binarySemaphore); ok {
+				b.last = s
+			}
 			if t, ok := o.state.(*timeline); ok {
 				t.last = s
 				s.points = append(s.points, point{op.semaphore, op.value, stream.Signal{Kind: stream.SignalSemaphore, ID: o.id, Value: op.value}})
@@ -73,6 +78,14 @@ func (r *renderer) submit(c *call) error {
 	if poison != "" {
 		return r.refuse(c, fmt.Errorf("a command buffer could not be recorded: %s", poison))
 	}
+	if index == registry.VkQueueBindSparse {
+		r.bindSparse()
+	}
+	s.joins = q.joins
+	r.plan(q.device, s)
+	if q.deadline > 0 {
+		s.gate = r.gateOf(c, index, s)
+	}
 	fenceAt := len(c.Params) - 1
 	s.fence = c.args[fenceAt]
 	switch {
@@ -81,7 +94,7 @@ func (r *renderer) submit(c *call) error {
 		f.submitted++
 		f.last = s
 		s.signal = stream.Signal{Kind: stream.SignalFence, ID: r.find(registry.VkFence, s.fence).id, Value: f.submitted}
-	case !endsInPoint && r.watches(q.device, s):
+	case !endsInPoint && r.watches(s):
 		var err error
 		if s.fence, err = q.device.takeFence(&r.caller); err != nil {
 			return r.refuse(c, err)
@@ -89,8 +102,10 @@ func (r *renderer) submit(c *call) error {
 		s.own = true
 		c.args[fenceAt] = s.fence
 	}
+	q.device.begin(s)
 	result, err := r.invoke(c)
 	if err != nil || int32(result) < 0 {
+		q.device.end(s)
 		s.finished = make(chan struct{})
 		close(s.finished)
 		if err != nil {
@@ -118,7 +133,7 @@ func (d *device) queue(r *renderer, real uintptr) *queue {
 			return q
 		}
 	}
-	q := &queue{device: d, real: real, depth: r.cfg.QueueDepth, deadline: r.cfg.Deadline, observe: r.observe}
+	q := &queue{device: d, real: real, depth: r.cfg.QueueDepth, deadline: r.cfg.Deadline, observe: r.observe, events: r.tellEvents}
 	q.lost = func(err error) { r.lose(resultOf(err), noCommand, err) }
 	q.start()
 	d.queues = append(d.queues, q)
@@ -131,6 +146,10 @@ const noCommand = 0xffff
 // queue's goroutine, or by the stream's.
 func (r *renderer) observe(s *submission, signal stream.Signal, last bool) {
 	r.compare(s)
+	if last {
+		s.device.end(s)
+		r.tellEvents(s)
+	}
 	if signal.Kind != 0 {
 		if r.conn.End(signal.Append(r.conn.Begin(stream.OpSignal, 0, 0))) != nil {
 			return // the stream's goroutine finds out
@@ -154,7 +173,7 @@ func (r *renderer) waitIdle(c *call) error {
 		if err == nil {
 			err = r.caller.submitFence(d, q.real, f)
 		}
-		s := &submission{fence: f, own: true}
+		s := &submission{device: d, joins: q.joins, fence: f, own: true}
 		if err == nil {
 			spin := r.cfg.Spin
 			if r.conn.Buffered() {

@@ -112,18 +112,30 @@ type Welcome struct {
 	Fingerprint uint64
 	Flags       HelloFlags // those of the Hello that hold
 	PID         uint32     // the worker's
+	Objects     uint32     // how many handles the worker keeps at most; 0: it does not say
 	Text        string     // what it is, or why it refuses; at most MaxText bytes
 }
 
-// Append appends the message's body to dst, in a Hello's layout.
+// Append appends the message's body to dst: {u64 fingerprint, u32 flags, u32
+// pid, u32 objects, text}.
 func (w Welcome) Append(dst []byte) []byte {
-	return Hello{w.Fingerprint, w.Flags, w.PID, w.Text}.Append(dst)
+	dst = Hello{w.Fingerprint, w.Flags, w.PID, ""}.Append(dst)
+	dst = binary.LittleEndian.AppendUint32(dst, w.Objects)
+	return append(dst, w.Text[:min(len(w.Text), MaxText)]...)
 }
 
 // ParseWelcome reads a Welcome's body. It fails with ErrMalformed.
 func ParseWelcome(b []byte) (Welcome, error) {
-	h, err := ParseHello(b)
-	return Welcome{h.Fingerprint, h.Flags, h.PID, h.Name}, err
+	if len(b) < 20 || len(b) > 20+MaxText {
+		return Welcome{}, fmt.Errorf("%w: welcome of %d bytes", ErrMalformed, len(b))
+	}
+	return Welcome{
+		Fingerprint: binary.LittleEndian.Uint64(b),
+		Flags:       HelloFlags(binary.LittleEndian.Uint32(b[8:])),
+		PID:         binary.LittleEndian.Uint32(b[12:]),
+		Objects:     binary.LittleEndian.Uint32(b[16:]),
+		Text:        string(b[20:]),
+	}, nil
 }
 
 // SignalKind says what a Signal is about.

@@ -134,15 +134,27 @@ func (in *reader) expected(rest []byte, n int) int {
 	return want
 }
 
-// TakeFile returns the file that came first of those not yet taken: that of a
-// message with FlagFile, if all those before took theirs. The caller closes
-// it. It never waits; without a file it fails with ErrMalformed.
-func (c *Conn) TakeFile() (*os.File, error) {
+// TakesFiles reports whether messages with files can be received.
+func (c *Conn) TakesFiles() bool {
+	_, ok := c.fileSource()
+	return ok
+}
+
+// fileSource returns what queues received files, a *fdpass.Conn.
+func (c *Conn) fileSource() (interface{ Take() (*os.File, error) }, bool) {
 	below := c.wc.NetConn()
 	if p, ok := below.(*wire.ProgressConn); ok {
 		below = p.Conn
 	}
-	from, ok := below.(interface{ Take() (*os.File, error) }) // fdpass.Conn
+	from, ok := below.(interface{ Take() (*os.File, error) })
+	return from, ok
+}
+
+// TakeFile returns the file that came first of those not yet taken: that of a
+// message with FlagFile, if all those before took theirs. The caller closes
+// it. It never waits; without a file it fails with ErrMalformed.
+func (c *Conn) TakeFile() (*os.File, error) {
+	from, ok := c.fileSource()
 	if !ok {
 		return nil, fmt.Errorf("stream: take a file: %w", wire.Unsupported)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/memspan/memspan/wire"
 )
@@ -34,12 +35,46 @@ type Conn struct {
 	err     error  // set for good by the first failed write
 	waiting atomic.Int64
 
+	stall      *time.Timer // nil: nobody is told
+	stallAfter time.Duration
+	writing    atomic.Bool // a write to wc is under way
+
 	in reader
 }
 
 // New returns a Conn over wc, which must be past its handshake. Nobody else
 // may read wc from now on, nor write stream frames to it.
 func New(wc *wire.Conn) *Conn { return &Conn{wc: wc} }
+
+// OnStall has f called, on a goroutine of its own, whenever a write has lasted
+// for after, and again and again each time that much longer. Two ends that both
+// write before they read wait for each other for ever: f has somebody read. It
+// is to be called before there are several writers.
+func (c *Conn) OnStall(after time.Duration, f func()) {
+	c.stall = time.AfterFunc(time.Hour, func() {
+		if c.writing.Load() {
+			f()
+			c.stall.Reset(after)
+		}
+	})
+	c.stall.Stop()
+	c.stallAfter = after
+}
+
+// busy and idle stand around writes.
+func (c *Conn) busy() {
+	if c.stall != nil {
+		c.writing.Store(true)
+		c.stall.Reset(c.stallAfter)
+	}
+}
+
+func (c *Conn) idle() {
+	if c.stall != nil {
+		c.writing.Store(false)
+		c.stall.Stop()
+	}
+}
 
 // Wire returns the connection below, to close it and for its statistics.
 func (c *Conn) Wire() *wire.Conn { return c.wc }
@@ -113,6 +148,8 @@ func (c *Conn) EndFile(buf []byte, f *os.File) error {
 		return err
 	}
 	first := last[:min(len(last), MaxFrame)]
+	c.busy()
+	defer c.idle()
 	if err := c.wc.WriteFrameFiles(wire.Header{Kind: wire.KindStream}, first, f); err != nil {
 		if !errors.Is(err, wire.Unsupported) {
 			c.err = err
@@ -188,6 +225,11 @@ func (c *Conn) flush(data []byte) error {
 // write writes pieces, of which all but the last are together at most one
 // frame long if there are several, as frames.
 func (c *Conn) write(pieces ...[]byte) error {
+	if len(pieces) == 1 && len(pieces[0]) == 0 {
+		return c.err
+	}
+	c.busy()
+	defer c.idle()
 	if len(pieces) == 1 {
 		for rest := pieces[0]; len(rest) > 0 && c.err == nil; {
 			n := min(len(rest), MaxFrame)

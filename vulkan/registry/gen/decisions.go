@@ -99,6 +99,21 @@ var locals = []string{
 // skipped types are no structures of their own.
 var skipped = []string{"VkAllocationCallbacks", "VkBaseInStructure", "VkBaseOutStructure"}
 
+// belongs names the extension without which drivers do not have a command,
+// though the registry gives it to another one alone.
+var belongs = map[string]string{
+	"vkCmdSetCoverageModulationModeNV":           "VK_NV_framebuffer_mixed_samples",
+	"vkCmdSetCoverageModulationTableEnableNV":    "VK_NV_framebuffer_mixed_samples",
+	"vkCmdSetCoverageModulationTableNV":          "VK_NV_framebuffer_mixed_samples",
+	"vkCmdSetCoverageReductionModeNV":            "VK_NV_coverage_reduction_mode",
+	"vkCmdSetCoverageToColorEnableNV":            "VK_NV_fragment_coverage_to_color",
+	"vkCmdSetCoverageToColorLocationNV":          "VK_NV_fragment_coverage_to_color",
+	"vkCmdSetRepresentativeFragmentTestEnableNV": "VK_NV_representative_fragment_test",
+	"vkCmdSetShadingRateImageEnableNV":           "VK_NV_shading_rate_image",
+	"vkCmdSetViewportSwizzleNV":                  "VK_NV_viewport_swizzle",
+	"vkCmdSetViewportWScalingEnableNV":           "VK_NV_clip_space_w_scaling",
+}
+
 // decisions notes which entries were asked for.
 type decisions map[string]bool
 

@@ -70,7 +70,9 @@ func (r *registry) choose(carried []string) (*selection, error) {
 				from = &source{}
 				s.from[c.name()] = from
 			}
-			if extension == "" {
+			if x, ok := belongs[c.name()]; ok {
+				from.extensions = []string{x}
+			} else if extension == "" {
 				from.core = core
 			} else if !slices.Contains(from.extensions, extension) {
 				from.extensions = append(from.extensions, extension)

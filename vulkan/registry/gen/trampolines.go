@@ -95,7 +95,7 @@ static inline uint64_t floatWord(float f) {
 			level = "GLOBAL" // its instance may be null
 		}
 		core := 0
-		if c.core != 0 {
+		if c.core == 10 { // others are asked for
 			core = 1
 		}
 		fmt.Fprintf(&out, "\t{\"%s\", (procedure)%s, %s, %d},\n", c.name, c.name, level, core)

@@ -6,6 +6,8 @@
 package main
 
 import (
+	"os"
+
 	"github.com/memspan/memspan/vulkan/icd"
 	"github.com/memspan/memspan/vulkan/registry"
 )
@@ -17,6 +19,7 @@ func init() {
 		}
 		return ^uint64(2) // VK_ERROR_INITIALIZATION_FAILED
 	})
+	icd.AtExit(func() { os.Stdout.WriteString("exits\n") })
 }
 
 func main() {}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// What is to be done when the process ends, as the Go runtime does not hear of
+// that.
+
+#include <stdlib.h>
+
+#pragma GCC visibility push(hidden)
+void memspanAtExit(void);
+#pragma GCC visibility pop
+
+extern void memspanEnded(void);
+
+void memspanAtExit(void) { atexit(memspanEnded); }
