@@ -170,3 +170,36 @@ func TestFilesNeedAUnixSocket(t *testing.T) {
 		}
 	}
 }
+
+// Await sees a byte that comes after a frame for whose many bytes the reader
+// has waited together.
+func TestAwaitAfterBulk(t *testing.T) {
+	a, b := dialTCP(t)
+	from, to := wire.NewConn(a, wire.Config{}), wire.NewConn(b, wire.Config{})
+	defer from.Close()
+	defer to.Close()
+	if ready, err := to.Await(0); err != nil || ready {
+		t.Fatalf("ready before anything was sent: %v, %v", ready, err)
+	}
+	const n = 1 << 20
+	read := make(chan error, 1)
+	go func() {
+		h, err := to.ReadHeader()
+		if err == nil {
+			err = to.ReadData(make([]byte, h.Raw))
+		}
+		read <- err
+	}()
+	if err := from.WriteFrame(wire.Header{Kind: wire.KindTransfer}, nil, make([]byte, n)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	if ready, err := to.Await(10 * time.Second); err != nil || !ready {
+		t.Errorf("a byte has come, and Await: %v, %v", ready, err)
+	}
+}

@@ -244,6 +244,9 @@ func (c *Conn) Await(timeout time.Duration) (bool, error) {
 	if c.layered || c.progress.socket == nil {
 		return false, fmt.Errorf("wire: await: %w", Unsupported)
 	}
+	if c.progress.direct != nil {
+		c.progress.direct.Watch()
+	}
 	ready, err := c.progress.socket.AwaitReadable(timeout)
 	if err != nil {
 		return false, ioError("await", err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,8 @@ type Receiver struct {
 	err    error
 	try    func(fd uintptr) bool // made once, so that receiving takes no memory
 	marks  bool                  // the mark can be set
+
+	watched atomic.Bool // others wait for bytes too: Receive leaves no mark behind
 }
 
 // ReceiverOf returns a receiver for a TCP connection that has the default mark.
@@ -52,6 +55,9 @@ func (r *Receiver) Receive(p, after []byte, want int) (int, error) {
 	r.n, r.err = 0, nil
 	err := r.raw.Read(r.try)
 	r.bufs, r.vector = [2][]byte{}, [2]unix.Iovec{} // the caller's memory is not kept
+	if r.watched.Load() {
+		r.lower()
+	}
 	switch {
 	case err != nil:
 		return 0, err
@@ -61,6 +67,28 @@ func (r *Receiver) Receive(p, after []byte, want int) (int, error) {
 		return 0, io.EOF
 	}
 	return r.n, nil
+}
+
+// Watch has the socket become readable with its first byte for those who wait
+// for it otherwise than by Receive, from now on: a mark that Receive set would
+// hold for them too. It waits for a Receive that is under way, the first time.
+func (r *Receiver) Watch() {
+	if r.watched.Load() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.watched.Store(true)
+	r.lower()
+}
+
+// lower sets the default mark. If that fails the socket has ended.
+func (r *Receiver) lower() {
+	if r.mark != 1 && r.raw.Control(func(fd uintptr) {
+		r.marks = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1) == nil
+	}) == nil {
+		r.mark = 1
+	}
 }
 
 // read is one attempt; false waits for the socket to become readable.

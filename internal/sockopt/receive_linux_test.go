@@ -92,3 +92,41 @@ func TestReceive(t *testing.T) {
 		t.Errorf("closed: %v", err)
 	}
 }
+
+// One byte wakes those who wait for the socket and not in Receive, whatever a
+// Receive wanted before.
+func TestWatch(t *testing.T) {
+	a, b := dial(t)
+	r := receiver(t, b)
+	s, err := sockopt.Of(b.(syscall.Conn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if i > 0 {
+			r.Watch() // at once the second time, and for good
+		}
+		// It wants more than comes, and so has the mark set.
+		if err := b.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := r.Receive(make([]byte, 4), nil, 1000); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%d, %v", n, err)
+		}
+		if i == 0 {
+			continue
+		}
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if ready, err := s.AwaitReadable(10 * time.Second); err != nil || !ready {
+			t.Errorf("round %d: one byte has come: %v, %v", i, ready, err)
+		}
+		if err := b.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := r.Receive(make([]byte, 4), nil, 1); n != 1 || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+}

@@ -35,6 +35,9 @@ func ReceiverOf(syscall.Conn) (*Receiver, error) { return nil, errors.ErrUnsuppo
 // Receive fails on this system.
 func (*Receiver) Receive(p, after []byte, want int) (int, error) { return 0, errors.ErrUnsupported }
 
+// Watch does nothing on this system.
+func (*Receiver) Watch() {}
+
 // AwaitReadable fails on this system.
 func (*Socket) AwaitReadable(time.Duration) (bool, error) { return false, errors.ErrUnsupported }
 

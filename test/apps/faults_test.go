@@ -64,10 +64,10 @@ type waiter struct {
 	out *bufio.Reader
 }
 
-func (d *daemon) wait(t *testing.T, transport, app string) *waiter {
+func (d *daemon) wait(t *testing.T, transport, app, name string) *waiter {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	w := &waiter{cmd: d.command(ctx, transport, app, "lost")}
+	w := &waiter{cmd: d.command(ctx, transport, app, name)}
 	out, err := w.cmd.StdoutPipe()
 	check(t, err)
 	w.cmd.Stderr = d.log
@@ -110,7 +110,7 @@ func TestLost(t *testing.T) {
 		t.Run("worker killed/"+transport, func(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil)
-			w := d.wait(t, transport, app)
+			w := d.wait(t, transport, app, "lost")
 			start := time.Now()
 			check(t, syscall.Kill(d.worker(t), syscall.SIGKILL))
 			w.learns(t, start, lostWithin)
@@ -118,7 +118,7 @@ func TestLost(t *testing.T) {
 		t.Run("worker stopped/"+transport, func(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil)
-			w := d.wait(t, transport, app)
+			w := d.wait(t, transport, app, "lost")
 			start, pid := time.Now(), d.worker(t)
 			check(t, syscall.Kill(pid, syscall.SIGSTOP))
 			w.learns(t, start, lostWithin)
@@ -128,7 +128,7 @@ func TestLost(t *testing.T) {
 		t.Run("daemon killed/"+transport, func(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil)
-			w := d.wait(t, transport, app)
+			w := d.wait(t, transport, app, "lost")
 			start, pid := time.Now(), d.worker(t)
 			d.kill()
 			w.learns(t, start, lostWithin)
@@ -138,13 +138,13 @@ func TestLost(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil, "--vulkan-deadline", "1s")
 			start := time.Now()
-			d.wait(t, transport, app).learns(t, start, lostWithin+time.Second)
+			d.wait(t, transport, app, "hang").learns(t, start, lostWithin+time.Second)
 		})
 		t.Run("application killed/"+transport, func(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil)
 			before := memfds(t, d.cmd.Process.Pid)
-			w := d.wait(t, transport, app)
+			w := d.wait(t, transport, app, "lost")
 			pid := d.worker(t)
 			for _, child := range children(w.cmd.Process.Pid) {
 				check(t, syscall.Kill(child, syscall.SIGKILL))

@@ -40,8 +40,11 @@ func (l *link) background() {
 			round := l.rounds.Load()
 			if _, err := l.sc.Await(forever); err != nil {
 				l.failed(err)
-			} else if l.waiting.Load() == 0 { // else leave it to them
+			} else if l.waiting.Load() == 0 && l.takeLead() { // else leave it to them
+				// Who begins to wait meanwhile must not wait for the socket: what
+				// comes by it is read here.
 				l.receiveSince(round)
+				l.giveLead()
 			}
 		}
 		l.reading.Store(false)

@@ -18,12 +18,25 @@ type Config struct {
 	QueueDepth int           // submissions of one queue under way; 0: 16 Ki
 	Deadline   time.Duration // of the oldest submission of a queue, then the device counts as lost; 0: none
 	Memory     int64         // bytes of device memory; 0: no limit
+	// Device offers one GPU only: its index, the beginning of its UUID or a part
+	// of its name; "": all.
+	Device string
+	// Report, if not nil, is told now and then, at most four times a second, what
+	// GPU is in use and what is held. It must not wait for long.
+	Report func(Usage)
 	// HideHostCoherent tells the application of no memory that is coherent, and
 	// HideImport shares none with it: for tests of what other drivers lack.
 	HideHostCoherent, HideImport bool
 	// Spin is for how long a submission is polled for its end before its queue's
 	// goroutine is woken to wait for it; 0: 20 µs; negative: not at all.
 	Spin time.Duration
+}
+
+// A Usage is what an application uses.
+type Usage struct {
+	Device  string // the name of the GPU, once there is one
+	Memory  int64  // bytes of device memory
+	Objects int    // handles
 }
 
 func (c Config) withDefaults() Config {

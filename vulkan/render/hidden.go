@@ -96,7 +96,6 @@ func (r *renderer) extensions(c *call) error {
 	status := uint64(0)
 	if array != 0 {
 		if room := count.u32(0); room < total {
-			const incomplete = 5
 			total, status = room, incomplete
 		}
 		copy(array.bytes(0, int(total)*extensionProperties), kept)

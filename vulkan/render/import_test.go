@@ -96,14 +96,15 @@ func TestImportInstead(t *testing.T) {
 		size uint64 // of the allocation
 		next func(c *client, w workload) uint64
 	}{
-		"hidden":    {Config{HideImport: true}, 65536, nil},
-		"too small": {Config{}, 65537, nil},
-		"dedicated": {Config{}, 65536, func(c *client, w workload) uint64 { return c.mem(1000127001, 0, 0, w.buffer) }},
+		"hidden":     {Config{HideImport: true}, 65536, nil},
+		"incoherent": {Config{HideHostCoherent: true}, 65536, nil},
+		"too small":  {Config{}, 65537, nil},
+		"dedicated":  {Config{}, 65536, func(c *client, w workload) uint64 { return c.mem(1000127001, 0, 0, w.buffer) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := beginLocal(t, test.cfg)
 			w := workload{setup: c.setUp(), size: 65536}
-			c.equip(&w, transferDst, coherent)
+			c.equip(&w, transferDst, 2)
 			next := uint64(0)
 			if test.next != nil {
 				w.buffer = c.made(registry.VkBuffer, registry.VkCreateBuffer, w.device, c.mem(12, 0, 0, w.size, transferDst, 0, 0), 0)

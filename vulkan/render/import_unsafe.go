@@ -273,7 +273,9 @@ func (r *renderer) canImport(d *device, s structure, info *importInfo) bool {
 	if n := s.chained(dedicated); n != 0 && (n.u64(16) != 0 || n.u64(24) != 0) {
 		return false // which excludes imports of the host's pages
 	}
-	if int(kind) >= len(d.types) || !d.types[kind].visible {
+	// What is not coherent would have to be flushed where it is mapped, which is
+	// not here.
+	if int(kind) >= len(d.types) || !d.types[kind].visible || !d.types[kind].coherent {
 		return false
 	}
 	info.pointer = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))

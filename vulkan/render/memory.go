@@ -69,9 +69,11 @@ type deviceMemory struct {
 }
 
 // addMemoryHandlers adds the handlers of commands on memory, what is bound to
-// it, and events.
+// it, events, and the choice of GPUs.
 func addMemoryHandlers(list []handler) {
 	for index, h := range map[registry.Index]handler{
+		registry.VkEnumeratePhysicalDevices:           (*renderer).enumerate,
+		registry.VkEnumeratePhysicalDeviceGroups:      (*renderer).enumerateGroups,
 		registry.VkAllocateMemory:                     (*renderer).allocateMemory,
 		registry.VkFreeMemory:                         (*renderer).freeMemory,
 		registry.VkMapMemory:                          (*renderer).refuseMapping,
@@ -266,7 +268,7 @@ func (m *deviceMemory) expect(spans []span) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.bytes == nil {
-		if m.shared == nil {
+		if m.shared == nil && !covers(m.unseen, spans) {
 			m.unseen = normalize(append(m.unseen, spans...))
 			if len(m.unseen) > 64 {
 				m.unseen = []span{{m.unseen[0].off, m.unseen[len(m.unseen)-1].end}}

@@ -76,6 +76,7 @@ func (r *renderer) describeMemory(d *device, physical *object) {
 	limits := heap([103]uint64{}) // VkPhysicalDeviceProperties
 	r.caller.call(r.proc(int(registry.VkGetPhysicalDeviceProperties), physical), physical.real, address(limits))
 	d.atom = max(1, structure(address(limits)).u64(792))
+	r.deviceName = cText(structure(address(limits)).bytes(20, 256))
 	runtime.KeepAlive(limits)
 }
 
@@ -105,6 +106,9 @@ func (r *renderer) memoryProperties(c *call) error {
 
 // allocateMemory allocates within the budget.
 func (r *renderer) allocateMemory(c *call) error {
+	if c.args[1] == 0 {
+		return fmt.Errorf("%w: no VkMemoryAllocateInfo", errMalformed)
+	}
 	size := structure(c.args[1]).u64(16)
 	if r.cfg.Memory > 0 && size > uint64(r.cfg.Memory-r.held) {
 		return r.refuse(c, fmt.Errorf("render: %d bytes of device memory besides %d, at most %d: %w", size, r.held, r.cfg.Memory, vk.ErrOutOfDeviceMemory))
@@ -167,12 +171,18 @@ func ranges(index registry.Index, args *registry.Args) []span {
 	case registry.VkCmdFillBuffer, registry.VkCmdUpdateBuffer:
 		return []span{sized(args[2], args[3])}
 	case registry.VkCmdCopyBuffer:
+		if args[4] == 0 {
+			return nil
+		}
 		for i := range uint32(args[3]) {
 			region := structure(args[4]).add(i, 24)
 			list = append(list, sized(region.u64(8), region.u64(16)))
 		}
 	case registry.VkCmdCopyBuffer2:
 		info := structure(args[1])
+		if info == 0 || info.next(40) == 0 {
+			return nil
+		}
 		for i := range info.u32(32) {
 			region := info.next(40).add(i, 40)
 			list = append(list, sized(region.u64(24), region.u64(32)))

@@ -38,6 +38,20 @@ func normalize(list []span) []span {
 	return kept
 }
 
+// covers reports whether all of some spans is in others. Both are normalized.
+func covers(list, spans []span) bool {
+	i := 0
+	for _, s := range spans {
+		for i < len(list) && list[i].end < s.end {
+			i++
+		}
+		if i == len(list) || list[i].off > s.off {
+			return false
+		}
+	}
+	return true
+}
+
 // eachOther calls f with what of [0, size) is in none of the spans, which are
 // normalized.
 func eachOther(size uint64, spans []span, f func(span)) {

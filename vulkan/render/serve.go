@@ -48,20 +48,23 @@ type renderer struct {
 	made     []func(r *renderer, c *call, o *object) // by handle type, called for a new object
 
 	// The stream's goroutine's:
-	table     table
-	local     bool              // the application is on this machine, and sends files
-	importing *memfd.Region     // during a call that allocates memory: what to make it of
-	external  externalInfo      // chained into the call being executed
-	keep      []any             // what was added to the call being executed
-	held      int64             // bytes of device memory
-	physical  map[uint64]uint64 // the ids bound first to physical devices, by real handle
-	global    []uintptr         // addresses of functions that need no instance, as instance.procs
-	arena     *codec.Arena      // of the call being executed
-	call      call              // it
-	named     []*object         // whom it names, in order, without its output handles
-	cursor    int               // where the last search in named ended
-	caller    caller
-	batch     batch
+	table      table
+	local      bool          // the application is on this machine, and sends files
+	importing  *memfd.Region // during a call that allocates memory: what to make it of
+	external   externalInfo  // chained into the call being executed
+	keep       []any         // what was added to the call being executed
+	deviceName string        // of the GPU in use
+	reported   Usage
+	reportedAt time.Time
+	held       int64             // bytes of device memory
+	physical   map[uint64]uint64 // the ids bound first to physical devices, by real handle
+	global     []uintptr         // addresses of functions that need no instance, as instance.procs
+	arena      *codec.Arena      // of the call being executed
+	call       call              // it
+	named      []*object         // whom it names, in order, without its output handles
+	cursor     int               // where the last search in named ended
+	caller     caller
+	batch      batch
 
 	arenas      sync.Pool // of *codec.Arena
 	comparisons sync.Pool // of *comparison
@@ -116,6 +119,7 @@ func (r *renderer) serve() error {
 	}
 	for {
 		if !r.conn.Buffered() {
+			r.report()
 			if err := r.conn.Flush(); err != nil {
 				return err
 			}
@@ -179,6 +183,20 @@ func (r *renderer) greet() error {
 		return fmt.Errorf("%w: the client's tables are another version's", errMalformed)
 	}
 	return nil
+}
+
+// reportEvery is how long to wait between two reports.
+const reportEvery = 250 * time.Millisecond
+
+// report reports what is in use, if that has changed and the last report was a
+// while ago. It is called when there is nothing to do at the moment.
+func (r *renderer) report() {
+	now := Usage{Device: r.deviceName, Memory: r.held, Objects: r.table.count}
+	if r.cfg.Report == nil || now == r.reported || time.Since(r.reportedAt) < reportEvery {
+		return
+	}
+	r.reported, r.reportedAt = now, time.Now()
+	r.cfg.Report(now)
 }
 
 // special carries out a message that is no command.

@@ -406,123 +406,42 @@ func TestWritesMeetComparisons(t *testing.T) {
 	c.agree(w.memory)
 }
 
-// Messages that name what is not there, or go beyond it, end nothing but this
-// application.
-func TestHostileMemory(t *testing.T) {
-	const size = 4096
-	u64 := func(words ...uint64) (b []byte) {
-		for _, x := range words {
-			b = binary.LittleEndian.AppendUint64(b, x)
-		}
-		return b
-	}
-	run := func(memory, off uint64, n uint32, data int) []byte {
-		return append(stream.AppendRuns(nil, memory, []stream.Run{{Offset: off, Length: n}}), make([]byte, data)...)
-	}
-	for name, test := range map[string]struct {
-		op   stream.Op
-		body func(memory uint64) []byte
-		ends bool // else the device is lost
-	}{
-		"short map":         {stream.OpMemoryMap, func(m uint64) []byte { return u64(m)[:7] }, true},
-		"map of nothing":    {stream.OpMemoryMap, func(m uint64) []byte { return u64(m + 1<<32) }, false},
-		"short write":       {stream.OpMemoryWrite, func(m uint64) []byte { return u64(m, 0)[:15] }, true},
-		"write to nothing":  {stream.OpMemoryWrite, func(m uint64) []byte { return u64(0, 0, 1) }, false},
-		"write beyond":      {stream.OpMemoryWrite, func(m uint64) []byte { return u64(m, size-7, 1) }, true},
-		"write wraps":       {stream.OpMemoryWrite, func(m uint64) []byte { return u64(m, ^uint64(3), 1) }, true},
-		"runs of nothing":   {stream.OpMemoryRuns, func(m uint64) []byte { return run(99, 0, 1, 1) }, false},
-		"short runs":        {stream.OpMemoryRuns, func(m uint64) []byte { return run(m, 0, 2, 1) }, true},
-		"runs beyond":       {stream.OpMemoryRuns, func(m uint64) []byte { return run(m, size-1, 2, 2) }, true},
-		"runs wrap":         {stream.OpMemoryRuns, func(m uint64) []byte { return run(m, 1<<62, 8, 8) }, true},
-		"command of memory": {stream.Op(registry.VkUnmapMemory), nil, false},
-	} {
+// Images whose layout the host knows are compared, others are not.
+func TestImages(t *testing.T) {
+	for tiling, name := range []string{"optimal", "linear"} {
 		t.Run(name, func(t *testing.T) {
 			c := begin(t, Config{})
-			w, _ := c.shadowed(size, coherent)
-			if test.body == nil {
-				c.post(registry.VkUnmapMemory, w.device, w.memory)
-			} else {
-				c.send(append(c.conn.Begin(test.op, 0, 0), test.body(w.memory)...))
-			}
-			if test.ends {
-				if err := <-c.served; err == nil {
-					t.Error("it goes on")
+			w := workload{setup: c.setUp(), size: 4096}
+			c.equip(&w, transferDst, coherent)
+			const r8, general = 9, 1
+			image := c.made(registry.VkImage, registry.VkCreateImage, w.device,
+				c.mem(14, 0, 1<<32, r8|64<<32, 64|1<<32, 1|1<<32, 1|uint64(tiling)<<32, transferDst, 0, 0, 0), 0)
+			needs := c.mem(0, 0, 0)
+			c.do(registry.VkGetImageMemoryRequirements, w.device, image, needs)
+			size := word(needs)
+			memory := c.made(registry.VkDeviceMemory, registry.VkAllocateMemory, w.device, c.mem(5, 0, size+4096, 0), 0)
+			c.do(registry.VkBindImageMemory2, w.device, 1, c.mem(1000157001, 0, image, memory, 4096))
+			c.mapMemory(memory, size+4096, false)
+			c.record(w.commands,
+				recorded{registry.VkBeginCommandBuffer, []uint64{c.mem(42, 0, 0, 0)}},
+				recorded{registry.VkCmdClearColorImage, []uint64{image, general, c.mem(0x3f8000003f800000, 0x3f8000003f800000), 1, c.mem(1|0<<32, 1|0<<32, 1)}},
+				recorded{registry.VkEndCommandBuffer, nil},
+			)
+			w.play(c, c.fence(w))
+			got := c.shadows[memory]
+			if tiling == 0 {
+				if c.changed != 0 {
+					t.Errorf("%d bytes of an opaque image were sent", c.changed)
 				}
-				c.served <- nil
-				return
+			} else if got[4095] != 0 || got[4096] != 0xff || got[4096+63] != 0xff {
+				t.Errorf("% x", got[4090:4170])
 			}
-			for c.lost == nil {
-				c.receive(0)
+			c.post(registry.VkDestroyImage, w.device, image, 0)
+			c.do(registry.VkDeviceWaitIdle, w.device)
+			c.stopServing()
+			if n := len(c.state(memory).places); n != 0 {
+				t.Errorf("%d places are left", n)
 			}
-			c.send(c.conn.Begin(stream.OpPing, 0, c.number()))
-			c.receive(c.serial)
 		})
-	}
-}
-
-// Writing before mapping loses the device; a budget refuses an allocation.
-func TestMemoryRefused(t *testing.T) {
-	c := begin(t, Config{Memory: 1 << 20})
-	w := workload{setup: c.setUp(), size: 512 << 10}
-	c.equip(&w, transferDst, coherent)
-	if r, refused := c.try(registry.VkAllocateMemory, w.device, c.mem(5, 0, 1<<20, 0), 0, c.mem(c.handle(registry.VkDeviceMemory))); r != -2 || !refused {
-		t.Errorf("beyond the budget: %d, refused: %v", r, refused)
-	}
-	c.post(registry.VkFreeMemory, w.device, w.memory, 0)
-	again := c.made(registry.VkDeviceMemory, registry.VkAllocateMemory, w.device, c.mem(5, 0, 1<<20, 0), 0)
-	c.shadows = map[uint64][]byte{again: make([]byte, 8)}
-	c.write(again, 0, []byte{1})
-	for c.lost == nil {
-		c.receive(0)
-	}
-}
-
-// BenchmarkFrame is a frame whose input is one page of a 16 MiB mapping and
-// whose output is another.
-func BenchmarkFrame(b *testing.B) {
-	c := begin(b, Config{})
-	w, fence := c.shadowed(16<<20, coherent)
-	w.copies(c, nil, [][3]uint64{{0, 8 << 20, 4096}})
-	page := pattern(4096, 1)
-	args := w.submission(c, fence)
-	reset := c.mem(fence)
-	for b.Loop() {
-		page[100]++
-		c.write(w.memory, 0, page)
-		seen := len(c.signals)
-		c.post(registry.VkQueueSubmit, args...)
-		for len(c.signals) == seen {
-			c.receive(0)
-		}
-		c.post(registry.VkResetFences, w.device, 1, reset)
-	}
-}
-
-// BenchmarkCompare is the comparison of what did not change.
-func BenchmarkCompare(b *testing.B) {
-	c := begin(b, Config{})
-	const size = 64 << 20
-	w, fence := c.shadowed(size, coherent)
-	w.copies(c, [][3]uint64{{0, size, 0x01020304}}, nil)
-	w.play(c, fence)
-	c.stopServing()
-	m := c.state(w.memory)
-	b.SetBytes(size)
-	for b.Loop() {
-		c.r.compareMemory(m, []span{{0, size}})
-	}
-}
-
-// BenchmarkReadBack is what the device wrote, all of it new.
-func BenchmarkReadBack(b *testing.B) {
-	c := begin(b, Config{})
-	const size = 16 << 20
-	w, fence := c.shadowed(size, coherent)
-	b.SetBytes(size)
-	value := uint64(0)
-	for b.Loop() {
-		value += 0x01010101
-		w.copies(c, [][3]uint64{{0, size, value & 0xffffffff}}, nil)
-		w.play(c, fence)
 	}
 }

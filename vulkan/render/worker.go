@@ -50,10 +50,14 @@ func Worker(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
+	report := func(u Usage) {
+		p.Report(handover.Status{Device: u.Device, Memory: u.Memory, Objects: u.Objects}) // a daemon that is gone is Done's business
+	}
 	err = Serve(ctx, p.Client, Config{
 		Log:     slog.Default().With("session", p.Start.Session, "application", p.Start.Application),
 		Objects: p.Start.Objects, QueueDepth: p.Start.QueueDepth, Deadline: p.Start.Deadline,
-		Memory: p.Start.Memory, HideHostCoherent: p.Start.HideHostCoherent, HideImport: p.Start.HideImport,
+		Memory: p.Start.Memory, Device: p.Start.Device, HideHostCoherent: p.Start.HideHostCoherent, HideImport: p.Start.HideImport,
+		Report: report,
 	})
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("vulkan worker: %w", err)

@@ -94,7 +94,7 @@ static void *write_on(void *argument) {
 
 // A thread writes while others wait for the device, which writes beside it.
 static void concurrent(App *a) {
-	enum { SIZE = 256 << 10, ROUNDS = 100 };
+	enum { SIZE = 256 << 10, ROUNDS = 40 };
 	Buffer b = make_buffer(a, SIZE, COPY, COHERENT);
 	Writer w = {.at = map(a, &b), .size = SIZE};
 	pthread_t thread;

@@ -278,25 +278,37 @@ static void forks(App *a) {
 	drop_job(a, &j);
 }
 
-// Waits for what never comes, and says how that ended. The device waits for a
-// semaphore that this program does not signal.
+// Says how waiting for a fence ended that is not signalled in time.
+static void wait_in_vain(App *a, VkFence fence) {
+	printf("waiting\n");
+	fflush(stdout);
+	printf("VkResult %d\n", vkWaitForFences(a->device, 1, &fence, VK_TRUE, UINT64_MAX));
+	printf("then %d\n", vkQueueWaitIdle(a->queue));
+	fflush(stdout);
+}
+
+// The device waits for a semaphore that this program does not signal.
 static void lost(App *a) {
 	VkSemaphore never = make_timeline(a, 0);
 	VkFence fence = make_fence(a);
 	Buffer b = make_buffer(a, 64 << 20, COPY, COHERENT);
-	memset(map(a, &b), 1, b.size);
+	uint8_t *at = map(a, &b);
+	memset(at, 1, b.size);
 	copy(a, &b, &b); // the worker has the memory
 	submit_timeline(a, NULL, never, 1, VK_NULL_HANDLE, 0, fence);
-	printf("waiting\n");
-	fflush(stdout);
-	VkResult r = vkWaitForFences(a->device, 1, &fence, VK_TRUE, UINT64_MAX);
-	printf("VkResult %d\n", r);
-	r = vkQueueWaitIdle(a->queue);
-	printf("then %d\n", r);
-	fflush(stdout);
-	memset(map(a, &b), 2, 4096); // no access is a crash
+	wait_in_vain(a, fence);
+	memset(at, 2, b.size); // no access is a crash
 	vkDestroyDevice(a->device, NULL);
 	vkDestroyInstance(a->instance, NULL);
+	exit(0);
+}
+
+// The device works for hours.
+static void hang(App *a) {
+	Job j = make_job(a, UINT32_MAX);
+	VkFence fence = make_fence(a);
+	submit(a, j.cb, fence);
+	wait_in_vain(a, fence);
 	exit(0);
 }
 
@@ -305,7 +317,7 @@ int main(int argc, char **argv) {
 		const char *name;
 		void (*run)(App *);
 	} cases[] = {{"fences", fences}, {"polling", polling}, {"timeline", timeline}, {"semaphores", semaphores},
-		{"events", events}, {"devices", devices}, {"forks", forks}, {"lost", lost}};
+		{"events", events}, {"devices", devices}, {"forks", forks}, {"lost", lost}, {"hang", hang}};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
 		if (argc == 2 && !strcmp(argv[1], cases[i].name)) {
 			App a = open_app();
