@@ -8,9 +8,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/memspan/memspan/internal/sockopt"
 )
 
 const (
@@ -40,7 +43,8 @@ type Conn struct {
 	oob     []byte // room for the control data of one message, reused
 	readErr error  // set for good once files were refused
 
-	writeMu sync.Mutex // a message sent in two parts stays in one piece
+	writeMu sync.Mutex      // a message sent in two parts stays in one piece
+	quiet   syscall.RawConn // nil: writes may raise SIGPIPE
 
 	queueMu sync.Mutex
 	queue   []*os.File
@@ -122,7 +126,25 @@ func (c *Conn) Take() (*os.File, error) {
 func (c *Conn) Write(p []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
+	if c.quiet != nil {
+		n, err := sockopt.WriteQuietly(c.quiet, &net.Buffers{p})
+		return int(n), err
+	}
 	return c.unix.Write(p)
+}
+
+// Quiet has writes to a peer that is gone raise no SIGPIPE: see
+// [sockopt.WriteQuietly]. It is to be called before the first. On systems other
+// than Linux it does nothing.
+func (c *Conn) Quiet() error {
+	if runtime.GOOS != "linux" {
+		return nil
+	}
+	raw, err := c.unix.SyscallConn()
+	if err == nil {
+		c.quiet = raw
+	}
+	return err
 }
 
 // WriteBuffers writes all of v as one gathering write, as v.WriteTo does for
@@ -130,6 +152,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
+	if c.quiet != nil {
+		return sockopt.WriteQuietly(c.quiet, v)
+	}
 	return v.WriteTo(c.unix)
 }
 
