@@ -73,10 +73,11 @@ func buildMemspan(dir string) (string, error) {
 	if raceDetector {
 		race = "-race"
 	}
+	// The detector's run-time library wants the addresses of its process to
+	// itself: it cannot be in a library of a foreign program. The driver is run
+	// under it by the tests of vulkan/driver.
 	for _, args := range [][]string{
 		{"build", race, "-o", program, "../../cmd/memspan"},
-		// Looking for races takes a process that was built for it, not a library
-		// alone. The driver's own tests do.
 		{"build", "-buildmode=c-shared", "-o", filepath.Join(dir, "libvulkan_memspan.so"), "../../cmd/libvulkan_memspan"},
 	} {
 		if err := command("go", args...); err != nil {

@@ -115,7 +115,7 @@ func (d *Driver) allocateMemory(a *registry.Args) uint64 {
 	var result uint64
 	if err == nil {
 		m.id = objects[0].id
-		if l.files && m.flags&hostVisible != 0 && device.device.memory.refused.Load()&(1<<kind) == 0 {
+		if l.files && m.flags&hostVisible != 0 && device.device.memory.refused.Load()&(1<<kind) == 0 && !dedicated(a[1]) {
 			result, err = d.shareMemory(m, kind, a)
 		} else {
 			result, err = l.call(cmd, a)
@@ -129,6 +129,15 @@ func (d *Driver) allocateMemory(a *registry.Args) uint64 {
 		return d.failure(cmd, err)
 	}
 	return result
+}
+
+// dedicated reports whether memory is for one resource alone, by the
+// VkMemoryDedicatedAllocateInfo that is chained to its info: {sType, pNext,
+// image, buffer}. What is imported cannot be.
+func dedicated(info uint64) bool {
+	const sDedicated = 1000127001
+	p := chained(info, sDedicated)
+	return p != 0 && (load64(p+16) != 0 || load64(p+24) != 0)
 }
 
 // shareMemory allocates memory whose pages are both the application's and the
