@@ -78,6 +78,9 @@ func TestQuietWrites(t *testing.T) {
 			if want := bytes.Join([][]byte{[]byte("he"), big, []byte("llo"), big, big}, nil); !bytes.Equal(<-got, want) {
 				t.Error("other bytes arrived")
 			}
+			if c, ok := near.(*Conn); ok {
+				passFile(t, c, far.(*net.UnixConn))
+			}
 			far.Close()
 			for err = nil; err == nil; {
 				_, err = near.Write(big)
@@ -95,4 +98,27 @@ func TestQuietWrites(t *testing.T) {
 			}
 		})
 	}
+}
+
+// passFile sends a file and takes it.
+func passFile(t *testing.T, near *Conn, far *net.UnixConn) {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n, err := near.WriteWithFiles([]byte("file"), f); n != 4 || err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	to := New(far)
+	b := make([]byte, 4)
+	if _, err := io.ReadFull(to, b); err != nil || string(b) != "file" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	got, err := to.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Close()
 }

@@ -42,6 +42,24 @@ func WriteQuietly(c syscall.RawConn, v *net.Buffers) (int64, error) {
 	return written, err
 }
 
+// SendQuietly sends what a unix socket takes of p at once, with descriptors
+// attached, as WriteQuietly does.
+func SendQuietly(c syscall.RawConn, p []byte, fds []int) (n int, err error) {
+	var failed error
+	err = c.Write(func(fd uintptr) bool {
+		for {
+			n, failed = unix.SendmsgN(int(fd), p, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+			if failed != unix.EINTR {
+				return failed != unix.EAGAIN
+			}
+		}
+	})
+	if err == nil && failed != nil {
+		err = os.NewSyscallError("sendmsg", failed)
+	}
+	return n, err
+}
+
 // consume removes n bytes, and what is empty behind them.
 func consume(v *net.Buffers, n int) {
 	for len(*v) > 0 && n >= len((*v)[0]) {
