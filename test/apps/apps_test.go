@@ -48,6 +48,13 @@ func TestCompute(t *testing.T) {
 	}
 }
 
+// TestGoApplication runs a program that has Go's runtime itself, beside the
+// driver's.
+func TestGoApplication(t *testing.T) {
+	app := program(t, "gocompute", computeShader)
+	serve(t, nil).same(t, app)
+}
+
 func TestGraphics(t *testing.T) {
 	app := program(t, "graphics", graphicsShaders...)
 	d := serve(t, nil)
@@ -100,6 +107,20 @@ func TestThreads(t *testing.T) {
 	}
 	for _, transport := range transports {
 		t.Run(transport, func(t *testing.T) { d.run(t, transport, app, seconds) })
+	}
+}
+
+// TestTLS goes through the daemon, which decrypts for the worker.
+func TestTLS(t *testing.T) {
+	d := serve(t, nil)
+	for _, app := range [][]string{
+		{program(t, "compute", computeShader), "mapped"},
+		{program(t, "memory"), "large"},
+		{program(t, "sync", computeShader), "timeline"},
+	} {
+		if native, out := d.run(t, "native", app...), d.run(t, "tls", app...); out != native {
+			t.Errorf("%v:\n%s", app[1:], difference(native, out))
+		}
 	}
 }
 

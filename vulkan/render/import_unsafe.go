@@ -36,6 +36,8 @@ type imports struct {
 	imageFeatures  uintptr
 	// allowed: whether resources of a kind can be bound to such memory.
 	allowed map[resourceKind]bool
+	// over: nothing is imported any more, for what may not be bound to it.
+	over bool
 }
 
 // A resourceKind is what a driver's answer depends on.
@@ -169,6 +171,13 @@ func (r *renderer) allowImport(d *device, s structure) {
 			return
 		}
 	} else {
+		const preinitialized = 8
+		if s.u32(80) == preinitialized {
+			// Vulkan allows no such image on imported memory, and what it will be
+			// bound to is about to be allocated.
+			x.over = true
+			return
+		}
 		if !x.imageAllowed(&r.caller, s) {
 			return
 		}
@@ -267,7 +276,7 @@ func (r *renderer) canImport(d *device, s structure, info *importInfo) bool {
 	const dedicated = 1000127001
 	x, mem := d.imports, r.importing.Bytes()
 	size, kind := s.u64(16), s.u32(24)
-	if x == nil || size == 0 || size > uint64(len(mem)) || (size+x.alignment-1)/x.alignment*x.alignment > uint64(len(mem)) {
+	if x == nil || x.over || size == 0 || size > uint64(len(mem)) || (size+x.alignment-1)/x.alignment*x.alignment > uint64(len(mem)) {
 		return false
 	}
 	if n := s.chained(dedicated); n != 0 && (n.u64(16) != 0 || n.u64(24) != 0) {
