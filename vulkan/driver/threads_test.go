@@ -72,6 +72,9 @@ func (h *thread) round(s *sharedDevice, seed byte, poll bool) {
 	var buffers, memories, places [2]uint64
 	for i := range buffers {
 		buffers[i] = h.made(registry.VkCreateBuffer, s.device, h.mem(sBuffer, 0, 0, size, two(3, 0), 0, 0), 0)
+		if h.err {
+			return
+		}
 		need := h.mem(0, 0, 0)
 		h.call(registry.VkGetBufferMemoryRequirements, s.device, buffers[i], need)
 		memories[i] = h.made(registry.VkAllocateMemory, s.device, h.mem(sAllocate, 0, load64(need), 0), 0)
