@@ -104,11 +104,11 @@ func choose(want string, names, uuids []string) int {
 
 // physicalDevices calls vkEnumeratePhysicalDevices.
 func (c *caller) physicalDevices(proc uintptr, instance uint64) ([]uint64, vk.Result) {
-	count := heap(uint32(0))
+	count := new(uint32)
 	if result := c.call(proc, instance, address(count), 0); result < 0 {
 		return nil, result
 	}
-	list := heapArray[uint64](int(*count) + 1)
+	list := make([]uint64, int(*count)+1)
 	result := c.call(proc, instance, address(count), address(&list[0]))
 	runtime.KeepAlive(list)
 	return list[:min(int(*count), len(list))], result
@@ -120,8 +120,8 @@ func (c *caller) identity(proc uintptr, physical uint64) (name, uuid string) {
 	if proc == 0 {
 		return "", ""
 	}
-	id := heap([8]uint64{1000071004})                 // VkPhysicalDeviceIDProperties
-	all := heap([105]uint64{1000059001, address(id)}) // VkPhysicalDeviceProperties2
+	id := new([8]uint64{1000071004})                 // VkPhysicalDeviceIDProperties
+	all := new([105]uint64{1000059001, address(id)}) // VkPhysicalDeviceProperties2
 	c.call(proc, physical, address(all))
 	name = cText(structure(address(all)).bytes(16+20, 256))
 	uuid = hex.EncodeToString(structure(address(id)).bytes(16, 16))
