@@ -108,7 +108,7 @@ func dial(d *Driver) (*link, error) {
 	}
 	_, err = l.sc.Await(0)
 	l.direct = err == nil
-	l.sc.OnStall(stallAfter, l.readSoon)
+	l.sc.OnStall(stallAfter, l.stalled)
 	l.wg.Go(l.tend)
 	l.wg.Go(l.watch)
 	l.wg.Go(l.background)
