@@ -85,9 +85,10 @@ typedef struct {
 static void *write_on(void *argument) {
 	Writer *w = argument;
 	while (!__atomic_load_n(&w->stop, __ATOMIC_RELAXED)) {
-		w->count++;
+		uint32_t count = w->count + 1;
 		for (int i = 4; i < w->size; i += 8)
-			__atomic_store_n((uint32_t *)(w->at + i), w->count ^ i, __ATOMIC_RELAXED);
+			__atomic_store_n((uint32_t *)(w->at + i), count ^ i, __ATOMIC_RELAXED);
+		__atomic_store_n(&w->count, count, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -99,6 +100,8 @@ static void concurrent(App *a) {
 	Writer w = {.at = map(a, &b), .size = SIZE};
 	pthread_t thread;
 	CHECK(pthread_create(&thread, NULL, write_on, &w) == 0);
+	while (__atomic_load_n(&w.count, __ATOMIC_RELAXED) == 0)
+		usleep(100);
 	for (uint32_t round = 1; round <= ROUNDS; round++) {
 		finish(a, fill(a, &b, 0, 512, SIZE / 512, round));
 		for (int i = 0; i < SIZE; i += 512)
