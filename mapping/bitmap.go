@@ -35,6 +35,9 @@ func (b bitmap) clear(lo, hi int64) {
 	}
 }
 
+// has reports whether n is in the set.
+func (b bitmap) has(n int64) bool { return b[n/64]>>uint(n%64)&1 != 0 }
+
 // next returns the first range of numbers in the set within [lo, hi), and
 // hi, hi if there is none.
 func (b bitmap) next(lo, hi int64) (first, last int64) {

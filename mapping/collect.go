@@ -205,8 +205,8 @@ const (
 // ask asks the kernel which of the pages [first, last) were written, and has it
 // protect them again. The first store to a protected page costs several times
 // what comparing the page does. So granules that were written whole are hot:
-// they stay as they are and are compared each time, until little of one has
-// changed.
+// they are not protected any more and are compared each time, until twice in a
+// row little of one has changed.
 func (s *Shadow) ask(first, last int64) {
 	s.written = s.written[:0]
 	for p := first; p < last; {
@@ -230,7 +230,21 @@ func (s *Shadow) ask(first, last int64) {
 	for _, r := range s.written {
 		lo, hi := int64(r.Start)/pageSize, int64(r.End)/pageSize
 		s.pending.set(lo, hi)
-		s.hot.set((lo+granule-1)/granule, hi/granule)
+		lo, hi = (lo+granule-1)/granule, hi/granule
+		s.hot.set(lo, hi)
+		s.cooling.clear(lo, hi)
+	}
+}
+
+// cool takes note of how many pages of a granule have changed.
+func (s *Shadow) cool(g int64, changed int) {
+	switch {
+	case changed >= cold:
+		s.cooling.clear(g, g+1)
+	case s.cooling.has(g):
+		s.hot.clear(g, g+1)
+	default:
+		s.cooling.set(g, g+1)
 	}
 }
 
@@ -273,8 +287,8 @@ func (s *Shadow) changes(block int64, at extent, room *scratch) {
 			}
 			p = q
 			if p%(granule*pageSize) == 0 {
-				if changed < cold && s.tracking == Pages {
-					s.hot.clear(p/pageSize/granule-1, p/pageSize/granule)
+				if g := p/pageSize/granule - 1; s.tracking == Pages && s.hot.has(g) {
+					s.cool(g, changed)
 				}
 				changed = 0
 			}

@@ -41,8 +41,25 @@ func (s *Shadow) deltaPiece(at int64, delta []byte) error {
 	}
 	for len(delta) > 0 {
 		n := min(pageSize-at%pageSize, int64(len(delta)))
-		s.mergePage(at, delta[:n], func(now, delta []byte) { subtle.XORBytes(now, now, delta) }, storeRaceless)
+		s.deltaPage(at, delta[:n])
 		at, delta = at+n, delta[n:]
 	}
 	return nil
+}
+
+// deltaPage merges within one page.
+func (s *Shadow) deltaPage(at int64, delta []byte) {
+	begin := at &^ 7
+	n := (at+int64(len(delta))+7)&^7 - begin // whole words
+	if int64(len(delta)) < n {
+		whole := make([]byte, n)
+		copy(whole[at-begin:], delta)
+		delta = whole
+	}
+	user, image := s.region.alias[begin:begin+n], s.region.image[begin:begin+n]
+	now := append(s.words[:0], image...)
+	subtle.XORBytes(now, now, delta)
+	s.words = now
+	storeDelta(user, image, now, delta)
+	s.imaged(begin, now)
 }

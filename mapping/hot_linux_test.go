@@ -37,6 +37,7 @@ func TestRewrittenWhole(t *testing.T) {
 	check("first")
 	rewrite()
 	check("again")
+	check("nothing")
 	if third := rewrite(); third > first/4 {
 		t.Errorf("%d faults when all was rewritten, %d the first time", third, first)
 	}

@@ -46,26 +46,30 @@ func (s *Shadow) mergePiece(at int64, remote []byte) error {
 	for len(remote) > 0 {
 		n := min(pageSize-at%pageSize, int64(len(remote)))
 		if !bytes.Equal(s.region.image[at:at+n], remote[:n]) {
-			s.mergePage(at, remote[:n], func(now, remote []byte) { copy(now, remote) }, storeUnchanged)
+			s.mergePage(at, remote[:n])
 		}
 		at, remote = at+n, remote[n:]
 	}
 	return nil
 }
 
-// mergePage merges within one page, word by word. What bring makes of the
-// image and news is what the other side has now, which store stores.
-func (s *Shadow) mergePage(at int64, news []byte, bring func(now, news []byte), store func(user, was, now []byte)) {
+// mergePage merges within one page, word by word.
+func (s *Shadow) mergePage(at int64, remote []byte) {
 	begin := at &^ 7
-	n := (at+int64(len(news))+7)&^7 - begin // whole words
+	n := (at+int64(len(remote))+7)&^7 - begin // whole words
 	user, image := s.region.alias[begin:begin+n], s.region.image[begin:begin+n]
-	now := append(s.words[:0], image...) // news, and what is beside it in its words
-	bring(now[at-begin:], news)
+	now := append(s.words[:0], image...) // remote, and what is beside it in its words
+	copy(now[at-begin:], remote)
 	s.words = now
-	store(user, image, now)
+	storeUnchanged(user, image, now)
+	s.imaged(begin, now)
+}
+
+// imaged makes whole words of one page the image.
+func (s *Shadow) imaged(begin int64, now []byte) {
 	// Not word by word: each atomic store would have to wait for the one here.
-	copy(image, now)
+	copy(s.region.image[begin:], now)
 	if s.sums != nil {
-		s.sums.sum(at / pageSize)
+		s.sums.sum(begin / pageSize)
 	}
 }

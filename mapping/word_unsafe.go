@@ -3,6 +3,7 @@
 package mapping
 
 import (
+	"bytes"
 	"encoding/binary"
 	"sync/atomic"
 	"unsafe"
@@ -42,19 +43,33 @@ func storeWord(user *uint64, w, n uint64) {
 	}
 }
 
-// storeRaceless is storeUnchanged where nobody stores to bytes in which now
-// differs from was, though to others beside them. Words that differ in all
-// their bytes then need no compare-and-swap, which costs more than all the rest.
-func storeRaceless(user, was, now []byte) {
+// storeDelta stores to user the bytes of now where delta, which is how was and
+// now differ, is not zero and user still has was's. User may be stored to
+// meanwhile, but not those bytes: words that differ in all their bytes go by
+// plain copies, only the others need a compare-and-swap each.
+func storeDelta(user, was, now, delta []byte) {
 	words := unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(user))), len(user)/8)
-	for i := range words {
-		w, n := binary.NativeEndian.Uint64(was[8*i:]), binary.NativeEndian.Uint64(now[8*i:])
+	for i := 0; i < len(words); {
+		d := binary.NativeEndian.Uint64(delta[8*i:])
+		end := i + 1
 		switch {
-		case w == n:
-		case words[i] == w && !hasZero(n^w):
-			words[i] = n
-		default:
-			storeWord(&words[i], w, n)
+		case d == 0:
+			i = end
+			continue
+		case !hasZero(d):
+			n := bytes.IndexByte(delta[8*end:], 0)
+			if n < 0 {
+				n = len(delta) - 8*end
+			}
+			end += n / 8
+			if bytes.Equal(user[8*i:8*end], was[8*i:8*end]) {
+				copy(user[8*i:8*end], now[8*i:8*end])
+				i = end
+				continue
+			}
+		}
+		for ; i < end; i++ {
+			storeWord(&words[i], binary.NativeEndian.Uint64(was[8*i:]), binary.NativeEndian.Uint64(now[8*i:]))
 		}
 	}
 }

@@ -73,6 +73,9 @@ func NewConn(nc net.Conn, cfg Config) *Conn {
 	c.layered = c.nc != net.Conn(c.progress)
 	c.compress.Store(cfg.Compress)
 	c.in.buf = make([]byte, readBuffer)
+	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		c.enc.loopback = tcp.IP.IsLoopback()
+	}
 	return c
 }
 

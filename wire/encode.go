@@ -22,6 +22,10 @@ const (
 	firstLink   = 125e6 // bytes/s assumed of a link before it is known: 1 Gbit/s
 	firstEncode = 700e6 // bytes/s assumed of the encoder before it is known
 	decodeRate  = 900e6 // bytes/s assumed of the peer's decoder
+
+	// On loopback both ends share the processors, and a peer that is slow looks
+	// like a slow link. What is slower than this is a tunnel.
+	slowLoopback = 200e6 // bytes/s
 )
 
 var scratchPool = sync.Pool{New: func() any {
@@ -36,6 +40,8 @@ func putScratch(b *[]byte) { scratchPool.Put(b) }
 // An encoder decides what is worth encoding. Its methods may be called
 // concurrently.
 type encoder struct {
+	loopback bool // the peer is on this machine, or a tunnel to it
+
 	mu   sync.Mutex
 	link rate // of the connection, in bytes as sent
 	cpu  rate // of s2.Encode, in bytes of data
@@ -87,6 +93,9 @@ func (e *encoder) pays(gain float64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	link := e.link.perSecond(firstLink)
+	if e.loopback && (e.link.seconds == 0 || link > slowLoopback) {
+		return false
+	}
 	return gain/link > 1/e.cpu.perSecond(firstEncode) && link < decodeRate
 }
 

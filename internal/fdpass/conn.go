@@ -8,9 +8,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/memspan/memspan/internal/sockopt"
 )
 
 const (
@@ -40,7 +43,8 @@ type Conn struct {
 	oob     []byte // room for the control data of one message, reused
 	readErr error  // set for good once files were refused
 
-	writeMu sync.Mutex // a message sent in two parts stays in one piece
+	writeMu sync.Mutex      // a message sent in two parts stays in one piece
+	quiet   syscall.RawConn // nil: writes may raise SIGPIPE
 
 	queueMu sync.Mutex
 	queue   []*os.File
@@ -122,7 +126,25 @@ func (c *Conn) Take() (*os.File, error) {
 func (c *Conn) Write(p []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
+	if c.quiet != nil {
+		n, err := sockopt.WriteQuietly(c.quiet, &net.Buffers{p})
+		return int(n), err
+	}
 	return c.unix.Write(p)
+}
+
+// Quiet has writes to a peer that is gone raise no SIGPIPE: see
+// [sockopt.WriteQuietly]. It is to be called before the first. On systems other
+// than Linux it does nothing.
+func (c *Conn) Quiet() error {
+	if runtime.GOOS != "linux" {
+		return nil
+	}
+	raw, err := c.unix.SyscallConn()
+	if err == nil {
+		c.quiet = raw
+	}
+	return err
 }
 
 // WriteBuffers writes all of v as one gathering write, as v.WriteTo does for
@@ -130,6 +152,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
+	if c.quiet != nil {
+		return sockopt.WriteQuietly(c.quiet, v)
+	}
 	return v.WriteTo(c.unix)
 }
 
@@ -138,7 +163,15 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 func (c *Conn) WriteWithFiles(p []byte, files ...*os.File) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	return write(c.unix, p, files)
+	if c.quiet == nil || len(files) == 0 {
+		return write(c.unix, p, files)
+	}
+	n, err := sendFirst(p, files, func(fds []int) (int, error) { return sockopt.SendQuietly(c.quiet, p, fds) })
+	if err == nil && n < len(p) {
+		m, err := sockopt.WriteQuietly(c.quiet, &net.Buffers{p[n:]})
+		return n + int(m), err
+	}
+	return n, err
 }
 
 // Send writes data, which must not be empty, to conn with up to MaxFiles files
@@ -152,6 +185,16 @@ func write(conn *net.UnixConn, p []byte, files []*os.File) (n int, err error) {
 	if len(files) == 0 {
 		return conn.Write(p)
 	}
+	n, err = sendFirst(p, files, func(fds []int) (int, error) { return writeFirst(conn, p, fds) })
+	if err == nil && n < len(p) {
+		m, err := conn.Write(p[n:])
+		return n + m, err
+	}
+	return n, err
+}
+
+// sendFirst has send send what the socket takes of p at once, with files.
+func sendFirst(p []byte, files []*os.File, send func(fds []int) (int, error)) (n int, err error) {
 	if len(files) > MaxFiles {
 		return 0, fmt.Errorf("fdpass: send %d files: at most %d go with one write", len(files), MaxFiles)
 	}
@@ -159,14 +202,10 @@ func write(conn *net.UnixConn, p []byte, files []*os.File) (n int, err error) {
 		return 0, errors.New("fdpass: send files: they need at least one byte to travel with")
 	}
 	if err := withDescriptors(files, nil, func(fds []int) error {
-		n, err = writeFirst(conn, p, fds)
+		n, err = send(fds)
 		return err
 	}); err != nil {
 		return n, fmt.Errorf("fdpass: send %d files: %w", len(files), err)
-	}
-	if n < len(p) {
-		m, err := conn.Write(p[n:])
-		return n + m, err
 	}
 	return n, nil
 }

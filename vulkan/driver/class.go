@@ -21,6 +21,7 @@ var special = map[registry.Index]handler{
 	registry.VkGetDeviceProcAddr:        (*Driver).getDeviceProcAddr,
 	registry.VkGetInstanceProcAddr:      none,
 
+	registry.VkGetPhysicalDeviceQueueFamilyProperties:  (*Driver).enumerateQueueFamilies,
 	registry.VkGetPhysicalDeviceProperties:             (*Driver).getProperties,
 	registry.VkGetPhysicalDeviceProperties2:            (*Driver).getProperties,
 	registry.VkGetPhysicalDeviceImageFormatProperties2: (*Driver).getImageFormat,
@@ -102,7 +103,6 @@ var immutable = []registry.Index{
 	registry.VkGetPhysicalDeviceFormatProperties2,
 	registry.VkGetPhysicalDeviceImageFormatProperties,
 	registry.VkGetPhysicalDeviceMemoryProperties,
-	registry.VkGetPhysicalDeviceQueueFamilyProperties,
 	registry.VkGetPhysicalDeviceQueueFamilyProperties2,
 	registry.VkGetPhysicalDeviceSparseImageFormatProperties,
 	registry.VkGetPhysicalDeviceSparseImageFormatProperties2,

@@ -5,6 +5,8 @@
 package driver
 
 import (
+	"bytes"
+	"context"
 	_ "embed"
 	"runtime"
 	"slices"
@@ -28,7 +30,12 @@ type bench struct {
 
 func newBench(t testing.TB, worker render.Config) *bench {
 	t.Helper()
-	b := &bench{app: newApp(t, withWorkerOf(t, worker))}
+	return newBenchOf(t, withWorkerOf(t, worker))
+}
+
+func newBenchOf(t testing.TB, cfg Config) *bench {
+	t.Helper()
+	b := &bench{app: newApp(t, cfg)}
 	b.offer = b.everything()
 	var r int32
 	if b.device, r = b.createDevice(b.offer, 0); r != success {
@@ -356,4 +363,40 @@ func TestWorkerLimitsObjects(t *testing.T) {
 	}
 	b.fence(b.device)
 	b.must(registry.VkDeviceWaitIdle, b.device)
+}
+
+// As across a network: all that the application writes goes up while what the
+// device wrote comes down, many times what sockets hold, in both directions.
+func TestLargeBothWays(t *testing.T) {
+	cfg := withWorker(t)
+	dial := cfg.Dial
+	cfg.Dial = func(ctx context.Context) (Connection, error) {
+		c, err := dial(ctx)
+		c.Files = false
+		return c, err
+	}
+	b := newBenchOf(t, cfg)
+	const size = 4 << 20
+	from, in := b.buffer(size)
+	to, out := b.buffer(size)
+	b.must(registry.VkBeginCommandBuffer, b.commands, b.words(sBegin, 0, 4, 0)) // simultaneous use
+	b.call(registry.VkCmdCopyBuffer, b.commands, from, to, 1, b.words(0, 0, size))
+	b.must(registry.VkEndCommandBuffer, b.commands)
+	const frames = 8
+	for i := range byte(frames) {
+		fill := bytes.Repeat([]byte{i + 1, i * 7, 99 - i, 3}, size/4)
+		copy(bytesAt(in, size), fill)
+		fence := uint64(0)
+		if i == frames-1 {
+			fence = b.done
+			// The last one starts when the others are done with its input.
+			b.must(registry.VkQueueWaitIdle, b.queue)
+			copy(bytesAt(in, size), fill)
+		}
+		b.must(registry.VkQueueSubmit, b.queue, 1, b.submission(b.commands), fence)
+	}
+	b.waitFor(b.device, b.done)
+	if !bytes.Equal(bytesAt(in, size), bytesAt(out, size)) {
+		t.Error("the copy is another")
+	}
 }

@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"maps"
 	"sync"
 
 	"github.com/memspan/memspan/vulkan/codec"
@@ -196,7 +197,10 @@ func (d *Driver) destroy(cmd registry.Index, a *registry.Args) uint64 {
 type privateSlot struct {
 	mu   sync.Mutex
 	data map[privateKey]uint64
+	full int // how many there are when those of destroyed objects are looked for
 }
+
+const fewData = 1024
 
 type privateKey struct {
 	kind   uint32 // VkObjectType
@@ -242,6 +246,10 @@ func (d *Driver) setPrivateData(_ registry.Index, a *registry.Args) uint64 {
 	s := o.state.(*privateSlot)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.data) >= max(s.full, fewData) {
+		maps.DeleteFunc(s.data, func(k privateKey, _ uint64) bool { return d.objects.get(k.object) == nil })
+		s.full = 2 * len(s.data)
+	}
 	s.data[keyOf(a[1], a[2])] = a[4]
 	return success
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/memspan/memspan/vulkan/registry"
+	"github.com/memspan/memspan/vulkan/stream"
 )
 
 // An instanceState is what is kept of a VkInstance.
@@ -17,6 +18,7 @@ type instanceState struct {
 
 	mu       sync.Mutex
 	physical []*object // stable: nil until they were asked for
+	ahead    *listing  // asked with the instance's creation; nil once used
 }
 
 // A physicalState is what is kept of a VkPhysicalDevice.
@@ -51,7 +53,16 @@ func (d *Driver) createInstance(cmd registry.Index, a *registry.Args) uint64 {
 	}
 	o.link = l
 	store64(a[2], o.handle)
-	result, err := l.call(cmd, a)
+	p, err := l.begin(func(serial uint64) error { return l.encode(cmd, a, stream.FlagReply, serial) })
+	var reply []byte
+	if err == nil {
+		d.askOfInstance(o)
+		reply, err = l.finish(cmd, p)
+	}
+	var result uint64
+	if err == nil {
+		result, err = l.store(reply, cmd, a)
+	}
 	if err != nil {
 		result = d.failure(cmd, err)
 	}
@@ -124,34 +135,23 @@ func (d *Driver) physicalDevices(cmd registry.Index, instance *object) ([]*objec
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for n := firstPhysical; s.physical == nil; n *= 2 {
-		words := make([]uint64, 1+n) // the count, the handles
-		words[0] = uint64(n)
-		handles := words[1:]
-		args := registry.Args{instance.handle, addressOf(words), addressOf(handles)}
-		all, err := d.createAll(cmd, &args, instance, uint32(n), func(int) any { return &physicalState{cache: newQueryCache()} })
-		var result uint64
-		if err == nil {
-			result, err = instance.link.call(cmd, &args)
-		}
-		got := min(int(uint32(words[0])), n)
-		runtime.KeepAlive(words)
-		if err != nil {
-			result = d.failure(cmd, err)
-		}
-		if again := result == incomplete && n < maxPhysical; again || int32(uint32(result)) < 0 {
-			got = 0
-			for _, o := range all {
-				d.objects.drop(o)
+		asked := s.ahead
+		if s.ahead = nil; asked == nil {
+			var err error
+			if asked, err = d.list(instance, n); err != nil {
+				for _, o := range asked.all {
+					d.objects.drop(o)
+				}
+				return nil, d.failure(cmd, err)
 			}
-			if !again {
-				return nil, result
-			}
-			continue
 		}
-		for _, o := range all[got:] {
-			d.objects.drop(o)
+		all, result := d.got(instance, asked)
+		if int32(uint32(result)) < 0 {
+			return nil, result
 		}
-		s.physical = slices.Clip(all[:got])
+		if result != incomplete || n >= maxPhysical {
+			s.physical = slices.Clip(all)
+		}
 	}
 	return s.physical, success
 }

@@ -103,9 +103,6 @@ func (d *Driver) connect() (*link, error) {
 		}
 		d.current.Store(nil)
 		l.close()
-		d.mu.Lock()
-		d.early = newQueryCache()
-		d.mu.Unlock()
 	}
 	l, err := dial(d)
 	if err != nil {

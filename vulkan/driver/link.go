@@ -74,11 +74,12 @@ type link struct {
 	wg       sync.WaitGroup
 }
 
-// A pending round trip.
+// A pending request, whose reply has not been used.
 type pending struct {
-	done  atomic.Bool
-	flags stream.Flags
-	body  []byte
+	serial uint64
+	done   atomic.Bool // flags and body are there
+	flags  stream.Flags
+	body   []byte
 }
 
 // dial connects to a new worker and greets it.
@@ -122,6 +123,8 @@ func (l *link) greet(files bool) error {
 	if err := l.sc.End(hello.Append(l.sc.Begin(stream.OpHello, stream.FlagReply, l.serials.Add(1)))); err != nil {
 		return err
 	}
+	early := newQueryCache()
+	l.d.askEarly(l, early)
 	if err := l.sc.Flush(); err != nil {
 		return err
 	}
@@ -139,6 +142,9 @@ func (l *link) greet(files bool) error {
 	if welcome.Fingerprint != registry.Fingerprint {
 		return fmt.Errorf("the worker is another version of memspan (tables %#x, here %#x): %s", welcome.Fingerprint, registry.Fingerprint, welcome.Text)
 	}
+	l.d.mu.Lock()
+	l.d.early = early
+	l.d.mu.Unlock()
 	l.d.objects.limit.Store(int64(welcome.Objects))
 	l.local = welcome.Flags&stream.SameMachine != 0
 	l.files = files && l.local
@@ -278,29 +284,49 @@ func (l *link) ask(cmd registry.Index, a *registry.Args) ([]byte, error) {
 // roundTrip has send send a request with the serial it is given, and waits for
 // the reply. cmd is what it counts for.
 func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]byte, error) {
+	p, err := l.begin(send)
+	if err != nil {
+		return nil, err
+	}
+	return l.finish(cmd, p)
+}
+
+// begin has send send a request with the serial it is given. What it returns is
+// for finish, at any time.
+func (l *link) begin(send func(serial uint64) error) (*pending, error) {
 	if err := l.lost(); err != nil {
 		return nil, err
 	}
-	serial, p := l.serials.Add(1), new(pending)
+	p := &pending{serial: l.serials.Add(1)}
 	l.mu.Lock()
-	l.pending[serial] = p
+	l.pending[p.serial] = p
 	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.pending, serial)
-		l.mu.Unlock()
-	}()
-	if err := send(serial); err != nil {
+	if err := send(p.serial); err != nil {
+		l.forget(p)
 		return nil, err
 	}
-	if err := l.flush(); err != nil {
-		return nil, err
-	}
-	l.d.trace.trip(cmd)
-	l.wait(p.done.Load, forever, serial)
+	return p, nil
+}
+
+func (l *link) forget(p *pending) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.pending, p.serial)
+}
+
+// finish waits for the reply to what was begun. Several may do so.
+func (l *link) finish(cmd registry.Index, p *pending) ([]byte, error) {
 	if !p.done.Load() {
-		return nil, l.lost()
+		if err := l.flush(); err != nil {
+			return nil, err
+		}
+		l.d.trace.trip(cmd)
+		l.wait(p.done.Load, forever, p.serial)
+		if !p.done.Load() {
+			return nil, l.lost()
+		}
 	}
+	l.forget(p)
 	if p.flags&stream.FlagFailed != 0 {
 		result, text, err := stream.ParseFailed(p.body)
 		if err != nil {

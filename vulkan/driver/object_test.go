@@ -119,6 +119,15 @@ func TestPrivateData(t *testing.T) {
 	if again := s.fence(s.device); get(fence, again, slots[0]) != 0 {
 		t.Error("a new object has the data of an old one")
 	}
+	// What destroyed objects had is forgotten some time.
+	for range 10 * fewData {
+		one := s.fence(s.device)
+		s.must(registry.VkSetPrivateData, s.device, fence, one, slots[0], 14)
+		s.call(registry.VkDestroyFence, s.device, one, 0)
+	}
+	if n := len(s.d.objects.get(slots[0]).state.(*privateSlot).data); n > 2*fewData || get(queue, s.queue, slots[0]) != 12 {
+		t.Errorf("%d data of one object", n)
+	}
 	s.call(registry.VkDestroyPrivateDataSlot, s.device, slots[0], 0)
 	if trips() != 0 {
 		t.Errorf("%d round trips", trips())
@@ -189,4 +198,32 @@ func TestRequirementsAreKept(t *testing.T) {
 	image(8, 1)
 	image(8, 0)
 	image(9, 1)
+}
+
+// vkGetDeviceProcAddr knows which version and which extensions a device has.
+func TestDeviceProcAddr(t *testing.T) {
+	s := newScene(t, false, nil)
+	o := s.d.objects.of(registry.VkDevice, s.device)
+	o.parent.state.(*physicalState).version.Store(version(12))
+	o.device.extensions["VK_EXT_multi_draw"] = true
+	for name, want := range map[string]bool{
+		"vkCreateBuffer":                 true,
+		"vkBindBufferMemory2":            true,  // 1.1
+		"vkWaitSemaphores":               true,  // 1.2
+		"vkQueueSubmit2":                 false, // 1.3
+		"vkCmdDrawMultiEXT":              true,
+		"vkCmdPushDescriptorSetKHR":      false, // not enabled
+		"vkBindBufferMemory2KHR":         false,
+		"vkCreateSwapchainKHR":           false, // in no table
+		"vkCmdSetViewportSwizzleNV":      false,
+		"vkGetPhysicalDeviceFeatures2KH": false,
+		"":                               false,
+	} {
+		if got := s.call(registry.VkGetDeviceProcAddr, s.device, s.text(name)) != 0; got != want {
+			t.Errorf("%q: %v", name, got)
+		}
+	}
+	if s.call(registry.VkGetDeviceProcAddr, s.words(0, 77), s.text("vkBindBufferMemory2")) != 0 {
+		t.Error("a device that is not there has it")
+	}
 }

@@ -25,6 +25,7 @@ const formatNotSupported = -11
 type queryCache struct {
 	mu      sync.RWMutex
 	replies map[string][]byte
+	coming  map[string]*pending // asked ahead
 }
 
 func newQueryCache() *queryCache { return &queryCache{replies: make(map[string][]byte)} }
@@ -43,6 +44,28 @@ func (c *queryCache) put(key, reply []byte) {
 		clear(c.replies)
 	}
 	c.replies[string(key)] = reply
+	delete(c.coming, string(key))
+}
+
+// asked returns what was asked ahead, nil if it was not.
+func (c *queryCache) asked(key []byte) *pending {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.coming[string(key)]
+}
+
+// expect notes what was asked ahead; nil takes it back.
+func (c *queryCache) expect(key []byte, p *pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p == nil {
+		delete(c.coming, string(key))
+		return
+	}
+	if c.coming == nil {
+		c.coming = make(map[string]*pending)
+	}
+	c.coming[string(key)] = p
 }
 
 // requests holds memory for requests.
@@ -96,7 +119,13 @@ func (d *Driver) cached(cmd registry.Index, key, a *registry.Args, l *link, cach
 		return d.failure(cmd, err)
 	}
 	reply, known := cache.get(*request)
-	if !known {
+	if p := cache.asked(*request); p != nil && !known {
+		if reply, err = l.finish(cmd, p); err != nil {
+			cache.expect(*request, nil) // its own failure will tell more
+			reply = nil
+		}
+	}
+	if !known && reply == nil {
 		if reply, err = l.ask(cmd, a); err != nil {
 			return d.failure(cmd, err)
 		}
@@ -155,10 +184,7 @@ func (d *Driver) enumerate(cmd registry.Index, a *registry.Args, count int) uint
 	size := int(registry.Commands[cmd].Params[count+1].ElemSize)
 	cache := d.cacheOf(o)
 	for n := firstElements; ; n *= 4 {
-		words := make([]uint64, 1+(n*size+7)/8) // the count, the elements
-		words[0] = uint64(n)
-		all := *a
-		all[count], all[count+1] = addressOf(words), addressOf(words[1:])
+		all, words := elements(a, count, n, size)
 		result := d.cached(cmd, &all, &all, l, cache)
 		if result == incomplete && n < maxElements {
 			continue
@@ -169,6 +195,22 @@ func (d *Driver) enumerate(cmd registry.Index, a *registry.Args, count int) uint
 		runtime.KeepAlive(words)
 		return result
 	}
+}
+
+// elements returns the arguments a with room for n elements, and the room: the
+// count, then the elements.
+func elements(a *registry.Args, count, n, size int) (registry.Args, []uint64) {
+	words := make([]uint64, 1+(n*size+7)/8)
+	words[0] = uint64(n)
+	all := *a
+	all[count], all[count+1] = addressOf(words), addressOf(words[1:])
+	return all, words
+}
+
+// enumerateQueueFamilies answers vkGetPhysicalDeviceQueueFamilyProperties(
+// physicalDevice, pCount, pProperties).
+func (d *Driver) enumerateQueueFamilies(cmd registry.Index, a *registry.Args) uint64 {
+	return d.enumerate(cmd, a, 1)
 }
 
 // give answers an enumeration with the n elements that lie at from.

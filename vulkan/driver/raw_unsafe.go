@@ -2,7 +2,10 @@
 
 package driver
 
-import "unsafe"
+import (
+	"reflect"
+	"unsafe"
+)
 
 // What the application's memory holds. The addresses are C's, or of memory
 // that the caller keeps alive and that does not move.
@@ -19,7 +22,10 @@ func bytesAt(p uint64, n int) []byte { return unsafe.Slice((*byte)(at(p)), n) }
 
 // addressOf returns where w lies, for a structure of our own that is handed on
 // as an application's would be. The caller keeps w alive.
-func addressOf(w []uint64) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(w)))) }
+//
+// Package reflect makes w escape to the heap: on a stack it would move when that
+// grows.
+func addressOf(w []uint64) uint64 { return uint64(reflect.ValueOf(unsafe.SliceData(w)).Pointer()) }
 
 // addressOfBytes returns where memory outside Go's heap lies.
 func addressOfBytes(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }

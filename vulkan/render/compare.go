@@ -108,8 +108,8 @@ func (r *renderer) compareMemory(m *deviceMemory, spans []span) {
 
 // sendChanged sends what is in the delta and empties it.
 func (r *renderer) sendChanged(m *deviceMemory, d *delta) {
-	buf := stream.AppendRuns(r.conn.Begin(stream.OpMemoryChanged, 0, 0), m.id, d.runs)
-	r.conn.End(append(buf, d.data...)) // a broken connection ends serve
+	d.head = stream.AppendRuns(d.head[:0], m.id, d.runs)
+	r.conn.Write(stream.OpMemoryChanged, 0, 0, d.head, d.data) // a broken connection ends serve
 	d.reset()
 }
 

@@ -24,6 +24,7 @@ const (
 type delta struct {
 	runs []stream.Run
 	data []byte
+	head []byte             // of the message
 	now  [comparedPage]byte // of the page being compared: the device may be writing it
 	xor  [comparedPage]byte
 }
@@ -42,11 +43,27 @@ func (d *delta) compare(off uint64, memory, image []byte) {
 	n := copy(d.now[:], memory)
 	subtle.XORBytes(d.xor[:n], d.now[:n], image)
 	copy(image, d.now[:n])
+	if dense(d.xor[:n]) {
+		d.add(off, d.xor[:n])
+		return
+	}
 	for i := nonZero(d.xor[:n], 0); i < n; {
 		end := zeros(d.xor[:n], i)
 		d.add(off+uint64(i), d.xor[i:end])
 		i = nonZero(d.xor[:n], end)
 	}
+}
+
+// dense reports whether a page has changed all over, as far as a few words of it
+// tell: to look for what did not costs more than it saves.
+func dense(b []byte) bool {
+	const step = comparedPage / 16
+	for i := 0; i+8 <= len(b); i += step {
+		if binary.NativeEndian.Uint64(b[i:]) == 0 {
+			return false
+		}
+	}
+	return len(b) == comparedPage
 }
 
 // add appends a run; one that begins where the last one ends continues it.

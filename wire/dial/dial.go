@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/sockopt"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
 )
@@ -51,6 +52,9 @@ type Options struct {
 	IOTimeout time.Duration
 	// Name is how the server's log calls this client.
 	Name string
+	// Quiet has writes to a server that is gone raise no SIGPIPE, which in a
+	// program that is not Go's may end it. (Linux)
+	Quiet bool
 }
 
 // A Conn is a connection to a server after the greeting: a new session. It
@@ -183,6 +187,9 @@ func (d *dialer) dial(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if d.Quiet {
+		nc = sockopt.QuietOf(nc)
+	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := d.handshake(ctx, nc)
 	if !stop() && err == nil { // ctx ended at the last moment
@@ -207,6 +214,11 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 			return nil, err
 		}
 		fds = fdpass.New(conn)
+		if d.Quiet {
+			if err := fds.Quiet(); err != nil {
+				return nil, err
+			}
+		}
 		nc = fds
 	case d.tls:
 		tc := tls.Client(wire.Progress(nc, d.IOTimeout), d.tlsConfig())
