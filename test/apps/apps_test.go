@@ -66,7 +66,7 @@ func TestGraphics(t *testing.T) {
 func TestMemory(t *testing.T) {
 	app := program(t, "memory")
 	d := serve(t, nil)
-	for _, name := range []string{"both-sides", "read-into", "concurrent", "ranges", "parts", "isolated", "large", "invisible"} {
+	for _, name := range []string{"both-sides", "read-into", "concurrent", "ranges", "parts", "isolated", "large", "invisible", "freed"} {
 		t.Run(name, func(t *testing.T) { d.same(t, app, name) })
 	}
 }
@@ -76,7 +76,7 @@ func TestMemory(t *testing.T) {
 func TestMemoryWithoutImport(t *testing.T) {
 	app := program(t, "memory")
 	d := serve(t, nil, "--vulkan-hide", "import")
-	for _, name := range []string{"both-sides", "read-into", "concurrent", "ranges", "parts", "isolated", "large"} {
+	for _, name := range []string{"both-sides", "read-into", "concurrent", "ranges", "parts", "isolated", "large", "freed"} {
 		t.Run(name, func(t *testing.T) { d.same(t, app, name) })
 	}
 }

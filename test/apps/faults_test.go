@@ -134,12 +134,6 @@ func TestLost(t *testing.T) {
 			w.learns(t, start, lostWithin)
 			eventually(t, "the worker is gone", lostWithin, func() bool { return !alive(pid) })
 		})
-		t.Run("deadline/"+transport, func(t *testing.T) {
-			t.Parallel()
-			d := serve(t, nil, "--vulkan-deadline", "1s")
-			start := time.Now()
-			d.wait(t, transport, app, "hang").learns(t, start, lostWithin+time.Second)
-		})
 		t.Run("application killed/"+transport, func(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil)
@@ -151,6 +145,22 @@ func TestLost(t *testing.T) {
 			}
 			eventually(t, "the worker is gone", 2*lostWithin, func() bool { return !alive(pid) })
 			eventually(t, "the daemon holds nothing", lostWithin, func() bool { return slices.Equal(memfds(t, d.cmd.Process.Pid), before) })
+		})
+	}
+}
+
+// TestDeadline has the device work for longer than an application may.
+func TestDeadline(t *testing.T) {
+	app := program(t, "sync", computeShader)
+	for _, transport := range transports {
+		t.Run(transport, func(t *testing.T) {
+			d := serve(t, nil, "--vulkan-deadline", "1s")
+			w := d.wait(t, transport, app, "hang")
+			w.learns(t, time.Now(), lostWithin+time.Second)
+			eventually(t, "the worker has ended", 2*lostWithin, func() bool { return len(children(d.cmd.Process.Pid)) == 0 })
+			if log := d.log.String(); strings.Contains(log, "segmentation") {
+				t.Error("the worker crashed")
+			}
 		})
 	}
 }

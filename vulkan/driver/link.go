@@ -67,6 +67,7 @@ type link struct {
 	tending  atomic.Bool   // the tender ticks
 	nudge    chan struct{} // wakes it
 	watching atomic.Bool   // the watch ticks
+	loading  atomic.Int32  // threads that wait for what may have the worker load a driver
 	guard    chan struct{} // wakes it
 	reading  atomic.Bool   // the background reads
 	rouse    chan struct{} // wakes it
@@ -323,6 +324,10 @@ func (l *link) finish(cmd registry.Index, p *pending) ([]byte, error) {
 			return nil, err
 		}
 		l.d.trace.trip(cmd)
+		if loads(cmd) {
+			l.loading.Add(1)
+			defer l.loading.Add(-1)
+		}
 		l.wait(p.done.Load, forever, p.serial)
 		if !p.done.Load() {
 			return nil, l.lost()

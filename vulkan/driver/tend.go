@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
 )
 
@@ -19,9 +20,22 @@ const (
 	// that is noticed, less than 5 s.
 	pingAfter = time.Second
 	deadAfter = 4 * time.Second
+	// loadAfter is what takes its place while the worker starts and loads the
+	// real driver, which may be slow to come up.
+	loadAfter = 25 * time.Second
 )
 
-var errSilent = errors.New("the worker has been silent for 4 s, and was asked")
+// loads reports whether a command may have the worker load a driver.
+func loads(cmd registry.Index) bool {
+	switch cmd {
+	case registry.VkEnumerateInstanceVersion, registry.VkEnumerateInstanceExtensionProperties, registry.VkCreateInstance,
+		registry.VkEnumeratePhysicalDevices, registry.VkCreateDevice:
+		return true
+	}
+	return false
+}
+
+var errSilent = errors.New("the worker has been silent for too long, and was asked")
 
 // background reads while no application thread waits.
 func (l *link) background() {
@@ -193,7 +207,7 @@ func (l *link) watch() {
 			switch silent := now.Sub(alive); {
 			case !wanted:
 				alive = now
-			case silent > deadAfter:
+			case silent > loadAfter, silent > deadAfter && l.loading.Load() == 0:
 				l.fail(errSilent)
 				return
 			case silent > pingAfter:

@@ -38,6 +38,9 @@ func (r *renderer) stop(d *device) error {
 			if err = q.submitted(s, 0); err == nil {
 				err = settle(s.finished)
 			}
+			if err == nil && s.failed {
+				err = q.why // the deadline: the device works on
+			}
 		}
 		q.close()
 		// A lost device is idle, and can be destroyed.

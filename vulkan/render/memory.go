@@ -139,7 +139,16 @@ func (r *renderer) mapMemory(m stream.Message) error {
 		r.lose(vk.ErrDeviceLost, noCommand, fmt.Errorf("map memory: %w", errHandle))
 		return nil
 	}
-	err := r.watch(o.state.(*deviceMemory))
+	memory := o.state.(*deviceMemory)
+	if !m.Has(stream.FlagReply) {
+		// The client assumes zeros, for it had submitted nothing. What other
+		// threads have submitted since may write anything, as far as is known
+		// here, but not what is being mapped for the first time.
+		memory.mu.Lock()
+		memory.unseen = nil
+		memory.mu.Unlock()
+	}
+	err := r.watch(memory)
 	if err != nil && !m.Has(stream.FlagReply) {
 		r.lose(resultOf(err), noCommand, err)
 		return nil

@@ -79,6 +79,7 @@ type queue struct {
 	waiting []*submission // the first one is being waited for
 	closing bool
 	failed  bool
+	why     error // it failed
 
 	joins bool // submissions to it waited for semaphores; the stream's goroutine's
 
@@ -267,7 +268,9 @@ func (q *queue) await(begin *clock, call string, wait func() vk.Result) bool {
 func (q *queue) fail(err error) {
 	q.mu.Lock()
 	first := !q.failed
-	q.failed = true
+	if q.failed = true; first {
+		q.why = err
+	}
 	q.mu.Unlock()
 	if first {
 		q.lost(err)

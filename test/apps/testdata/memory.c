@@ -85,9 +85,10 @@ typedef struct {
 static void *write_on(void *argument) {
 	Writer *w = argument;
 	while (!__atomic_load_n(&w->stop, __ATOMIC_RELAXED)) {
-		w->count++;
+		uint32_t count = w->count + 1;
 		for (int i = 4; i < w->size; i += 8)
-			__atomic_store_n((uint32_t *)(w->at + i), w->count ^ i, __ATOMIC_RELAXED);
+			__atomic_store_n((uint32_t *)(w->at + i), count ^ i, __ATOMIC_RELAXED);
+		__atomic_store_n(&w->count, count, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -99,6 +100,8 @@ static void concurrent(App *a) {
 	Writer w = {.at = map(a, &b), .size = SIZE};
 	pthread_t thread;
 	CHECK(pthread_create(&thread, NULL, write_on, &w) == 0);
+	while (__atomic_load_n(&w.count, __ATOMIC_RELAXED) == 0)
+		usleep(100);
 	for (uint32_t round = 1; round <= ROUNDS; round++) {
 		finish(a, fill(a, &b, 0, 512, SIZE / 512, round));
 		for (int i = 0; i < SIZE; i += 512)
@@ -285,12 +288,40 @@ static void invisible(App *a) {
 	printf(seen ? "refused\n" : "the host sees all memory\n");
 }
 
+static long resident_pages(void) {
+	long pages = -1;
+	FILE *f = fopen("/proc/self/statm", "r");
+	CHECK(fscanf(f, "%*d %ld", &pages) == 1);
+	fclose(f);
+	return pages;
+}
+
+// What was mapped is given back, unmapped before or not.
+static void freed(App *a) {
+	const VkDeviceSize size = 8 << 20;
+	long pages = 0;
+	int places = 0;
+	for (int i = 0; i < 24; i++) {
+		Buffer b = make_buffer(a, size, COPY, COHERENT);
+		memset(map(a, &b), i, size);
+		if (i % 2)
+			vkUnmapMemory(a->device, b.memory);
+		finish(a, begin(a));
+		drop_buffer(a, &b);
+		if (i == 7)
+			pages = resident_pages(), places = mappings();
+	}
+	if (resident_pages() > pages + (long)(3 * size / 4096) || mappings() > places + 30)
+		FAIL("%ld pages are resident, %d places mapped; %ld, %d before", resident_pages(), mappings(), pages, places);
+	printf("given back\n");
+}
+
 int main(int argc, char **argv) {
 	const struct {
 		const char *name;
 		void (*run)(App *);
 	} cases[] = {{"both-sides", both_sides}, {"read-into", read_into}, {"concurrent", concurrent}, {"ranges", ranges},
-		{"parts", parts}, {"isolated", isolated}, {"large", large}, {"invisible", invisible}};
+		{"parts", parts}, {"isolated", isolated}, {"large", large}, {"invisible", invisible}, {"freed", freed}};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
 		if (argc == 2 && !strcmp(argv[1], cases[i].name)) {
 			App a = open_app();

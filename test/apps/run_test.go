@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package apps
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestOwnDaemon has 'memspan run' start the daemon itself: none runs.
+func TestOwnDaemon(t *testing.T) {
+	app := program(t, "compute", computeShader)
+	memspan, err := built.memspan()
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	native, err := exec.CommandContext(ctx, app, "mapped").CombinedOutput()
+	check(t, err)
+	cmd := exec.CommandContext(ctx, memspan, "run", "--", app, "mapped")
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+t.TempDir(), "MEMSPAN_SOCKET=", "MEMSPAN_SERVER=")
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != string(native) {
+		t.Errorf("%v\n%s", err, difference(string(native), string(out)))
+	}
+}
+
+// TestManifest starts an application by Vulkan's own variables, without
+// 'memspan run', and has it count its round trips.
+func TestManifest(t *testing.T) {
+	app := program(t, "compute", computeShader)
+	d := serve(t, nil)
+	manifest, err := exec.Command(d.program, "icd").Output()
+	check(t, err)
+	for _, transport := range []string{"unix", "tcp", "tls"} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, app, "mapped")
+		cmd.Env = append(os.Environ(), "VK_DRIVER_FILES="+strings.TrimSpace(string(manifest)), "VK_ICD_FILENAMES="+strings.TrimSpace(string(manifest)),
+			"MEMSPAN_SERVER="+d.addresses[transport], "MEMSPAN_TOKEN_FILE="+d.token, "MEMSPAN_TRACE=-")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "vkQueueSubmit") || !strings.Contains(string(out), "100000 elements right after 5 rounds") {
+			t.Errorf("%s: %v\n%s", transport, err, out)
+		}
+	}
+	// The driver does not work without a server, and says why.
+	cmd := exec.Command(app, "mapped")
+	cmd.Env = append(os.Environ(), "VK_DRIVER_FILES="+strings.TrimSpace(string(manifest)), "VK_ICD_FILENAMES="+strings.TrimSpace(string(manifest)),
+		"MEMSPAN_SERVER=tcp://127.0.0.1:1", "MEMSPAN_TOKEN=x")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "127.0.0.1:1") {
+		t.Errorf("without a server: %v\n%s", err, out)
+	}
+}
