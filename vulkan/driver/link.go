@@ -55,8 +55,6 @@ type link struct {
 	rounds  atomic.Uint64 // how often someone has read
 	waiting atomic.Int32  // application threads that wait
 	asked   atomic.Bool   // someone looked for something that has not come
-	heard   atomic.Int64  // time of the last message, since begun
-	begun   time.Time
 
 	mu      sync.Mutex
 	leader  bool // one of those who wait waits for the socket
@@ -94,7 +92,7 @@ func dial(d *Driver) (*link, error) {
 	}
 	l := &link{
 		d: d, sc: stream.New(c.Wire),
-		gone: make(chan struct{}), begun: time.Now(),
+		gone:    make(chan struct{}),
 		pending: make(map[uint64]*pending),
 		nudge:   make(chan struct{}, 1), guard: make(chan struct{}, 1), rouse: make(chan struct{}, 1),
 	}

@@ -226,15 +226,15 @@ func (l *link) watch() {
 
 // motion is what changes when a worker lives.
 type motion struct {
-	heard int64 // time of its last message
-	taken int64 // bytes of what we sent that its side had taken while more waited; 0 if none waited
+	heard uint64 // bytes that came, also of messages that are not whole yet
+	taken int64  // bytes of what we sent that its side had taken while more waited; 0 if none waited
 }
 
 // motion looks at the link, and reports whether something has moved since it
 // was looked at before. What is taken counts only while more waits: a worker's
 // system takes a ping even if the worker is dead.
 func (l *link) motion(before motion) (m motion, moved bool) {
-	m.heard = l.heard.Load()
+	m.heard = l.sc.Wire().Stats().Received.Bytes
 	if waiting := l.sc.Wire().SendQueue(); waiting > 0 {
 		m.taken = int64(l.sc.Wire().Stats().Sent.Bytes) - int64(waiting)
 	}

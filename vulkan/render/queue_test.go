@@ -20,7 +20,7 @@ import (
 	"github.com/memspan/memspan/vulkan/stream"
 )
 
-// The test binary is also the worker of TestWorker.
+// The test binary is also the worker of TestWorker and TestMutatedStreams.
 func TestMain(m *testing.M) {
 	if os.Getenv(handover.WorkerVariable) == handover.WorkerValue {
 		if err := Worker(context.Background()); err != nil {
@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if os.Getenv(mutatedVariable) != "" {
+		os.Exit(serveMutated())
 	}
 	goleak.VerifyTestMain(m)
 }
