@@ -33,7 +33,7 @@ const (
 	OpMemoryRuns    Op = 0x8011 // c to w: Runs
 	OpMemoryChanged Op = 0x8012 // w to c: Runs that the device wrote
 	OpMemoryMap     Op = 0x8013 // c to w: {u64 memory} is mapped from now on; reply, if wanted: {i32 VkResult}
-	OpMemoryImport  Op = 0x8014 // c to w: {u64 memory, …} with a file
+	OpMemoryImport  Op = 0x8014 // c to w: {u64 size, u32 0, the call of vkAllocateMemory} with a file; reply: {i32 VkResult, u8 imported}
 	OpSignal        Op = 0x8020 // w to c: one or several Signals
 	OpAddress       Op = 0x8021 // w to c: {u64 buffer, u64 address}
 	OpLost          Op = 0x8022 // w to c: a Lost; nothing after it means anything
