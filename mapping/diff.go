@@ -42,6 +42,15 @@ func firstDifference(a, b []byte, i int) int {
 // firstEqual returns the first index from i on at which a and b, of the same
 // length, are equal, or that length.
 func firstEqual(a, b []byte, i int) int {
+	for ; i+32 <= len(a); i += 32 { // mostly there is none for long
+		x, y := a[i:i+32:i+32], b[i:i+32:i+32]
+		if hasZero(binary.LittleEndian.Uint64(x)^binary.LittleEndian.Uint64(y)) ||
+			hasZero(binary.LittleEndian.Uint64(x[8:])^binary.LittleEndian.Uint64(y[8:])) ||
+			hasZero(binary.LittleEndian.Uint64(x[16:])^binary.LittleEndian.Uint64(y[16:])) ||
+			hasZero(binary.LittleEndian.Uint64(x[24:])^binary.LittleEndian.Uint64(y[24:])) {
+			break
+		}
+	}
 	for ; i+8 <= len(a); i += 8 {
 		x := binary.LittleEndian.Uint64(a[i:]) ^ binary.LittleEndian.Uint64(b[i:])
 		// The lowest bit set here is the top bit of the lowest zero byte of x.

@@ -36,6 +36,7 @@ type step struct {
 	both         bool // bytes that are input as well
 	dispatchable bool
 	lenient      bool // an unknown handle reads as null
+	required     bool // a pointer that must not be null if it has elements
 	rule         rule
 	at           uint32 // number of the parameter, or offset of the member
 	size         uint32 // by value, of one element
@@ -234,6 +235,8 @@ func (x *Codec) step(m *registry.Member, place uint32) (step, error) {
 			return st, fmt.Errorf("no rule for the condition %s", m.Condition)
 		}
 	}
+	// A name that is missing is the driver's business: nobody else reads it.
+	st.required = !m.Optional && m.Condition == "" && m.Elem != registry.String && m.Elem != registry.Object
 	switch m.Elem {
 	case registry.Bytes:
 		st.op = opBytes

@@ -61,6 +61,9 @@ func (d *decoder) call(p *program, from int) error {
 func (d *decoder) parameter(st *step) (uint64, error) {
 	present, err := d.presence()
 	if err != nil || !present {
+		if err == nil && st.required && parameterCount(st, d.args) > 0 {
+			err = ErrMissing
+		}
 		return 0, err
 	}
 	var n uint64
@@ -271,7 +274,7 @@ func (d *decoder) texts(n uint64) (uintptr, error) {
 			return 0, err
 		}
 		if length == uint64(noText) {
-			continue
+			return 0, ErrMissing
 		}
 		p, err := d.terminated(length)
 		if err != nil {
@@ -415,6 +418,9 @@ func (d *decoder) members(s *structure, b []byte) error {
 		default:
 			switch little.Uint64(field) {
 			case 0:
+				if st.required && memberCount(st, address(b)) > 0 {
+					err = ErrMissing
+				}
 			case 1:
 				var p uintptr
 				p, err = d.pointee(st, memberCount(st, address(b)))

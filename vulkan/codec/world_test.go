@@ -130,13 +130,14 @@ func (w *world) call(c *registry.Command) {
 			w.args[i] = uint64(w.alloc(8))
 			store(uintptr(w.args[i]), length.Size, w.rand.Uint64N(4))
 		default:
-			if !counts && w.chance(15) {
-				continue // null
+			if !counts && w.chance(15) && mayBeNull(p, argumentCount(c, i, &w.args)) {
+				continue
 			}
 			if counts && length.Then >= 0 {
 				ptr := w.structs(p.Type, 1)
-				store(ptr+uintptr(length.Then), length.Size, w.rand.Uint64N(4))
-				// The structure's own arrays of that length are longer than it.
+				// The structure's own arrays of that length are as long or longer.
+				at := ptr + uintptr(length.Then)
+				store(at, length.Size, w.rand.Uint64N(1+min(3, load(at, length.Size))))
 				w.args[i] = uint64(ptr)
 				continue
 			}
@@ -144,6 +145,10 @@ func (w *world) call(c *registry.Command) {
 		}
 	}
 }
+
+// mayBeNull reports whether a pointer to n elements is one that applications
+// leave out.
+func mayBeNull(m *registry.Member, n int) bool { return m.Optional || m.Condition != "" || n == 0 }
 
 // small is a count that leads to few elements.
 func (w *world) small(l registry.Length) uint64 {
@@ -251,7 +256,11 @@ func (w *world) structure(s *registry.Struct, p uintptr, chain bool) {
 	}
 	for i := range s.Members {
 		if m := &s.Members[i]; m.Kind == registry.Pointer && m.Len.Kind >= registry.Counted {
-			store(p+uintptr(m.Len.Of), m.Len.Size, w.small(m.Len))
+			n := w.small(m.Len)
+			if w.depth > 4 {
+				n = 0
+			}
+			store(p+uintptr(m.Len.Of), m.Len.Size, n)
 		}
 	}
 	for i := range s.Members {
@@ -278,7 +287,7 @@ func (w *world) structure(s *registry.Struct, p uintptr, chain bool) {
 		case registry.Local:
 			store64(field, 0xdeadbeef00)
 		case registry.Pointer:
-			if w.chance(20) || w.depth > 4 {
+			if (w.chance(20) || w.depth > 4) && mayBeNull(m, fieldCount(m, p)) {
 				store64(field, 0)
 			} else {
 				store64(field, uint64(w.pointee(m, fieldCount(m, p))))

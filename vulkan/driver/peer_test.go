@@ -57,6 +57,8 @@ type peer struct {
 	// answer is called for every message, and may send what it likes. It
 	// reports whether that was the answer; if not, requests get the default.
 	answer func(p *peer, m stream.Message) bool
+	// forgets: it does not note what it is sent.
+	forgets bool
 }
 
 // message is one that owns its body.
@@ -95,7 +97,9 @@ func (p *peer) serve() {
 			return
 		}
 		p.mu.Lock()
-		p.seen = append(p.seen, message{m.Op, bytes.Clone(m.Body)})
+		if !p.forgets {
+			p.seen = append(p.seen, message{m.Op, bytes.Clone(m.Body)})
+		}
 		p.came.Broadcast()
 		p.mu.Unlock()
 		switch {
@@ -191,6 +195,12 @@ type scene struct {
 func newScene(t testing.TB, pipes bool, answer func(*peer, stream.Message) bool) *scene {
 	t.Helper()
 	cfg, peers := withPeer(t, pipes, answer)
+	return newSceneOf(t, cfg, peers)
+}
+
+// newSceneOf returns a scene with the peer that comes through the channel.
+func newSceneOf(t testing.TB, cfg Config, peers <-chan *peer) *scene {
+	t.Helper()
 	s := &scene{app: newApp(t, cfg)}
 	s.instance = s.app.instance()
 	s.p = <-peers

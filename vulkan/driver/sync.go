@@ -253,7 +253,7 @@ func (d *Driver) signalSemaphore(cmd registry.Index, a *registry.Args) uint64 {
 	}
 	if s, ok := o.state.(*semaphoreState); ok {
 		raise(&s.value, load64(a[1]+24))
-		o.link.rouseWaiters()
+		o.link.rouseAll()
 	}
 	return success
 }

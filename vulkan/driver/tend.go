@@ -62,6 +62,10 @@ func (l *link) background() {
 			}
 		}
 		l.reading.Store(false)
+		// Who stopped waiting since was told that the background reads.
+		if l.waiting.Load() == 0 && l.lost() == nil {
+			l.readSoon()
+		}
 	}
 }
 
@@ -129,6 +133,7 @@ func (l *link) tend() {
 			if !busy {
 				l.tending.Store(false)
 				// What came between looking and that nudges nobody.
+				l.readSoon()
 				busy = (l.sc.Waiting() > 0 || l.pinged.Load() || l.pingDue.Load()) && l.tending.CompareAndSwap(false, true)
 			}
 		}

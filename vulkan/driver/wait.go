@@ -39,7 +39,8 @@ func (w *waiter) rouse() {
 
 // wait waits until ready holds, the timeout is over or the link is lost, and
 // reports whether ready holds. What ready looks at must change only by messages
-// of the link: the reply to a serial, or, if that is 0, signals.
+// of the link, the reply to a serial, or, if that is 0, signals; or before a
+// call of rouseAll.
 func (l *link) wait(ready func() bool, timeout time.Duration, serial uint64) bool {
 	if ready() {
 		return true
@@ -246,6 +247,15 @@ func (l *link) reply(m stream.Message) error {
 		}
 	}
 	return nil
+}
+
+// rouseAll wakes those who wait for signals after one of this side's own. Who
+// waits for the socket is woken by the answer to a ping.
+func (l *link) rouseAll() {
+	l.rouseWaiters()
+	if l.waiting.Load() > 0 {
+		l.ping(0)
+	}
 }
 
 // rouseWaiters wakes those who wait for signals.

@@ -95,6 +95,12 @@ func setRaw(raw *vk.RawCall, c *registry.Command, proc uintptr, args *registry.A
 	}
 }
 
+// refusable reports whether an error of decoding a call is one that an
+// application's mistakes cause. It concerns that call only.
+func refusable(err error) bool {
+	return errors.Is(err, codec.ErrHandle) || errors.Is(err, codec.ErrUnsupported) || errors.Is(err, codec.ErrMissing)
+}
+
 // command executes one call of the stream. An error ends the worker: only those
 // that no driver of ours causes are returned.
 func (r *renderer) command(m stream.Message) error {
@@ -109,7 +115,7 @@ func (r *renderer) command(m stream.Message) error {
 	r.arena.Reset()
 	r.named, r.cursor = r.named[:0], 0
 	rest, err := r.codec.ReadCall(m.Body, c.Command, &c.args, c.arena, &r.env)
-	if errors.Is(err, codec.ErrHandle) || errors.Is(err, codec.ErrUnsupported) {
+	if refusable(err) {
 		return r.refuse(c, err)
 	} else if err != nil {
 		return err

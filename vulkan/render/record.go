@@ -6,13 +6,11 @@ package render
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"runtime"
 	"strings"
 
 	"github.com/memspan/memspan/internal/vk"
-	"github.com/memspan/memspan/vulkan/codec"
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
 )
@@ -121,7 +119,7 @@ func (r *renderer) recordOne(o *object, b *commandBuffer, index registry.Index, 
 	r.named = r.named[:0]
 	rest, err := r.codec.ReadParams(params, c, o.real, &r.call.args, r.arena, &r.env)
 	switch {
-	case errors.Is(err, codec.ErrHandle), errors.Is(err, codec.ErrUnsupported):
+	case refusable(err):
 		b.poisoned(err)
 		return nil
 	case err != nil:
