@@ -20,7 +20,7 @@ var rawBatchABI0 uintptr
 // would have a new slice allocated.
 func rawBatch(calls []RawCall) {
 	pass := &calls[0].pass
-	pass[0], pass[1] = uintptr(unsafe.Pointer(unsafe.SliceData(calls))), uintptr(len(calls))
+	pass[0], pass[1] = uintptr(Address(unsafe.SliceData(calls))), uintptr(len(calls))
 	purego.SyscallN(rawBatchABI0, pass[:]...)
 	runtime.KeepAlive(calls)
 }

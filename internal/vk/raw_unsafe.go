@@ -6,6 +6,7 @@ package vk
 
 import (
 	"fmt"
+	"reflect"
 	"structs"
 	"unsafe"
 
@@ -61,6 +62,15 @@ type RawCall struct {
 	Result uint64 // of the call; of a VkResult the lower half is meant
 	Float  bool   // it has Floats
 	pass   [2]uintptr
+}
+
+// Address returns where p points as a number, for a RawCall and for what C finds
+// by way of its arguments. It sees to it that this is on the heap, whose objects
+// do not move: a goroutine's stack does, whenever it grows. The caller keeps the
+// object alive until C has done with it.
+func Address[T any](p *T) uint64 {
+	// What package reflect turns into a number escapes, which it makes sure of.
+	return uint64(reflect.ValueOf(p).Pointer())
 }
 
 // Raw calls one function. It does not allocate.

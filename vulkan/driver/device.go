@@ -289,7 +289,7 @@ func (d *Driver) queue(cmd registry.Index, a *registry.Args, out int, key queueK
 	o := s.queues[key]
 	if o == nil {
 		var err error
-		if o, err = d.objects.create(registry.VkQueue, device, nil); err != nil {
+		if o, err = d.objects.create(registry.VkQueue, device, new(queueState)); err != nil {
 			store64(a[out], 0)
 			return d.failure(cmd, err)
 		}

@@ -23,13 +23,16 @@
 //
 // # Locks
 //
-// In this order; none is held while waiting for an answer:
+// Who reads holds link.readMu, and must not wait for anybody who sends or waits
+// for an answer. Besides it he takes only locks that are given up soon:
 //
-//	link.readMu          one reads and applies messages at a time
-//	    deviceState.mu, queryCache.mu, …   each a leaf
-//	    objects.mu       creating and dropping objects
-//	    link.mu          who waits and for which reply
-//	the stream's own     from Begin to End
+//	link.mu              who waits and for which reply
+//	mapping.Shadow's     while bytes are copied
+//
+// The others are never taken by him. Two of them are held while a question that
+// is asked once is answered (instanceState.mu, deviceMemory.mu), one while a
+// message is sent (deviceState.mu, for a queue's first handle). objects.mu and
+// the caches' are leaves. The stream's own lock is held from Begin to End.
 //
 // Looking up an object takes no lock.
 package driver

@@ -41,9 +41,10 @@ func (e *refusedError) Error() string {
 type link struct {
 	d       *Driver
 	sc      *stream.Conn
-	files   bool // may be sent
-	local   bool // the worker is on this machine
-	direct  bool // the socket can be waited for in the calling thread
+	files   bool   // may be sent
+	local   bool   // the worker is on this machine
+	direct  bool   // the socket can be waited for in the calling thread
+	depth   uint32 // submissions of one queue under way at most; 0: as many as one likes
 	serials atomic.Uint64
 
 	lostErr atomic.Pointer[error]
@@ -108,7 +109,7 @@ func dial(d *Driver) (*link, error) {
 	}
 	_, err = l.sc.Await(0)
 	l.direct = err == nil
-	l.sc.OnStall(stallAfter, l.readSoon)
+	l.sc.OnStall(stallAfter, l.stalled)
 	l.wg.Go(l.tend)
 	l.wg.Go(l.watch)
 	l.wg.Go(l.background)
@@ -147,6 +148,7 @@ func (l *link) greet(files bool) error {
 	l.d.early = early
 	l.d.mu.Unlock()
 	l.d.objects.limit.Store(int64(welcome.Objects))
+	l.depth = welcome.Depth
 	l.local = welcome.Flags&stream.SameMachine != 0
 	l.files = files && l.local
 	return nil

@@ -291,3 +291,69 @@ func TestPartOfAMessage(t *testing.T) {
 	time.AfterFunc(20*time.Millisecond, func() { send(message[5:]) })
 	s.waitFor(s.device, fence)
 }
+
+// A worker that is there and takes nothing any more is dead within 5 s, whatever
+// the application does: also if it only polls, or only sends.
+func TestDeafWorker(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 5 s")
+	}
+	t.Parallel()
+	for name, act := range map[string]func(s *scene, fence uint64) int32{
+		"polls": func(s *scene, fence uint64) int32 {
+			runtime.Gosched()
+			return s.call(registry.VkGetFenceStatus, s.device, fence)
+		},
+		"waits a little": func(s *scene, fence uint64) int32 {
+			return s.call(registry.VkWaitForFences, s.device, 1, s.words(fence), 1, 10e6)
+		},
+		"waits": func(s *scene, fence uint64) int32 {
+			return s.call(registry.VkWaitForFences, s.device, 1, s.words(fence), 1, forEver)
+		},
+		"asks": func(s *scene, _ uint64) int32 { return s.call(registry.VkDeviceWaitIdle, s.device) },
+		"sends": func(s *scene, _ uint64) int32 {
+			for range 1000 {
+				if r := s.call(registry.VkQueueSubmit, s.queue, 0, 0, 0); r != success {
+					return r
+				}
+			}
+			return success
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			both(t, func(t *testing.T, pipes bool) {
+				t.Parallel()
+				deaf := make(chan struct{})
+				s := newScene(t, pipes, func(_ *peer, m stream.Message) bool {
+					if registry.Index(m.Op) == registry.VkQueueSubmit {
+						<-deaf
+					}
+					return false
+				})
+				t.Cleanup(func() { close(deaf) })
+				fence := s.fence(s.device)
+				s.submit(fence)
+				result := make(chan int32, 1)
+				begin := time.Now()
+				go func() {
+					r := act(s, fence)
+					for time.Since(begin) < time.Minute && r != deviceLost {
+						r = act(s, fence)
+					}
+					result <- r
+				}()
+				select {
+				case r := <-result:
+					if d := time.Since(begin); r != deviceLost || d < 3*time.Second || d > 5*time.Second {
+						t.Errorf("%d after %v", r, d)
+					}
+				case <-time.After(20 * time.Second):
+					t.Error("it hangs")
+					s.d.current.Load().fail(errSilent)
+					<-result
+				}
+			})
+		})
+	}
+}

@@ -3,6 +3,9 @@
 package driver
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/memspan/memspan/vulkan/registry"
@@ -312,6 +315,36 @@ func (d *Driver) getEventStatus(_ registry.Index, a *registry.Args) uint64 {
 	return eventReset
 }
 
+// errDepth is one submission too many under way.
+var errDepth = errors.New("driver: too many submissions under way")
+
+// A queueState is what is kept of a VkQueue. Vulkan's rules let one thread at a
+// time use it.
+type queueState struct {
+	sent uint32 // submissions that may be under way: those since the worker was asked, and those of which it knew then
+}
+
+// admit counts one more submission, and fails if the worker would refuse it.
+// How many are under way it asks only when there may be too many.
+func (q *queueState) admit(o *object) error {
+	if depth := o.link.depth; depth > 0 && q.sent >= depth {
+		reply, err := o.link.request(registry.VkQueueSubmit, stream.OpUnderWay, func(b []byte) []byte {
+			return binary.LittleEndian.AppendUint64(b, o.id)
+		})
+		if err != nil {
+			return err
+		}
+		if len(reply) != 4 {
+			return o.link.failed(fmt.Errorf("%w: %d bytes of how many are under way", stream.ErrMalformed, len(reply)))
+		}
+		if q.sent = binary.LittleEndian.Uint32(reply); q.sent >= depth {
+			return fmt.Errorf("%w: %d", errDepth, q.sent)
+		}
+	}
+	q.sent++
+	return nil
+}
+
 // queueSubmit carries out vkQueueSubmit, vkQueueSubmit2 and vkQueueBindSparse:
 // (queue, count, infos, fence).
 func (d *Driver) queueSubmit(cmd registry.Index, a *registry.Args) uint64 {
@@ -321,6 +354,13 @@ func (d *Driver) queueSubmit(cmd registry.Index, a *registry.Args) uint64 {
 	}
 	if err := queue.link.lost(); err != nil {
 		return vkResult(deviceLost)
+	}
+	state, ok := queue.state.(*queueState)
+	if !ok {
+		return vkResult(deviceLost)
+	}
+	if err := state.admit(queue); err != nil {
+		return d.failure(cmd, err)
 	}
 	f := d.fenceOf(a[3])
 	if f != nil {

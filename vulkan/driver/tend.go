@@ -79,6 +79,14 @@ func (l *link) readSoon() {
 	}
 }
 
+// stalled is called again and again while a write waits for the worker: perhaps
+// that waits for us to read, or is dead, and who writes notices neither.
+func (l *link) stalled() {
+	l.asked.Store(true)
+	l.watchSoon()
+	l.readSoon()
+}
+
 // look is called by threads that found something not to have come yet, and do
 // not wait for it. It sees to it that it can come.
 func (l *link) look() {

@@ -9,7 +9,9 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -138,6 +140,27 @@ func (h *thread) round(s *sharedDevice, seed byte, poll bool) {
 	}
 }
 
+// memfds counts the memfds that are open or mapped in this process, which the
+// worker's are too.
+func memfds(t *testing.T) int {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := bytes.Count(maps, []byte("/memfd:"))
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range open {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(to, "/memfd:") {
+			n++
+		}
+	}
+	return n
+}
+
 // Four threads use three devices of two instances, all at once, while a fifth
 // makes and destroys instances and devices.
 func TestThreads(t *testing.T) {
@@ -146,6 +169,12 @@ func TestThreads(t *testing.T) {
 		files bool
 	}{"shared": {sockets, true}, "shadow": {sockets, false}, "tcp": {tcpPair, false}} {
 		t.Run(name, func(t *testing.T) {
+			before := memfds(t)
+			t.Cleanup(func() { // after all that follows has ended
+				if left := memfds(t); left > before {
+					t.Errorf("%d memfds are open or mapped, %d before", left, before)
+				}
+			})
 			var serving sync.WaitGroup
 			t.Cleanup(serving.Wait)
 			worker := render.Config{Log: slog.New(slog.NewTextHandler(t.Output(), nil))}

@@ -8,14 +8,12 @@ import (
 	"runtime"
 	"structs"
 	"time"
-	"unsafe"
 
 	"github.com/memspan/memspan/internal/vk"
 )
 
 // A caller calls the functions that concern waiting, with its own memory for
-// arguments, so that a call allocates nothing. One goroutine at a time uses it;
-// it must be on the heap, where C finds it unmoved.
+// arguments, so that a call allocates nothing. One goroutine at a time uses it.
 type caller struct {
 	raw       vk.RawCall
 	handle    uint64 // *pFences, *pSemaphores
@@ -46,7 +44,8 @@ const (
 	typeSemaphoreWaitInfo = 1000207004
 )
 
-// call calls a function with arguments that are plain numbers or point into c.
+// call calls a function with arguments that are plain numbers: those of memory
+// are by address, and the caller keeps that alive.
 func (c *caller) call(proc uintptr, args ...uint64) vk.Result {
 	c.raw.Proc = proc
 	copy(c.raw.Args[:], args)
@@ -55,19 +54,8 @@ func (c *caller) call(proc uintptr, args ...uint64) vk.Result {
 	return vk.Result(int32(c.raw.Result))
 }
 
-func address[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
-
-// heap returns new memory for a function's arguments. A function that is not
-// inlined returns it, so that it is never on a goroutine's stack, which may
-// move while C looks at it: for the collector addresses are numbers.
-//
-//go:noinline
-func heap[T any](v T) *T { return &v }
-
-// heapArray returns new memory for n of them.
-//
-//go:noinline
-func heapArray[T any](n int) []T { return make([]T, n) }
+// address returns where p points, which is on the heap.
+func address[T any](p *T) uint64 { return vk.Address(p) }
 
 func (c *caller) createFence(d *device) (uint64, error) {
 	c.fenceInfo = fenceCreateInfo{sType: typeFenceCreateInfo}

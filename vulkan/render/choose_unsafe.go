@@ -20,52 +20,54 @@ const incomplete = 5 // VK_INCOMPLETE
 // enumerate answers which physical devices there are: all, or the one that is
 // offered.
 func (r *renderer) enumerate(c *call) error {
-	if r.cfg.Device == "" || c.first == nil || c.args[1] == 0 {
-		return r.execute(c)
+	status, done, err := r.enumerateOffered(c, func(array structure, i uint32, real uint64) {
+		array.set64(uintptr(i)*8, real)
+	})
+	if done || err != nil {
+		return err
 	}
-	offered, result := r.offered(c)
-	if result < 0 {
-		return r.answer(c, uint64(uint32(result)))
-	}
-	count, array := structure(c.args[1]), structure(c.args[2])
-	total, status := uint32(len(offered)), uint64(0)
-	if array != 0 {
-		if room := count.u32(0); room < total {
-			total, status = room, incomplete
-		}
-		for i, real := range offered[:total] {
-			array.set64(uintptr(i)*8, real)
-		}
-	}
-	count.set32(0, total)
 	return r.conclude(c, status)
 }
 
 // enumerateGroups answers which groups of them there are: the one that is
 // offered is in a group of its own.
 func (r *renderer) enumerateGroups(c *call) error {
-	if r.cfg.Device == "" || c.first == nil || c.args[1] == 0 {
-		return r.execute(c)
+	const size = 288 // of a VkPhysicalDeviceGroupProperties
+	status, done, err := r.enumerateOffered(c, func(array structure, i uint32, real uint64) {
+		group := array.add(i, size)
+		clear(group.bytes(16, size-16))
+		group.set32(16, 1)
+		group.set64(24, real)
+	})
+	if done || err != nil {
+		return err
+	}
+	return r.answer(c, status)
+}
+
+// enumerateOffered stores the number of physical devices that are offered, and
+// has store store as many of them as the array has room for. If all are, or the
+// call fails, the call is done already.
+func (r *renderer) enumerateOffered(c *call, store func(array structure, i uint32, real uint64)) (status uint64, done bool, err error) {
+	if r.cfg.Device == "" || c.first == nil {
+		return 0, true, r.execute(c)
 	}
 	offered, result := r.offered(c)
 	if result < 0 {
-		return r.answer(c, uint64(uint32(result)))
+		return 0, true, r.answer(c, uint64(uint32(result)))
 	}
-	count, group := structure(c.args[1]), structure(c.args[2])
-	total, status := uint32(len(offered)), uint64(0)
-	if group != 0 {
+	count, array := structure(c.args[1]), structure(c.args[2])
+	total := uint32(len(offered))
+	if array != 0 {
 		if room := count.u32(0); room < total {
 			total, status = room, incomplete
 		}
-		for i := range total { // VkPhysicalDeviceGroupProperties
-			g := group.add(i, 288)
-			clear(g.bytes(16, 288-16))
-			g.set32(16, 1)
-			g.set64(24, offered[i])
+		for i, real := range offered[:total] {
+			store(array, uint32(i), real)
 		}
 	}
 	count.set32(0, total)
-	return r.answer(c, status)
+	return status, false, nil
 }
 
 // offered returns the one physical device that is offered, or none if there is
@@ -104,11 +106,11 @@ func choose(want string, names, uuids []string) int {
 
 // physicalDevices calls vkEnumeratePhysicalDevices.
 func (c *caller) physicalDevices(proc uintptr, instance uint64) ([]uint64, vk.Result) {
-	count := heap(uint32(0))
+	count := new(uint32)
 	if result := c.call(proc, instance, address(count), 0); result < 0 {
 		return nil, result
 	}
-	list := heapArray[uint64](int(*count) + 1)
+	list := make([]uint64, int(*count)+1)
 	result := c.call(proc, instance, address(count), address(&list[0]))
 	runtime.KeepAlive(list)
 	return list[:min(int(*count), len(list))], result
@@ -120,8 +122,8 @@ func (c *caller) identity(proc uintptr, physical uint64) (name, uuid string) {
 	if proc == 0 {
 		return "", ""
 	}
-	id := heap([8]uint64{1000071004})                 // VkPhysicalDeviceIDProperties
-	all := heap([105]uint64{1000059001, address(id)}) // VkPhysicalDeviceProperties2
+	id := new([8]uint64{1000071004})                 // VkPhysicalDeviceIDProperties
+	all := new([105]uint64{1000059001, address(id)}) // VkPhysicalDeviceProperties2
 	c.call(proc, physical, address(all))
 	name = cText(structure(address(all)).bytes(16+20, 256))
 	uuid = hex.EncodeToString(structure(address(id)).bytes(16, 16))

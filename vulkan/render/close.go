@@ -34,7 +34,7 @@ func (r *renderer) stop(d *device) error {
 		if err == nil {
 			// Through the queue's goroutine: what was submitted before is
 			// observed before.
-			s := &submission{device: d, fence: f, own: true}
+			s := &submission{device: d, fence: f, own: true, idle: true}
 			if err = q.submitted(s, 0); err == nil {
 				err = settle(s.finished)
 			}

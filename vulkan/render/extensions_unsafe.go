@@ -30,13 +30,13 @@ func (c *caller) extensions(proc uintptr, before []uint64) ([]byte, vk.Result) {
 	n := len(before)
 	args := make([]uint64, n+2)
 	copy(args, before)
-	count := heap(uint32(0))
+	count := new(uint32)
 	args[n] = address(count)
 	if result := c.call(proc, args...); result < 0 {
 		return nil, result
 	}
-	array := heapArray[byte](int(*count)*extensionProperties + 1)
-	args[n+1] = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(array))))
+	array := make([]byte, int(*count)*extensionProperties+1)
+	args[n+1] = address(unsafe.SliceData(array))
 	result := c.call(proc, args...)
 	runtime.KeepAlive(array)
 	return array[:min(int(*count)*extensionProperties, len(array))], result

@@ -80,15 +80,15 @@ func (r *renderer) enableImport(c *call) bool {
 	}
 	s := structure(c.args[1])
 	n := s.u32(48)
-	name, names := heapArray[byte](len(importExtension)+1), heapArray[uint64](int(n)+1)
+	name, names := make([]byte, len(importExtension)+1), make([]uint64, int(n)+1)
 	copy(name, importExtension)
 	for i := range n {
 		names[i] = s.next(56).u64(uintptr(i) * 8)
 	}
-	names[n] = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(name))))
+	names[n] = address(unsafe.SliceData(name))
 	r.keep = []any{name, names}
 	s.set32(48, n+1)
-	s.set64(56, uint64(uintptr(unsafe.Pointer(unsafe.SliceData(names)))))
+	s.set64(56, address(unsafe.SliceData(names)))
 	return true
 }
 
@@ -104,8 +104,8 @@ func (r *renderer) describeImport(d *device, physical *object) *imports {
 	if x.pointerTypes == 0 || x.bufferFeatures == 0 || x.imageFeatures == 0 || properties == 0 {
 		return nil
 	}
-	host := heap([3]uint64{1000178002})
-	all := heap([105]uint64{1000059001, address(host)}) // VkPhysicalDeviceProperties2
+	host := new([3]uint64{1000178002})
+	all := new([105]uint64{1000059001, address(host)}) // VkPhysicalDeviceProperties2
 	r.caller.call(properties, physical.real, address(all))
 	runtime.KeepAlive(host)
 	runtime.KeepAlive(all)
@@ -122,8 +122,8 @@ func (x *imports) bufferAllowed(c *caller, s structure) bool {
 	if yes, ok := x.allowed[k]; ok {
 		return yes
 	}
-	info := heap([4]uint64{1000071002, 0, uint64(k.flags) | uint64(k.usage)<<32, hostAllocation})
-	properties := heap([4]uint64{1000071003})
+	info := new([4]uint64{1000071002, 0, uint64(k.flags) | uint64(k.usage)<<32, hostAllocation})
+	properties := new([4]uint64{1000071003})
 	c.call(x.bufferFeatures, x.physical, address(info), address(properties))
 	runtime.KeepAlive(info)
 	return x.remember(k, uint32(properties[2]))
@@ -135,10 +135,10 @@ func (x *imports) imageAllowed(c *caller, s structure) bool {
 	if yes, ok := x.allowed[k]; ok {
 		return yes
 	}
-	external := heap([3]uint64{1000071000, 0, hostAllocation})
-	info := heap([5]uint64{1000059004, address(external), uint64(k.format) | uint64(k.kind)<<32, uint64(k.tiling) | uint64(k.usage)<<32, uint64(k.flags)})
-	answer := heap([4]uint64{1000071001})
-	properties := heap([6]uint64{1000059003, address(answer)})
+	external := new([3]uint64{1000071000, 0, hostAllocation})
+	info := new([5]uint64{1000059004, address(external), uint64(k.format) | uint64(k.kind)<<32, uint64(k.tiling) | uint64(k.usage)<<32, uint64(k.flags)})
+	answer := new([4]uint64{1000071001})
+	properties := new([6]uint64{1000059003, address(answer)})
 	features := uint32(0)
 	if c.call(x.imageFeatures, x.physical, address(info), address(properties)) == vk.Success {
 		features = uint32(answer[2])
@@ -146,6 +146,7 @@ func (x *imports) imageAllowed(c *caller, s structure) bool {
 	runtime.KeepAlive(external)
 	runtime.KeepAlive(info)
 	runtime.KeepAlive(answer)
+	runtime.KeepAlive(properties)
 	return x.remember(k, features)
 }
 
@@ -235,7 +236,7 @@ func (r *renderer) allocateImported(c *call) error {
 	s := structure(c.args[1])
 	next, size := s.u64(8), s.u64(16)
 	region := r.importing
-	info := heap(importInfo{sType: 1000178000, next: next, handleType: hostAllocation})
+	info := &importInfo{sType: 1000178000, next: next, handleType: hostAllocation}
 	imported := r.canImport(c.first.device, s, info)
 	result := uint64(0)
 	var err error
@@ -291,7 +292,7 @@ func (r *renderer) canImport(d *device, s structure, info *importInfo) bool {
 	if info.pointer%x.alignment != 0 {
 		return false
 	}
-	types := heap([3]uint64{1000178001})
+	types := new([3]uint64{1000178001})
 	result := r.caller.call(x.pointerTypes, uint64(d.real), hostAllocation, info.pointer, address(types))
 	return result == vk.Success && uint32(types[2])&(1<<kind) != 0
 }

@@ -43,7 +43,7 @@ func (c *caller) ranges(proc uintptr, m *deviceMemory, spans []span) error {
 	if len(spans) == 0 {
 		return nil
 	}
-	list := heapArray[mappedMemoryRange](len(spans))
+	list := make([]mappedMemoryRange, len(spans))
 	for i, s := range spans {
 		list[i] = mappedMemoryRange{sType: 6, memory: m.real, offset: s.off, size: s.end - s.off}
 	}
@@ -54,7 +54,7 @@ func (c *caller) ranges(proc uintptr, m *deviceMemory, spans []span) error {
 
 // imageSize asks how much memory an image takes.
 func (c *caller) imageSize(o *object) uint64 {
-	requirements := heap([3]uint64{})
+	requirements := new([3]uint64)
 	c.call(o.device.host.imageRequirements, uint64(o.device.real), o.real, address(requirements))
 	return requirements[0]
 }
@@ -62,7 +62,7 @@ func (c *caller) imageSize(o *object) uint64 {
 // describeMemory asks a new device's physical device for its types of memory.
 func (r *renderer) describeMemory(d *device, physical *object) {
 	const hostVisible, hostCoherent = 2, 4
-	properties := heap([66]uint64{}) // VkPhysicalDeviceMemoryProperties
+	properties := new([66]uint64) // VkPhysicalDeviceMemoryProperties
 	r.caller.call(r.proc(int(registry.VkGetPhysicalDeviceMemoryProperties), physical), physical.real, address(properties))
 	s := structure(address(properties))
 	if r.cfg.HideHostCoherent {
@@ -73,7 +73,7 @@ func (r *renderer) describeMemory(d *device, physical *object) {
 		d.types = append(d.types, memoryType{flags&hostVisible != 0, flags&hostCoherent != 0})
 	}
 	runtime.KeepAlive(properties)
-	limits := heap([103]uint64{}) // VkPhysicalDeviceProperties
+	limits := new([103]uint64) // VkPhysicalDeviceProperties
 	r.caller.call(r.proc(int(registry.VkGetPhysicalDeviceProperties), physical), physical.real, address(limits))
 	d.atom = max(1, structure(address(limits)).u64(792))
 	r.deviceName = cText(structure(address(limits)).bytes(20, 256))

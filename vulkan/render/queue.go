@@ -39,6 +39,7 @@ type submission struct {
 	// fence is signalled at its end; 0 if the last point is its end.
 	fence uint64
 	own   bool // fence is the renderer's
+	idle  bool // it is the renderer's whole, for a wait for idle
 
 	signal stream.Signal // of the application's fence, if it has one
 	facts  []*facts      // of its command buffers
@@ -109,7 +110,11 @@ func (q *queue) submitted(s *submission, spin time.Duration) error {
 		close(s.finished)
 		return nil // the device is lost, which the client knows
 	}
-	if len(q.waiting) >= q.depth {
+	depth := q.depth
+	if s.idle {
+		depth += maxAside // those who wait for it are bounded otherwise
+	}
+	if len(q.waiting) >= depth {
 		q.mu.Unlock()
 		s.failed = true
 		close(s.finished)
@@ -153,6 +158,13 @@ func (q *queue) last() *submission {
 		return q.waiting[n-1]
 	}
 	return nil
+}
+
+// underWay returns how many submissions have not been observed whole.
+func (q *queue) underWay() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting)
 }
 
 // close ends the goroutine and waits for it. What has not ended by then is not

@@ -168,7 +168,7 @@ func (r *renderer) greet() error {
 		local = 0
 	}
 	r.local = local != 0
-	w := stream.Welcome{Fingerprint: registry.Fingerprint, PID: uint32(os.Getpid()), Flags: local, Objects: uint32(r.cfg.Objects), Text: "memspan"}
+	w := stream.Welcome{Fingerprint: registry.Fingerprint, PID: uint32(os.Getpid()), Flags: local, Objects: uint32(r.cfg.Objects), Depth: uint32(r.cfg.QueueDepth), Text: "memspan"}
 	refused := h.Fingerprint != registry.Fingerprint
 	if refused {
 		w.Text = "the driver's tables of Vulkan are another version's: install the same memspan on both sides"
@@ -207,6 +207,8 @@ func (r *renderer) special(m stream.Message) error {
 			return nil
 		}
 		return r.conn.End(r.conn.Begin(stream.OpPing, stream.FlagReply, m.Serial))
+	case stream.OpUnderWay:
+		return r.underWay(m)
 	case stream.OpRecord:
 		return r.record(m.Body)
 	case stream.OpMemoryWrite, stream.OpMemoryRuns, stream.OpMemoryMap, stream.OpMemoryImport:

@@ -223,7 +223,7 @@ func (c *caller) bufferAddress(proc uintptr, o *object) uint64 {
 	if proc == 0 {
 		return 0
 	}
-	info := heap(bufferAddressInfo{sType: 1000244001, buffer: o.real})
+	info := &bufferAddressInfo{sType: 1000244001, buffer: o.real}
 	c.call(proc, uint64(o.device.real), address(info))
 	runtime.KeepAlive(info)
 	return c.raw.Result

@@ -5,6 +5,7 @@
 package render
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -173,7 +174,7 @@ func (r *renderer) waitIdle(c *call) error {
 		if err == nil {
 			err = r.caller.submitFence(d, q.real, f)
 		}
-		s := &submission{device: d, joins: q.joins, fence: f, own: true}
+		s := &submission{device: d, joins: q.joins, fence: f, own: true, idle: true}
 		if err == nil {
 			spin := r.cfg.Spin
 			if r.conn.Buffered() {
@@ -207,6 +208,19 @@ func (r *renderer) waitIdle(c *call) error {
 		}
 	}
 	return finish(c)
+}
+
+// underWay tells how many submissions of a queue are under way: {u64 queue}.
+func (r *renderer) underWay(m stream.Message) error {
+	if len(m.Body) != 8 || !m.Has(stream.FlagReply) {
+		return fmt.Errorf("%w: %d bytes with flags %#x", errMalformed, len(m.Body), m.Flags)
+	}
+	o := r.table.get(registry.VkQueue, binary.LittleEndian.Uint64(m.Body))
+	if o == nil {
+		return fmt.Errorf("%w: %w", errMalformed, errHandle)
+	}
+	n := o.state.(*queue).underWay()
+	return r.conn.End(binary.LittleEndian.AppendUint32(r.conn.Begin(stream.OpUnderWay, stream.FlagReply, m.Serial), uint32(n)))
 }
 
 // settleFirst executes a command on fences or semaphores once nothing waits for

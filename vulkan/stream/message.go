@@ -38,6 +38,7 @@ const (
 	OpAddress       Op = 0x8021 // w to c: {u64 buffer, u64 address}
 	OpLost          Op = 0x8022 // w to c: a Lost; nothing after it means anything
 	OpPing          Op = 0x8030 // both; reply: the same, empty
+	OpUnderWay      Op = 0x8031 // c to w: {u64 queue}; reply: {u32 submissions of it under way}
 )
 
 // Special reports whether the operation is none of a command.
@@ -113,20 +114,22 @@ type Welcome struct {
 	Flags       HelloFlags // those of the Hello that hold
 	PID         uint32     // the worker's
 	Objects     uint32     // how many handles the worker keeps at most; 0: it does not say
+	Depth       uint32     // how many submissions of one queue are under way at most; 0: it does not say
 	Text        string     // what it is, or why it refuses; at most MaxText bytes
 }
 
 // Append appends the message's body to dst: {u64 fingerprint, u32 flags, u32
-// pid, u32 objects, text}.
+// pid, u32 objects, u32 depth, text}.
 func (w Welcome) Append(dst []byte) []byte {
 	dst = Hello{w.Fingerprint, w.Flags, w.PID, ""}.Append(dst)
 	dst = binary.LittleEndian.AppendUint32(dst, w.Objects)
+	dst = binary.LittleEndian.AppendUint32(dst, w.Depth)
 	return append(dst, w.Text[:min(len(w.Text), MaxText)]...)
 }
 
 // ParseWelcome reads a Welcome's body. It fails with ErrMalformed.
 func ParseWelcome(b []byte) (Welcome, error) {
-	if len(b) < 20 || len(b) > 20+MaxText {
+	if len(b) < 24 || len(b) > 24+MaxText {
 		return Welcome{}, fmt.Errorf("%w: welcome of %d bytes", ErrMalformed, len(b))
 	}
 	return Welcome{
@@ -134,7 +137,8 @@ func ParseWelcome(b []byte) (Welcome, error) {
 		Flags:       HelloFlags(binary.LittleEndian.Uint32(b[8:])),
 		PID:         binary.LittleEndian.Uint32(b[12:]),
 		Objects:     binary.LittleEndian.Uint32(b[16:]),
-		Text:        string(b[20:]),
+		Depth:       binary.LittleEndian.Uint32(b[20:]),
+		Text:        string(b[24:]),
 	}, nil
 }
 

@@ -18,7 +18,7 @@ func TestBodies(t *testing.T) {
 	if got, err := stream.ParseHello(hello.Append(nil)); err != nil || got != hello {
 		t.Errorf("%+v, %v", got, err)
 	}
-	welcome := stream.Welcome{Fingerprint: 1 << 61, PID: 43, Text: strings.Repeat("x", stream.MaxText)}
+	welcome := stream.Welcome{Fingerprint: 1 << 61, PID: 43, Objects: 44, Depth: 45, Text: strings.Repeat("x", stream.MaxText)}
 	if got, err := stream.ParseWelcome(welcome.Append(nil)); err != nil || got != welcome {
 		t.Errorf("%+v, %v", got, err)
 	}

@@ -6,8 +6,8 @@ package vk
 
 import (
 	"math"
+	"runtime"
 	"testing"
-	"unsafe"
 
 	"github.com/ebitengine/purego"
 )
@@ -30,18 +30,20 @@ func symbol(t testing.TB, library, name string) uintptr {
 func TestRawArguments(t *testing.T) {
 	snprintf := symbol(t, "libc.so.6", "snprintf")
 	calls := make([]RawCall, 3)
-	var out [3][512]byte
+	out := new([3][512]byte)
+	format := cString("%lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx")
 	for i := range calls {
 		c := &calls[i]
 		c.Proc = snprintf
-		c.Args[0] = uint64(uintptr(unsafe.Pointer(&out[i])))
+		c.Args[0] = Address(&out[i])
 		c.Args[1] = uint64(len(out[i]))
-		c.Args[2] = uint64(uintptr(unsafe.Pointer(cString("%lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx"))))
+		c.Args[2] = Address(format)
 		for n := 3; n < RawArgs; n++ {
 			c.Args[n] = uint64(n)<<56 | uint64(i+1)
 		}
 	}
 	RawBatch(calls)
+	runtime.KeepAlive(format)
 	for i, want := range []string{
 		"300000000000001 400000000000001 500000000000001 600000000000001 700000000000001 800000000000001 900000000000001 a00000000000001 b00000000000001 c00000000000001 d00000000000001 e00000000000001 f00000000000001",
 		"300000000000002 400000000000002 500000000000002 600000000000002 700000000000002 800000000000002 900000000000002 a00000000000002 b00000000000002 c00000000000002 d00000000000002 e00000000000002 f00000000000002",
@@ -60,12 +62,24 @@ func TestRawFloats(t *testing.T) {
 	exponent := new(int32)
 	c := &RawCall{Proc: symbol(t, "libm.so.6", "frexpf"), Float: true}
 	for want, f := range map[int32]float32{4: 8, 1: 1, 0: 0, -3: 0.0625} {
-		c.Args[0], c.Floats[0] = uint64(uintptr(unsafe.Pointer(exponent))), uint64(math.Float32bits(f))
+		c.Args[0], c.Floats[0] = Address(exponent), uint64(math.Float32bits(f))
 		*exponent = 99
 		Raw(c)
 		if *exponent != want {
 			t.Errorf("frexp(%v) stored %d, want %d", f, *exponent, want)
 		}
+	}
+}
+
+// What C is given an address of is not on a stack, however small it is and
+// whatever the compiler makes of it.
+func TestAddressEscapes(t *testing.T) {
+	getpid := symbol(t, "libc.so.6", "getpid")
+	if n := testing.AllocsPerRun(100, func() { Address(new(uint64)) }); n < 1 {
+		t.Error("a word stays on the stack")
+	}
+	if n := testing.AllocsPerRun(100, func() { Raw(&RawCall{Proc: getpid}) }); n < 1 {
+		t.Error("a call stays on the stack")
 	}
 }
 
