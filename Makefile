@@ -98,8 +98,9 @@ generate-check:
 
 # Ratios of interleaved pairs first, then what single parts cost. Nothing else
 # should run: docs/benchmarks.md.
-bench:
+bench: build
 	$(GO) test -run '^$$' -bench . -benchtime $(PAIRS)x -timeout 60m ./test/bench
+	bin/memspan bench vulkan --pairs $(PAIRS) --link 10Gbit/10ms --link 1Gbit/1ms --link 100Mbit/10ms
 	$(GO) test -run '^$$' -bench . -benchmem ./coherency ./wire ./mapping ./tier/vram .
 
 # Every fuzz target for a short while.

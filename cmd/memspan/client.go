@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -14,11 +13,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/wire/dial"
 )
 
 // dial connects to the daemon that the flags and the environment name.
 func (o *options) dial(ctx context.Context) (*memspan.Client, error) {
-	token, err := readToken(o.tokenFile)
+	token, err := dial.ReadToken(o.tokenFile)
 	if err != nil {
 		return nil, err
 	}
@@ -42,24 +42,7 @@ func (o *options) clientTLS() (*tls.Config, error) {
 	if (o.tlsCert == "") != (o.tlsKey == "") {
 		return nil, usagef("--tls-cert and --tls-key go together")
 	}
-	if o.tlsCA == "" && o.tlsCert == "" {
-		return nil, nil
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS13}
-	if o.tlsCA != "" {
-		var err error
-		if config.RootCAs, err = readCertPool("--tls-ca", o.tlsCA); err != nil {
-			return nil, err
-		}
-	}
-	if o.tlsCert != "" {
-		cert, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
-		if err != nil {
-			return nil, fmt.Errorf("--tls-cert %s, --tls-key %s: %w", o.tlsCert, o.tlsKey, err)
-		}
-		config.Certificates = []tls.Certificate{cert}
-	}
-	return config, nil
+	return dial.TLS(o.tlsCA, o.tlsCert, o.tlsKey)
 }
 
 // withClient makes a command's work out of work, which is given a connection.

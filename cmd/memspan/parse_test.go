@@ -6,8 +6,6 @@ import (
 	"errors"
 	"math"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -103,25 +101,6 @@ func TestListenRules(t *testing.T) {
 		}
 		if err != nil || encrypted != tc.encrypted {
 			t.Errorf("%s: encrypted %v, %v; want %v", tc.name, encrypted, err, tc.encrypted)
-		}
-	}
-}
-
-func TestReadToken(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "token")
-	if got, err := readToken(""); got != "" || err != nil {
-		t.Errorf("no file: %q, %v", got, err)
-	}
-	if _, err := readToken(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("missing file: %v", err)
-	}
-	for content, want := range map[string]string{"secret\n": "secret", " a b \r\n": "a b", "\n": ""} {
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		got, err := readToken(path)
-		if got != want || (err != nil) != (want == "") {
-			t.Errorf("token %q: %q, %v", content, got, err)
 		}
 	}
 }

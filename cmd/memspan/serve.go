@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +19,7 @@ import (
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/server"
 	"github.com/memspan/memspan/tier/vram"
+	"github.com/memspan/memspan/wire/dial"
 )
 
 // shutdownGrace is how long a stopping daemon waits for clients to flush what
@@ -154,7 +154,7 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 
 // config turns the flags into the server's configuration.
 func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
-	token, err := readToken(f.tokenFile)
+	token, err := dial.ReadToken(f.tokenFile)
 	if err != nil {
 		return server.Config{}, err
 	}
@@ -228,21 +228,4 @@ func notify(log *slog.Logger, state string) {
 	if err != nil {
 		log.Warn("cannot tell the service manager ($NOTIFY_SOCKET)", "state", state, "error", err)
 	}
-}
-
-// readToken returns the token in a file, without the white space around it;
-// the empty path is no token.
-func readToken(path string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("token file: %w", err)
-	}
-	token := strings.TrimSpace(string(data))
-	if token == "" {
-		return "", fmt.Errorf("token file %s is empty; make one: head -c 32 /dev/urandom | base64 >%s", path, path)
-	}
-	return token, nil
 }

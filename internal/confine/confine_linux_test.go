@@ -193,6 +193,7 @@ func TestConfine(t *testing.T) {
 		{"dial tcp " + listener.Addr().String(), seccomp, syscall.EACCES},
 		{"dial udp 127.0.0.1:9", seccomp, syscall.EACCES},
 		{"dial unix " + socket, seccomp, syscall.EPERM},
+		{"dial unixgram " + socket, seccomp, syscall.EACCES},
 		{"listen", seccomp, syscall.EACCES},
 		{"ptrace", seccomp, syscall.EPERM},
 		{"unshare", seccomp, syscall.EPERM},

@@ -59,7 +59,10 @@ func callFilter() []unix.SockFilter {
 		anyOf   = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
 		ret     = unix.BPF_RET | unix.BPF_K
 
-		offNumber, offArch, offArg0 = 0, 4, 16 // both architectures are little-endian: the low word comes first
+		// Both architectures are little-endian: the low word comes first.
+		offNumber, offArch, offArg0, offArg1 = 0, 4, 16, 24
+
+		socketKind = 0xf // the rest of socket's type is flags
 	)
 	fail := func(errno unix.Errno) unix.SockFilter {
 		return unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(errno)}
@@ -81,9 +84,14 @@ func callFilter() []unix.SockFilter {
 		program = append(program, unix.SockFilter{Code: equal, K: number, Jf: 1}, fail(unix.EPERM))
 	}
 	return append(program,
-		unix.SockFilter{Code: equal, K: unix.SYS_SOCKET, Jf: 4},
+		// A stream socket reaches nobody, for it cannot connect; a datagram has
+		// its address with it.
+		unix.SockFilter{Code: equal, K: unix.SYS_SOCKET, Jf: 7},
 		unix.SockFilter{Code: load, K: offArg0},
-		unix.SockFilter{Code: equal, K: unix.AF_UNIX, Jt: 1},
+		unix.SockFilter{Code: equal, K: unix.AF_UNIX, Jf: 3},
+		unix.SockFilter{Code: load, K: offArg1},
+		unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: socketKind},
+		unix.SockFilter{Code: equal, K: unix.SOCK_STREAM, Jt: 1},
 		fail(unix.EACCES),
 		allow,
 		unix.SockFilter{Code: equal, K: unix.SYS_CLONE, Jf: 4},
