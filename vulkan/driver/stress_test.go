@@ -219,6 +219,103 @@ func TestStressWaits(t *testing.T) {
 	}
 }
 
+// Rounds in which every thread waits, what they wait for comes, and then nothing
+// more: a wake-up that is lost is made good by nothing but a ping, which the
+// peer counts.
+func TestQuietRounds(t *testing.T) {
+	const threads = 5
+	for name, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){
+		"unix": sockets, "tcp": tcpPair, "pipe": func(testing.TB) (net.Conn, net.Conn) { return net.Pipe() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(7, 8)) // the peer's goroutine's, as all that follows
+			submissions := make(map[uint64]uint64)
+			var answers []func(p *peer)
+			var pings atomic.Int32
+			answer := func(p *peer, m stream.Message) bool {
+				switch {
+				case m.Op == stream.OpPing && !m.Has(stream.FlagReply):
+					pings.Add(1)
+					return false
+				case registry.Index(m.Op) == registry.VkQueueSubmit:
+					fence := idIn(m.Body, len(m.Body)-8)
+					submissions[fence]++
+					signal := stream.Signal{Kind: stream.SignalFence, ID: fence, Value: submissions[fence]}
+					answers = append(answers, func(p *peer) { p.signal(signal) })
+				case registry.Index(m.Op) == registry.VkDeviceWaitIdle:
+					serial := m.Serial
+					answers = append(answers, func(p *peer) {
+						p.send(stream.Op(registry.VkDeviceWaitIdle), stream.FlagReply, serial, []byte{0, 0, 0, 0})
+					})
+				default:
+					return false
+				}
+				if len(answers) == threads {
+					r.Shuffle(threads, func(i, j int) { answers[i], answers[j] = answers[j], answers[i] })
+					for _, a := range answers {
+						for range r.IntN(4) {
+							runtime.Gosched()
+						}
+						a(p)
+					}
+					answers = answers[:0]
+				}
+				return true
+			}
+			peers := make(chan *peer, 1)
+			var serving sync.WaitGroup
+			t.Cleanup(serving.Wait)
+			cfg := Config{Dial: func(context.Context) (Connection, error) {
+				client, worker := pair(t)
+				p := &peer{t: t, sc: stream.New(wire.NewConn(worker, wire.Config{})), answer: answer, forgets: true}
+				p.came = sync.NewCond(&p.mu)
+				serving.Go(p.serve)
+				peers <- p
+				return Connection{Wire: wire.NewConn(client, wire.Config{})}, nil
+			}}
+			s := newSceneOf(t, cfg, peers)
+			var fences, lists [threads]uint64
+			for w := range threads {
+				fences[w] = s.fence(s.device)
+				lists[w] = s.words(fences[w])
+			}
+			end := time.Now().Add(stressTime() / 2)
+			var queue sync.Mutex
+			rounds := 0
+			for ; time.Now().Before(end) && !t.Failed(); rounds++ {
+				var waiting sync.WaitGroup
+				for w := range threads {
+					waiting.Go(func() {
+						if w == rounds%(threads+2) { // in most rounds one asks
+							if r := s.call(registry.VkDeviceWaitIdle, s.device); r != success {
+								t.Errorf("idle: %d", r)
+							}
+							return
+						}
+						queue.Lock()
+						r := s.call(registry.VkQueueSubmit, s.queue, 0, 0, fences[w])
+						queue.Unlock()
+						if r == success {
+							r = s.call(registry.VkWaitForFences, s.device, 1, lists[w], 1, 60e9)
+						}
+						if r == success {
+							r = s.call(registry.VkResetFences, s.device, 1, lists[w])
+						}
+						if r != success {
+							t.Errorf("thread %d: %d", w, r)
+						}
+					})
+				}
+				waiting.Wait()
+			}
+			t.Logf("%d rounds, %d pings", rounds, pings.Load())
+			if pings.Load() > 1 { // one may be a machine that was busy for a second
+				t.Errorf("%d waits ended by a ping, of %d rounds", pings.Load(), rounds)
+			}
+		})
+	}
+}
+
 // An application that only polls learns of signals without waiting for
 // anything, also when the signal comes long after its last other call.
 func TestPollHears(t *testing.T) {
