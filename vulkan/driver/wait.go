@@ -252,7 +252,7 @@ func (l *link) reply(m stream.Message) error {
 // waits for the socket is woken by the answer to a ping.
 func (l *link) rouseAll() {
 	l.rouseWaiters()
-	if l.waiting.Load() > 0 {
+	if l.direct && l.waiting.Load() > 0 {
 		l.ping(0)
 	}
 }

@@ -25,8 +25,10 @@ const (
 	// patience is how long the stream's goroutine waits for what should be
 	// there, such as the end of a submission whose fence is destroyed.
 	patience = 5 * time.Second
-	// maxAside is how many calls run aside at most.
-	maxAside = 64
+	// maxAside is how many calls run aside at most, which is how many of an
+	// application's threads may be in one at a time: while one more waits for
+	// its turn the stream stands still, and the application takes us for dead.
+	maxAside = 512
 )
 
 // ErrStuck is returned when the device did not become idle: calls may still be
