@@ -15,9 +15,10 @@ var (
 	ErrMalformed = errors.New("malformed")
 	// ErrTooLarge: the arguments exceed ArenaLimit.
 	ErrTooLarge = errors.New("arguments too large")
-	// ErrMissing: a pointer is null that Vulkan wants to be none. A worker finds
-	// it, so that neither it nor the driver follows the pointer.
-	ErrMissing = errors.New("null pointer")
+	// ErrMissing: a pointer, or a parameter that is a handle, is null although
+	// Vulkan does not allow it. A worker finds it, so that neither it nor the
+	// driver follows it.
+	ErrMissing = errors.New("null")
 	// ErrUnsupported: the command or a structure cannot be carried.
 	ErrUnsupported = errors.New("not supported")
 	// ErrHandle: an id that names no object of its type. See HandleError.

@@ -36,7 +36,7 @@ type step struct {
 	both         bool // bytes that are input as well
 	dispatchable bool
 	lenient      bool // an unknown handle reads as null
-	required     bool // a pointer that must not be null if it has elements
+	required     bool // a pointer that must not be null if it has elements, or a handle that must not
 	rule         rule
 	at           uint32 // number of the parameter, or offset of the member
 	size         uint32 // by value, of one element
@@ -224,6 +224,7 @@ func (x *Codec) step(m *registry.Member, place uint32) (step, error) {
 	case registry.Handle:
 		st.op, st.out = opHandle, false
 		st.lenient = m.Condition != ""
+		st.required = !m.Optional && !st.lenient
 		return st, x.setHandle(&st, m.Type)
 	case registry.Inline:
 		st.op = opInline

@@ -40,6 +40,9 @@ func (d *decoder) call(p *program, from int) error {
 			if id, err = d.word(8); err == nil {
 				d.args[i], err = d.real(st.handle, id, st.lenient)
 			}
+			if id == 0 && err == nil && st.required {
+				err = ErrMissing
+			}
 			if i == p.template {
 				d.updated = id
 			}

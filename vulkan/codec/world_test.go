@@ -124,6 +124,9 @@ func (w *world) call(c *registry.Command) {
 			w.args[i] = w.rand.Uint64() & mask(uint8(p.Size))
 		case p.Kind == registry.Handle:
 			w.args[i] = w.handle(p.Type)
+			for w.args[i] == 0 && !mayBeNull(p, 1) {
+				w.args[i] = w.handle(p.Type)
+			}
 		case p.Kind == registry.Local:
 			w.args[i] = 0xdeadbeef00
 		case counts && length.Kind == registry.Pointed:

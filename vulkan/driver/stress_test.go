@@ -345,8 +345,8 @@ func TestPollHears(t *testing.T) {
 	})
 }
 
-// A message of which only a part has come holds up nobody who waits for a
-// while only, and nothing is lost of it.
+// A message of which only a part has come holds up nobody who polls, and nothing
+// is lost of it.
 func TestPartOfAMessage(t *testing.T) {
 	client, worker := sockets(t)
 	peers := make(chan *peer, 1)

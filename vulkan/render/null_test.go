@@ -61,6 +61,9 @@ func TestNull(t *testing.T) {
 		"image bindings": func(_ *client, w workload) (registry.Index, []uint64) {
 			return registry.VkBindImageMemory2, []uint64{w.device, many, 0}
 		},
+		"a buffer": func(c *client, w workload) (registry.Index, []uint64) {
+			return registry.VkGetBufferMemoryRequirements, []uint64{w.device, 0, c.mem(0, 0, 0)}
+		},
 		"no instance": func(c *client, _ workload) (registry.Index, []uint64) {
 			return registry.VkCreateInstance, []uint64{0, 0, c.mem(c.handle(registry.VkInstance))}
 		},
@@ -133,6 +136,9 @@ func TestNullRecorded(t *testing.T) {
 	for name, one := range map[string]func(c *client, w workload) recorded{
 		"regions": func(_ *client, w workload) recorded {
 			return recorded{registry.VkCmdCopyBuffer, []uint64{w.buffer, w.buffer, 1 << 20, 0}}
+		},
+		"buffer": func(_ *client, w workload) recorded {
+			return recorded{registry.VkCmdFillBuffer, []uint64{0, 0, w.size, 1}}
 		},
 		"info": func(*client, workload) recorded { return recorded{registry.VkCmdCopyBuffer2, []uint64{0}} },
 		"regions 2": func(c *client, w workload) recorded {
