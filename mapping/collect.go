@@ -198,15 +198,17 @@ func (s *Shadow) gather(ctx context.Context, at extent) error {
 const (
 	// granule is how many pages are protected, or not, together.
 	granule = 16
-	// cold is with how few changed pages a granule is protected again.
-	cold = 4
+	// A granule with fewer changed pages than cold, patience times, is protected
+	// again. (Who writes, submits and reads back collects twice without a change.)
+	cold     = 4
+	patience = 4
 )
 
 // ask asks the kernel which of the pages [first, last) were written, and has it
 // protect them again. The first store to a protected page costs several times
 // what comparing the page does. So granules that were written whole are hot:
-// they are not protected any more and are compared each time, until twice in a
-// row little of one has changed.
+// they are not protected any more and are compared each time, until several times
+// in a row little of one has changed.
 func (s *Shadow) ask(first, last int64) {
 	s.written = s.written[:0]
 	for p := first; p < last; {
@@ -232,19 +234,18 @@ func (s *Shadow) ask(first, last int64) {
 		s.pending.set(lo, hi)
 		lo, hi = (lo+granule-1)/granule, hi/granule
 		s.hot.set(lo, hi)
-		s.cooling.clear(lo, hi)
+		for g := lo; g < hi; g++ {
+			s.heat[g] = patience
+		}
 	}
 }
 
 // cool takes note of how many pages of a granule have changed.
 func (s *Shadow) cool(g int64, changed int) {
-	switch {
-	case changed >= cold:
-		s.cooling.clear(g, g+1)
-	case s.cooling.has(g):
+	if changed >= cold {
+		s.heat[g] = patience
+	} else if s.heat[g]--; s.heat[g] == 0 {
 		s.hot.clear(g, g+1)
-	default:
-		s.cooling.set(g, g+1)
 	}
 }
 

@@ -75,7 +75,7 @@ type Shadow struct {
 	sums        *sums                // of the image; Compare only
 	pending     bitmap               // pages that may differ from the image; with Pages, as far as the kernel no longer reports them
 	hot         bitmap               // granules that are compared each time instead of being protected; Pages only
-	cooling     bitmap               // of those, the ones that had not changed the last time
+	heat        []uint8              // of hot granules: after how many more collections without change they are not
 	written     []userfault.Range    // room for the kernel's answer
 	words       []byte               // room for a page of Merge's
 	outstanding map[*Change]struct{} // handed out and not settled
@@ -125,7 +125,7 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 	case Compare:
 		s.sums = newSums(s)
 	case Pages:
-		s.hot, s.cooling = newBitmap(s.pages()/granule), newBitmap(s.pages()/granule)
+		s.hot, s.heat = newBitmap(s.pages()/granule), make([]uint8, s.pages()/granule)
 	}
 	return s, nil
 }
