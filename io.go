@@ -40,13 +40,11 @@ func (f *flight) pop() *call {
 // wait waits for the first half of the calls, which are answered in order, and
 // returns how many they are. Waking up for each would take the processor from
 // those who receive and send the data, twice for every block.
-func (f *flight) wait(ctx context.Context) int {
+func (f *flight) wait(ctx context.Context, l *link) int {
 	n := (f.n + 1) / 2
 	last := f.calls[(f.head+n-1)%window]
-	select {
-	case <-last.done:
+	if l.wait(ctx, last) {
 		last.done <- struct{}{} // for await
-	case <-ctx.Done():
 	}
 	return n
 }
@@ -90,7 +88,7 @@ func (s *Span) read(ctx context.Context, p []byte, off int64) (done int, err err
 			continue
 		}
 		if answered == 0 {
-			answered = under.wait(ctx)
+			answered = under.wait(ctx, l)
 		}
 		c := under.pop()
 		answered--

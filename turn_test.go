@@ -168,3 +168,25 @@ func TestCloseWhileCallerReads(t *testing.T) {
 	}
 	work.Wait()
 }
+
+// A caller who is alone reads his answers himself, whatever he asks: waiting
+// for the link's reader he would wait until that has rested.
+func TestLoneCallerReads(t *testing.T) {
+	c := play(t, nil, func(p *peer) {
+		p.serve(func(f frame) bool {
+			p.answer(f, success, make([]byte, 8))
+			return true
+		})
+	})
+	s := open(t, c)
+	before := c.Turns()
+	var p [8]byte
+	for range 50 {
+		if _, err := s.ReadAt(t.Context(), p[:], 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.Turns() == before {
+		t.Error("all of 50 answers were read by the link's reader")
+	}
+}
