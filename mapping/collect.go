@@ -206,16 +206,17 @@ const (
 
 // ask asks the kernel which of the pages [first, last) were written, and has it
 // protect them again. The first store to a protected page costs several times
-// what comparing the page does. So granules that were written whole are hot:
+// what comparing the page does. So, if the tracking is Adaptive, granules that were written whole are hot:
 // they are not protected any more and are compared each time, until several times
 // in a row little of one has changed.
 func (s *Shadow) ask(first, last int64) {
 	s.written = s.written[:0]
 	for p := first; p < last; {
-		from, to := s.hot.next((p+granule-1)/granule, last/granule)
-		from, to = from*granule, to*granule
-		if from >= to {
-			from, to = last, last
+		from, to := last, last
+		if s.hot != nil {
+			if lo, hi := s.hot.next((p+granule-1)/granule, last/granule); lo < hi {
+				from, to = lo*granule, hi*granule
+			}
 		}
 		s.pending.set(from, to)
 		if p < from {
@@ -232,6 +233,9 @@ func (s *Shadow) ask(first, last int64) {
 	for _, r := range s.written {
 		lo, hi := int64(r.Start)/pageSize, int64(r.End)/pageSize
 		s.pending.set(lo, hi)
+		if s.hot == nil {
+			continue
+		}
 		lo, hi = (lo+granule-1)/granule, hi/granule
 		s.hot.set(lo, hi)
 		for g := lo; g < hi; g++ {
@@ -288,7 +292,7 @@ func (s *Shadow) changes(block int64, at extent, room *scratch) {
 			}
 			p = q
 			if p%(granule*pageSize) == 0 {
-				if g := p/pageSize/granule - 1; s.tracking == Pages && s.hot.has(g) {
+				if g := p/pageSize/granule - 1; s.hot != nil && s.hot.has(g) {
 					s.cool(g, changed)
 				}
 				changed = 0

@@ -17,7 +17,7 @@ func TestRewrittenWhole(t *testing.T) {
 	needs(t, mapping.Pages)
 	const n = 4<<20 + 100
 	srv := newServer(n)
-	sh := srv.open(t, newPool(t), 0, n, mapping.Pages)
+	sh := srv.open(t, newPool(t), 0, n, mapping.Adaptive)
 	mem := sh.Bytes()
 	random := rand.New(rand.NewPCG(1, 2))
 	rewrite := func() (faults int64) {

@@ -28,11 +28,15 @@ const (
 	// Named finds nothing out and keeps no image: whoever writes names the
 	// ranges (CollectNamed).
 	Named
+	// Adaptive is Auto, save that memory which is rewritten whole each time is
+	// compared with the image and spared the kernel's notice of every page. Who
+	// rewrites all and then writes little has all compared a few times.
+	Adaptive
 )
 
-// String returns "auto", "pages", "compare" or "named".
+// String returns "auto", "pages", "compare", "named" or "adaptive".
 func (t Tracking) String() string {
-	if names := [...]string{"auto", "pages", "compare", "named"}; int(t) < len(names) {
+	if names := [...]string{"auto", "pages", "compare", "named", "adaptive"}; int(t) < len(names) {
 		return names[t]
 	}
 	return fmt.Sprintf("Tracking(%d)", uint8(t))
@@ -74,7 +78,7 @@ type Shadow struct {
 	filled      []extent             // until armed
 	sums        *sums                // of the image; Compare only
 	pending     bitmap               // pages that may differ from the image; with Pages, as far as the kernel no longer reports them
-	hot         bitmap               // granules that are compared each time instead of being protected; Pages only
+	hot         bitmap               // granules that are compared each time instead of being protected; nil: none ever are
 	heat        []uint8              // of hot granules: after how many more collections without change they are not
 	written     []userfault.Range    // room for the kernel's answer
 	words       []byte               // room for a page of Merge's
@@ -96,6 +100,10 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 	}
 	if !writable {
 		tracking = Named
+	}
+	adaptive := tracking == Adaptive
+	if adaptive {
+		tracking = Auto
 	}
 	tracking, err := p.mode(tracking)
 	if err != nil {
@@ -121,10 +129,10 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 	if s.image {
 		s.pending = newBitmap(s.pages())
 	}
-	switch tracking {
-	case Compare:
+	switch {
+	case tracking == Compare:
 		s.sums = newSums(s)
-	case Pages:
+	case tracking == Pages && adaptive:
 		s.hot, s.heat = newBitmap(s.pages()/granule), make([]uint8, s.pages()/granule)
 	}
 	return s, nil

@@ -247,7 +247,7 @@ func (d *Driver) mapped(a *registry.Args) (*memoryState, uint64) {
 	if m.shared != nil || m.shadow.Load() != nil {
 		return m, success
 	}
-	s, err := mapping.NewShadow(d.pool, 0, int64(m.size), shadowBlock, true, mapping.Auto)
+	s, err := mapping.NewShadow(d.pool, 0, int64(m.size), shadowBlock, true, mapping.Adaptive)
 	if err == nil {
 		err = s.Arm()
 	}
