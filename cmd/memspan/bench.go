@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -14,7 +15,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -42,7 +45,7 @@ func newBenchVulkan(opts *options) *cobra.Command {
 	var links []string
 	var measure bool
 	cmd := &cobra.Command{
-		Use:   "vulkan",
+		Use:   "vulkan [flags] [-- APP [ARG...]]",
 		Short: "Measure a Vulkan application through memspan against the native driver",
 		Long: `Vulkan runs one small application again and again, in turn with the native driver
 and through memspan: on one machine with the device's own pages, on one machine
@@ -51,9 +54,14 @@ median of the ratios of each round to the native one in it: rates are better
 above 1, times below.
 
 It starts daemons of its own. With --server the application runs on that server
-too, and with --link over a network of that rate and round trip.`,
-		Args: args(cobra.NoArgs, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+too, and with --link over a network of that rate and round trip.
+
+With APP it measures that: how long it takes, and what it says on the connection.
+It must print the same in all ways. One more round, of which nothing is counted,
+comes first: drivers compile shaders in it.`,
+		Example: `  memspan bench vulkan --pairs 11
+  memspan bench vulkan --link 100Mbit/10ms -- ./app`,
+		RunE: func(cmd *cobra.Command, argv []string) (err error) {
 			bytes := make([]int64, len(sizes))
 			for i, s := range sizes {
 				var n size
@@ -72,7 +80,7 @@ too, and with --link over a network of that rate and round trip.`,
 				}
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
 			}
-			b := vulkanBench{opts: opts, sizes: sizes, rounds: rounds, server: server}
+			b := vulkanBench{opts: opts, app: argv, sizes: sizes, rounds: rounds, server: server}
 			for _, s := range links {
 				l, err := parseLink(s)
 				if err != nil {
@@ -87,6 +95,7 @@ too, and with --link over a network of that rate and round trip.`,
 		},
 	}
 	flags := cmd.Flags()
+	flags.SetInterspersed(false) // the application's flags are its own
 	flags.IntVar(&rounds, "pairs", 5, "`rounds`, of each way in turn")
 	flags.StringSliceVar(&sizes, "sizes", []string{"4KiB", "1MiB", "10MiB", "100MiB"}, "`bytes` of staging buffers")
 	flags.StringVar(&server, "server", "", "another daemon's `address`, to be measured too")
@@ -127,10 +136,14 @@ type benchCell struct {
 	Most  float64 `json:"most"`
 }
 
+// traceVariable names the file in which the driver counts calls and round trips.
+const traceVariable = "MEMSPAN_TRACE"
+
 // A vulkanBench is what to measure.
 type vulkanBench struct {
 	opts     *options
 	manifest string
+	app      []string // empty: this program's own
 	sizes    []string
 	rounds   int
 	server   string
@@ -191,13 +204,25 @@ func (b *vulkanBench) run(cmd *cobra.Command) (err error) {
 // measure runs the application in all ways in turn.
 func (b *vulkanBench) measure(ctx context.Context, stderr io.Writer) ([]benchRow, error) {
 	samples := make(map[string][][]measured) // by way, then round
-	for range b.rounds {
+	var printed []byte
+	for round := range b.rounds + 1 {
+		if round == 0 && len(b.app) == 0 {
+			continue // it warms up by itself
+		}
 		for _, w := range b.ways {
-			m, err := runMeasuring(ctx, w, b.sizes, stderr)
+			m, out, err := b.runOnce(ctx, w, stderr)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w.name, err)
 			}
-			samples[w.name] = append(samples[w.name], m)
+			switch {
+			case printed == nil:
+				printed = out
+			case !bytes.Equal(printed, out):
+				return nil, fmt.Errorf("%s: %s prints something else than before: %.200q, not %.200q", w.name, b.app[0], out, printed)
+			}
+			if round > 0 {
+				samples[w.name] = append(samples[w.name], m)
+			}
 		}
 	}
 	return compareWays(b.ways, samples), nil
@@ -216,7 +241,7 @@ func (b *vulkanBench) print(stdout io.Writer, rows []benchRow) error {
 		for _, w := range b.ways {
 			c := r.Ways[w.name]
 			cell := fmt.Sprintf("%.3g %s", c.Median, r.Unit)
-			if w.name != b.ways[0].name {
+			if w.name != b.ways[0].name && c.Ratio > 0 {
 				cell += fmt.Sprintf("  %.2f (%.2f–%.2f)", c.Ratio, c.Least, c.Most)
 			}
 			cells = append(cells, cell)
@@ -226,24 +251,72 @@ func (b *vulkanBench) print(stdout io.Writer, rows []benchRow) error {
 	return t.flush()
 }
 
-// runMeasuring runs the application once.
-func runMeasuring(ctx context.Context, w way, sizes []string, stderr io.Writer) ([]measured, error) {
+// runOnce runs the application once. It returns what was measured and, if the
+// application is not this program's own, what it printed.
+func (b *vulkanBench) runOnce(ctx context.Context, w way, stderr io.Writer) ([]measured, []byte, error) {
+	if len(b.app) > 0 {
+		return runApp(ctx, w, b.app, stderr)
+	}
 	program, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	app := exec.CommandContext(ctx, program, "bench", "vulkan", "--measure", "--sizes", strings.Join(sizes, ","))
+	app := exec.CommandContext(ctx, program, "bench", "vulkan", "--measure", "--sizes", strings.Join(b.sizes, ","))
 	app.Env, app.Stderr = w.env, stderr
 	out, err := app.Output()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var m []measured
-	if err := json.NewDecoder(bytes.NewReader(out)).Decode(&m); err != nil {
-		return nil, err
-	}
-	return m, nil
+	err = json.NewDecoder(bytes.NewReader(out)).Decode(&m)
+	return m, nil, err
 }
+
+// runApp runs any application, and has the driver count what it says.
+func runApp(ctx context.Context, w way, argv []string, stderr io.Writer) ([]measured, []byte, error) {
+	trace, err := os.CreateTemp("", "memspan-trace-*")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.Remove(trace.Name())
+	defer trace.Close()
+	app := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	app.Env, app.Stderr = append(slices.Clip(w.env), traceVariable+"="+trace.Name()), stderr
+	if w.env == nil {
+		app.Env = nil
+	}
+	begin := time.Now()
+	out, err := app.Output()
+	took := time.Since(begin)
+	if err != nil {
+		return nil, nil, err
+	}
+	var trips, sent, received float64
+	for lines := bufio.NewScanner(trace); lines.Scan(); { // a table for each time that the last instance went
+		f := strings.Fields(lines.Text())
+		switch {
+		case len(f) == 3 && f[2] == "total":
+			trips += number(f[1])
+		case len(f) == 5 && f[2] == "sent,":
+			sent, received = sent+number(f[0]), received+number(f[3])
+		}
+	}
+	return []measured{
+		{"wall", milliseconds(took), "ms"}, {"processor time of the application", milliseconds(app.ProcessState.UserTime() + app.ProcessState.SystemTime()), "ms"},
+		{"round trips", trips, ""}, {"sent", sent / 1e6, "MB"}, {"received", received / 1e6, "MB"},
+	}, out, nil
+}
+
+// number returns a trace's number.
+func number(s string) float64 {
+	n, err := strconv.ParseFloat(s, 64)
+	if err != nil {
+		return math.NaN()
+	}
+	return n
+}
+
+func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
 
 // compareWays makes rows of samples, in the order in which they were taken. The
 // first way is what the others are compared with.
@@ -256,7 +329,11 @@ func compareWays(ways []way, samples map[string][][]measured) []benchRow {
 			var values, ratios []float64
 			for round, ms := range samples[w.name] {
 				values = append(values, ms[i].Value)
-				ratios = append(ratios, ms[i].Value/native[round][i].Value)
+				ratio := 0.0 // to what there is nothing of
+				if n := native[round][i].Value; n > 0 {
+					ratio = ms[i].Value / n
+				}
+				ratios = append(ratios, ratio)
 			}
 			slices.Sort(ratios)
 			rows[i].Ways[w.name] = benchCell{median(values), median(ratios), ratios[0], ratios[len(ratios)-1]}

@@ -73,8 +73,6 @@ func (a *benchApp) add(name, unit string, value float64) {
 	a.found = append(a.found, measured{name, value, unit})
 }
 
-func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
-
 // times returns the median time of n calls of f.
 func times(n int, f func() error) (time.Duration, error) {
 	var all []float64
