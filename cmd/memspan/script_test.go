@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/memspan/memspan/internal/confine"
 )
 
 func TestMain(m *testing.M) {
@@ -64,8 +66,12 @@ func TestScript(t *testing.T) {
 			return os.Mkdir(run, 0o700)
 		},
 		Condition: func(name string) (bool, error) {
-			if name == "vulkan" {
+			switch name {
+			case "vulkan":
 				return os.Getenv("MEMSPAN_TEST_NO_VULKAN") == "", nil
+			case "driver": // stands beside the program
+				_, err := os.Stat(filepath.Join(filepath.Dir(os.Getenv("MEMSPAN_BINARY")), confine.OwnDriver))
+				return err == nil && os.Getenv("MEMSPAN_BINARY") != "", nil
 			}
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
