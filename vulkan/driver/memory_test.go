@@ -396,3 +396,34 @@ func TestFreeAndAllocate(t *testing.T) {
 		}
 	})
 }
+
+// A staging iteration, with commands recorded before, asks the worker nothing:
+// what it takes of round trips is its two waits.
+func TestStagingRoundTrips(t *testing.T) {
+	rigs(t, func(t *testing.T, r *rig) {
+		const n = 1 << 20
+		up, upMemory := r.buffer(n)
+		device, _ := r.buffer(n)
+		down, downMemory := r.buffer(n)
+		toDevice, fromDevice := r.copy(up, device, 0, n), r.copy(device, down, 0, n)
+		want := make([]byte, n)
+		trips := r.counting()
+		for i := range 4 {
+			before := trips()
+			pattern(want, uint64(i))
+			copy(r.mapped(upMemory, n), want)
+			r.flush(upMemory)
+			r.call(registry.VkUnmapMemory, r.device, upMemory)
+			r.run(toDevice)
+			r.run(fromDevice)
+			out := r.mapped(downMemory, n)
+			r.invalidate(downMemory)
+			r.same(fmt.Sprint("iteration ", i), out, want)
+			r.call(registry.VkUnmapMemory, r.device, downMemory)
+			// Mapping what the device has written is a question, the first time.
+			if asked := trips() - before; asked > 0 && i > 0 || asked > 2 {
+				t.Errorf("iteration %d: %d questions", i, asked)
+			}
+		}
+	})
+}
