@@ -16,7 +16,7 @@ func symbol(t testing.TB, library, name string) uintptr {
 	t.Helper()
 	lib, err := purego.Dlopen(library, purego.RTLD_NOW)
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	p, err := purego.Dlsym(lib, name)
 	if err != nil {

@@ -63,7 +63,6 @@ type memoryState struct {
 // A deviceMemory is what a device knows of all its memory.
 type deviceMemory struct {
 	types    []uint32      // their flags; nil: not asked for yet
-	refused  atomic.Uint32 // the types of which the worker imports nothing, a bit for each
 	releases atomic.Uint64 // how often the device may have begun to write
 
 	mu      sync.Mutex
@@ -115,8 +114,8 @@ func (d *Driver) allocateMemory(a *registry.Args) uint64 {
 	var result uint64
 	if err == nil {
 		m.id = objects[0].id
-		if l.files && m.flags&hostVisible != 0 && device.device.memory.refused.Load()&(1<<kind) == 0 && !dedicated(a[1]) {
-			result, err = d.shareMemory(m, kind, a)
+		if l.files && m.flags&hostVisible != 0 && !dedicated(a[1]) {
+			result, err = d.shareMemory(m, a)
 		} else {
 			result, err = l.call(cmd, a)
 		}
@@ -142,7 +141,7 @@ func dedicated(info uint64) bool {
 
 // shareMemory allocates memory whose pages are both the application's and the
 // device's, if the worker can make it so.
-func (d *Driver) shareMemory(m *memoryState, kind uint32, a *registry.Args) (uint64, error) {
+func (d *Driver) shareMemory(m *memoryState, a *registry.Args) (uint64, error) {
 	const cmd = registry.VkAllocateMemory
 	if m.size == 0 || m.size > math.MaxInt64/2 {
 		return m.link.call(cmd, a)
@@ -164,11 +163,7 @@ func (d *Driver) shareMemory(m *memoryState, kind uint32, a *registry.Args) (uin
 		return 0, m.link.failed(fmt.Errorf("%w: import answered with %d bytes", stream.ErrMalformed, len(reply)))
 	}
 	result := binary.LittleEndian.Uint32(reply)
-	switch {
-	case int32(result) < 0:
-	case reply[4] == 0:
-		m.device.memory.refused.Or(1 << kind)
-	default:
+	if int32(result) >= 0 && reply[4] == 1 {
 		if m.shared, err = memfd.MapRange(region.File(), 0, region.Size(), true); err != nil {
 			m.link.sendCall(registry.VkFreeMemory, &registry.Args{a[0], load64(a[3]), 0})
 			return vkResult(outOfHostMemory), nil

@@ -7,7 +7,6 @@ package render
 import (
 	"encoding/binary"
 	"net"
-	"os"
 	"runtime"
 	"testing"
 	"unsafe"
@@ -57,10 +56,7 @@ func beginOn(t testing.TB, cfg Config, near, far net.Conn, flags stream.HelloFla
 	t.Helper()
 	r, err := newRenderer(wire.NewConn(far, wire.Config{}), cfg)
 	if err != nil {
-		if os.Getenv("MEMSPAN_TEST_NO_VULKAN") == "1" {
-			t.Skip(err)
-		}
-		t.Fatal(err)
+		noVulkan(t, err)
 	}
 	c := newClient(t, near)
 	c.r, c.served = r, make(chan error, 1)

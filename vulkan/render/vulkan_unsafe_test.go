@@ -82,30 +82,34 @@ func rawCall(proc uintptr, args ...uint64) vk.Result {
 	return new(caller).call(proc, args...)
 }
 
+// noVulkan ends a test that finds no Vulkan: it fails, unless the environment says
+// that there is none.
+func noVulkan(t testing.TB, why any) {
+	t.Helper()
+	if os.Getenv("MEMSPAN_TEST_NO_VULKAN") == "1" {
+		t.Skip(why)
+	}
+	t.Fatal(why)
+}
+
 func openNative(t testing.TB) *native {
 	t.Helper()
-	absent := func(err any) {
-		if os.Getenv("MEMSPAN_TEST_NO_VULKAN") == "1" {
-			t.Skip(err)
-		}
-		t.Fatal(err)
-	}
 	loader, err := vk.OpenLoader()
 	if err != nil {
-		absent(err)
+		noVulkan(t, err)
 	}
 	app := &applicationInfo{api: uint32(vk.MakeVersion(1, 2))}
 	info := &instanceInfo{sType: 1, application: unsafe.Pointer(app)}
 	instance := new(uintptr)
 	if r := rawCall(loader.InstanceProc(0, "vkCreateInstance"), address(info), 0, address(instance)); r != 0 {
-		absent(r)
+		noVulkan(t, r)
 	}
 	iproc := func(name string) uintptr { return loader.InstanceProc(*instance, name) }
 	t.Cleanup(func() { rawCall(iproc("vkDestroyInstance"), uint64(*instance), 0) })
 	count, gpu := new(uint32), new(uintptr)
 	*count = 1
 	if r := rawCall(iproc("vkEnumeratePhysicalDevices"), uint64(*instance), address(count), address(gpu)); r < 0 || *count == 0 {
-		absent(r)
+		noVulkan(t, r)
 	}
 	priority := new(float32)
 	queues := &queueInfo{sType: 2, count: 1, priorities: unsafe.Pointer(priority)}

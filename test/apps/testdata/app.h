@@ -249,3 +249,20 @@ static UNUSED void drop_compute(App *a, Compute *c) {
 	vkDestroyPipelineLayout(a->device, c->layout, NULL);
 	vkDestroyDescriptorSetLayout(a->device, c->set_layout, NULL);
 }
+
+// A case of a program, which the program's argument names.
+typedef struct {
+	const char *name;
+	void (*run)(App *);
+} Case;
+
+static UNUSED int run_case(int argc, char **argv, const Case *cases, size_t n) {
+	for (size_t i = 0; i < n; i++)
+		if (argc == 2 && !strcmp(argv[1], cases[i].name)) {
+			App a = open_app();
+			cases[i].run(&a);
+			close_app(&a);
+			return 0;
+		}
+	FAIL("no such case");
+}

@@ -317,17 +317,7 @@ static void freed(App *a) {
 }
 
 int main(int argc, char **argv) {
-	const struct {
-		const char *name;
-		void (*run)(App *);
-	} cases[] = {{"both-sides", both_sides}, {"read-into", read_into}, {"concurrent", concurrent}, {"ranges", ranges},
+	const Case cases[] = {{"both-sides", both_sides}, {"read-into", read_into}, {"concurrent", concurrent}, {"ranges", ranges},
 		{"parts", parts}, {"isolated", isolated}, {"large", large}, {"invisible", invisible}, {"freed", freed}};
-	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-		if (argc == 2 && !strcmp(argv[1], cases[i].name)) {
-			App a = open_app();
-			cases[i].run(&a);
-			close_app(&a);
-			return 0;
-		}
-	FAIL("no such case");
+	return run_case(argc, argv, cases, sizeof cases / sizeof *cases);
 }

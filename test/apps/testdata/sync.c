@@ -319,17 +319,7 @@ static void hang(App *a) {
 }
 
 int main(int argc, char **argv) {
-	const struct {
-		const char *name;
-		void (*run)(App *);
-	} cases[] = {{"fences", fences}, {"polling", polling}, {"timeline", timeline}, {"semaphores", semaphores},
+	const Case cases[] = {{"fences", fences}, {"polling", polling}, {"timeline", timeline}, {"semaphores", semaphores},
 		{"events", events}, {"devices", devices}, {"forks", forks}, {"lost", lost}, {"hang", hang}};
-	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-		if (argc == 2 && !strcmp(argv[1], cases[i].name)) {
-			App a = open_app();
-			cases[i].run(&a);
-			close_app(&a);
-			return 0;
-		}
-	FAIL("no such case");
+	return run_case(argc, argv, cases, sizeof cases / sizeof *cases);
 }

@@ -2,7 +2,7 @@
 
 //go:build cgo
 
-// A driver that has every command of every extension, and fails them all.
+// Command library is a driver that has every command of every extension, and fails them all.
 package main
 
 import (
