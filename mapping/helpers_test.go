@@ -139,10 +139,10 @@ func spans(changes []*mapping.Change) [][2]int64 {
 func differences(a, b []byte, off int64) [][2]int64 {
 	var out [][2]int64
 	for i := 0; i < len(a); i++ {
+		for i+4096 < len(a) && bytes.Equal(a[i:i+4096], b[i:i+4096]) {
+			i += 4096
+		}
 		if a[i] == b[i] {
-			for i+4096 < len(a) && bytes.Equal(a[i:i+4096], b[i:i+4096]) {
-				i += 4096
-			}
 			continue
 		}
 		at := off + int64(i)
