@@ -30,6 +30,7 @@ var layers = []struct {
 	{"internal/memlimit", nil},
 	{"internal/...", []string{"internal/..."}},
 	{"coherency", nil},
+	{"residency", nil},
 	{"sparsevec", nil},
 	{"wire", []string{"internal/..."}},
 	{"wire/control", []string{"coherency"}}, // its vocabulary
