@@ -321,18 +321,29 @@ func (s *Span) changeOnDisk(ctx context.Context, b int, from origin, runs []Run,
 }
 
 // countDurably counts one commit of the span, and notes the count on Disk if
-// the span is kept there.
+// that is where its bytes are by now.
 func (s *Span) countDurably(ctx context.Context) (uint64, error) {
 	version := s.CountCommit()
-	if s.disk == nil || s.Policy == coherency.WriteBack && s.prefer != s.store.disk {
+	if s.Policy == coherency.WriteBack && s.prefer != s.store.disk {
 		return version, nil
 	}
-	tx := s.store.files.Begin()
-	tx.Version(s.disk, version)
-	if err := tx.Commit(context.WithoutCancel(ctx)); err != nil {
-		return version, fmt.Errorf("%w: the commit is not counted on disk: %w", ErrDebt, err)
+	return version, s.persistVersion(context.WithoutCancel(ctx))
+}
+
+// persistVersion notes on Disk how many commits a durable span has seen.
+func (s *Span) persistVersion(ctx context.Context) error {
+	s.mu.Lock()
+	version, space := s.version, s.disk
+	s.mu.Unlock()
+	if space == nil {
+		return nil
 	}
-	return version, nil
+	tx := s.store.files.Begin()
+	tx.Version(space, version)
+	if err := tx.Commit(ctx); err != nil {
+		return s.fail("save", 0, 0, fmt.Errorf("%w: the span's version is not noted on disk: %w", ErrDebt, err))
+	}
+	return nil
 }
 
 // lockBlocks locks blocks, which ascend, for writing.

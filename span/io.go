@@ -168,13 +168,16 @@ func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run,
 		return Committed{}, err
 	}
 	whole := len(runs) == 1 && int64(runs[0].Length) == s.blockLen(b)
-	if s.unsaved(a) {
-		if err := s.mark(ctx, b); err != nil {
-			return Committed{}, err
-		}
-	}
 	if err := s.beginWrite(ctx, b, a, whole, from, runs); err != nil {
 		return Committed{}, err
+	}
+	if s.unsaved(a) {
+		if err := s.mark(ctx, b); err != nil {
+			s.mu.Lock()
+			_ = s.dir.Abort(b, a, false)
+			s.mu.Unlock()
+			return Committed{}, err
+		}
 	}
 	if s.disk != nil && a == s.store.disk {
 		return s.changeOnDisk(ctx, b, from, runs, apply)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"unicode"
 	"unicode/utf8"
@@ -136,6 +137,14 @@ func (st *Store) publishOnDisk(s *Span, replace bool) error {
 	if s.disk != nil {
 		s.mu.Lock()
 		s.announced = true // commits from here on are marked
+		due := slices.Sorted(maps.Keys(s.marksDue()))
+		s.mu.Unlock()
+		unlock, err := s.lockBlocks(context.Background(), due) // else one could be saved before its mark
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		s.mu.Lock()
 		marks = s.marksDue()
 		tx.Set(s.diskRecord(true))
 		s.mu.Unlock()

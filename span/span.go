@@ -145,6 +145,12 @@ func (s *Span) rouse() error {
 	}
 	s.busy = make(map[int]*blockLock)
 	s.dir = dir
+	for b := range s.Blocks() {
+		if dir.Block(b).Lost {
+			s.version += versionsAhead
+			break
+		}
+	}
 	return nil
 }
 

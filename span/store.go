@@ -137,7 +137,7 @@ func (st *Store) Close() error {
 	spans := st.List()
 	for _, s := range spans {
 		if s.durable() {
-			errs = append(errs, s.persistAll(context.Background()))
+			errs = append(errs, s.persistAll(context.Background()), s.persistVersion(context.Background()))
 		}
 	}
 	st.closing.Store(true)
