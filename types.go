@@ -98,7 +98,7 @@ type SpanConfig struct {
 	Unpublished bool
 }
 
-// SpanInfo is what never changes about a span.
+// SpanInfo is what never changes about a span, but for its Tier: see Span.Advise.
 type SpanInfo = control.SpanInfo
 
 // SpanStat describes a span at one moment.

@@ -126,7 +126,7 @@ func (s *session) storesToRAM(j *dataJob) bool {
 			sp = m.span
 		}
 	}
-	return sp != nil && sp.Tier == coherency.Host && sp.Home == coherency.Host
+	return sp != nil && sp.Home == coherency.Host && sp.Preferred() == coherency.Host
 }
 
 // carryOut does what a data frame asks for and answers it.

@@ -139,9 +139,9 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 		return Committed{}, false, err
 	}
 	if from != a && from != hostAgent && from != coherency.NoAgent {
-		return p.fromDevice(ctx, from)
+		return p.fromDevice(ctx, a, from)
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeAt(ctx, p.b, a, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.move(ctx, a, from)
 	})
 	return c, a != hostAgent && from == a, err
@@ -149,7 +149,7 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 
 // fromDevice copies from a device to RAM. The device is read before the
 // destination is touched: it may die meanwhile.
-func (p copyPiece) fromDevice(ctx context.Context, from coherency.Agent) (c Committed, device bool, err error) {
+func (p copyPiece) fromDevice(ctx context.Context, a, from coherency.Agent) (c Committed, device bool, err error) {
 	staging, err := p.dst.store.Scratch(ctx)
 	if err != nil {
 		return Committed{}, false, err
@@ -159,7 +159,7 @@ func (p copyPiece) fromDevice(ctx context.Context, from coherency.Agent) (c Comm
 	if err := p.src.spaces[from].Read(ctx, p.sb, p.soff, part); err != nil {
 		return Committed{}, false, err
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeAt(ctx, p.b, a, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.dst.spaces[a].Write(ctx, p.b, p.off, part)
 	})
 	return c, false, err
@@ -204,14 +204,14 @@ func (p copyPiece) prepare(ctx context.Context, a coherency.Agent) (coherency.Ag
 	s := p.src
 	s.mu.Lock()
 	from, err := s.source(p.sb)
-	here := s.dir.Valid(p.sb, a)
+	here, wanted := s.dir.Valid(p.sb, a), s.prefer == a
 	s.mu.Unlock()
 	switch {
 	case err != nil, from == coherency.NoAgent:
 		return from, err
 	case here:
 		return a, nil
-	case s.prefer == a || from != hostAgent && a != hostAgent:
+	case wanted || from != hostAgent && a != hostAgent:
 		return a, s.fetch(ctx, p.sb, a)
 	}
 	return from, nil
@@ -416,6 +416,11 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 		return err
 	}
 	defer s.unlockBlock(b, true)
+	return s.evictLocked(ctx, b, a)
+}
+
+// evictLocked is evictBlock for callers that hold the block's lock for writing.
+func (s *Span) evictLocked(ctx context.Context, b int, a coherency.Agent) error {
 	if err := s.evict(ctx, b, a); err != nil {
 		return err
 	}

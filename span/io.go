@@ -125,7 +125,12 @@ func (s *Span) change(ctx context.Context, b int, from origin, runs []Run, apply
 
 // changeLocked is change for callers that hold the block's lock for writing.
 func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
-	a := s.writeAgent(b)
+	return s.changeAt(ctx, b, s.writeAgent(b), from, runs, apply)
+}
+
+// changeAt is changeLocked for callers that have asked writeAgent already, and
+// prepared for its answer, since they took the lock.
+func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
 	if err := s.spaces[a].Reserve(ctx, b); err != nil {
 		return Committed{}, err
 	}

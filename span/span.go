@@ -20,13 +20,14 @@ type Span struct {
 	Info // immutable
 
 	store  *Store
-	prefer coherency.Agent // where writes go
-	spaces []tier.Space    // by agent; set once by build
-	host   *host.Space     // spaces[hostAgent]
+	spaces []tier.Space // by agent; set once by build
+	host   *host.Space  // spaces[hostAgent]
 
 	mu         sync.Mutex // guards what follows
 	dir        *coherency.Manager
-	version    uint64 // commits of the span
+	prefer     coherency.Agent // where writes go, and where build puts the span
+	pins       []blockSet      // by agent: what advice pinned there; nil: nothing
+	version    uint64          // commits of the span
 	freed      bool
 	drained    chan struct{} // made by Free, closed when no block is in use
 	busy       map[int]*blockLock
@@ -211,10 +212,16 @@ type Stat struct {
 	LastErr     error // why a debt could not be paid
 }
 
-// TierStat is one tier's share of a span.
+// TierStat is one tier's share of a span, in blocks but for Bytes.
 type TierStat struct {
-	Current, Stale int   // blocks
+	Current, Stale int   // held at the current version, or at an older one
 	Bytes          int64 // of both
+	// Lowest and Highest are the versions of the blocks held, the least and the
+	// greatest: each block counts its own. 0: never written.
+	Lowest, Highest uint64
+	Dirty           int // newer here than at home, which may have none
+	Debt            int // at home only: blocks whose version another tier has and home has not
+	Pinned          int // kept here by advice or a mapping
 }
 
 // Stat describes the span now. Its cost grows with the number of blocks.
@@ -235,20 +242,40 @@ func (s *Span) Stat() (Stat, error) {
 
 		Unpublished: s.Name != "" && !s.published,
 	}
+	home := s.dir.Home()
+	tiers := make([]TierStat, len(s.spaces)) // by agent
 	for b := range s.Blocks() {
 		info := s.dir.Block(b)
 		st.Debt += count(info.Debt)
 		st.Lost += count(info.Lost)
 		st.Unclean += count(info.Unclean)
-		for t := range info.Holders.Union(info.Stale).All() {
-			ts := st.Tiers[t]
-			ts.Current += count(info.Holders.Has(t))
-			ts.Stale += count(info.Stale.Has(t))
-			ts.Bytes += s.blockLen(b)
-			st.Tiers[t] = ts
+		tiers[home].Debt += count(info.Debt)
+		for a := range tiers {
+			tiers[a].add(info.Replicas[a], info, s.blockLen(b))
+		}
+	}
+	for a, ts := range tiers {
+		if ts != (TierStat{}) {
+			st.Tiers[s.store.agents[a].Tier] = ts
 		}
 	}
 	return st, nil
+}
+
+// add counts one block of size bytes, of which the tier has copy r, if any.
+func (ts *TierStat) add(r coherency.ReplicaInfo, b coherency.BlockInfo, size int64) {
+	ts.Pinned += count(r.Pinned)
+	if !r.Held {
+		return
+	}
+	if ts.Current+ts.Stale == 0 {
+		ts.Lowest = r.Version
+	}
+	ts.Lowest, ts.Highest = min(ts.Lowest, r.Version), max(ts.Highest, r.Version)
+	ts.Current += count(r.State != coherency.Invalid)
+	ts.Stale += count(r.State == coherency.Invalid)
+	ts.Bytes += size
+	ts.Dirty += count(r.Version > b.HomeVersion)
 }
 
 func count(b bool) int {

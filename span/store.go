@@ -143,9 +143,9 @@ func (st *Store) agentOf(kind coherency.Tier) (coherency.Agent, error) {
 // Info is what never changes about a span.
 type Info struct {
 	ID        ID
-	Name      string // empty: freed with its last user
-	Size      int64  // bytes
-	Tier      coherency.Tier
+	Name      string         // empty: freed with its last user
+	Size      int64          // bytes
+	Tier      coherency.Tier // where writes go, until Span.Prefer says otherwise
 	Home      coherency.Tier
 	Policy    coherency.WritePolicy
 	Placement tier.Placement

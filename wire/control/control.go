@@ -48,6 +48,7 @@ const (
 	OpSync       Op = "sync"       // Sync -> Synced
 	OpRelease    Op = "release"    // Handle -> nothing
 	OpAccept     Op = "accept"     // Handle -> Committed
+	OpAdvise     Op = "advise"     // Advise -> Advised
 	OpLock       Op = "lock"       // Lock -> Locked
 	OpUnlock     Op = "unlock"     // Unlock -> nothing
 	OpCancel     Op = "cancel"     // Cancel -> nothing
@@ -118,12 +119,12 @@ type Opened struct {
 	Span   SpanInfo `json:"span"`
 }
 
-// SpanInfo is what never changes about a span.
+// SpanInfo is what never changes about a span, but for its Tier.
 type SpanInfo struct {
 	ID        string                `json:"id"` // 128 random bits in hexadecimal
 	Name      string                `json:"name,omitempty"`
 	Size      int64                 `json:"size"`
-	Tier      coherency.Tier        `json:"tier"`
+	Tier      coherency.Tier        `json:"tier"` // where writes go; advice may change it
 	Home      coherency.Tier        `json:"home"`
 	Policy    coherency.WritePolicy `json:"policy"`
 	Placement Placement             `json:"placement,omitempty"`
@@ -309,11 +310,16 @@ type SpanStat struct {
 	Unpublished bool `json:"unpublished,omitempty"`
 }
 
-// TierStat is one tier's share of a span.
+// TierStat is one tier's share of a span, in blocks but for Bytes.
 type TierStat struct {
-	Current int   `json:"current"` // blocks held at their current version
-	Stale   int   `json:"stale"`
-	Bytes   int64 `json:"bytes"`
+	Current int    `json:"current"` // held at their current version
+	Stale   int    `json:"stale"`   // held at an older one
+	Bytes   int64  `json:"bytes"`   // of both
+	Lowest  uint64 `json:"lowest"`  // version of a block held here
+	Highest uint64 `json:"highest"` // the same; each block counts its own, from 0: never written
+	Dirty   int    `json:"dirty"`   // newer here than at home
+	Debt    int    `json:"debt"`    // at home only: another tier has their version, home has not
+	Pinned  int    `json:"pinned"`  // kept here by advice or a mapping
 }
 
 // List asks for the spans whose id is greater than After, in the order of ids.
