@@ -110,6 +110,9 @@ type TierStat = control.TierStat
 // Stats describes the whole server.
 type Stats = control.Stats
 
+// A SessionStat describes a client's connection to the server.
+type SessionStat = control.SessionStat
+
 // A VulkanStat describes a Vulkan application that uses the server's GPU.
 type VulkanStat = control.VulkanStat
 

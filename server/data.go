@@ -176,6 +176,7 @@ func (s *session) read(ctx context.Context, j *dataJob) error {
 		s.srv.store.PutScratch(data)
 		return s.failData(j, err)
 	}
+	s.bytesRead.Add(n)
 	j.data = data
 	if n <= inlineData {
 		return s.answerRead(j)
@@ -212,6 +213,9 @@ func (s *session) transfer(ctx context.Context, j *dataJob) error {
 		changed, err = sp.Write(ctx, off, j.data.Slice(0, n))
 	}
 	s.count(j.command.Memory, sp, j.header, changed)
+	if changed {
+		s.bytesWritten.Add(n)
+	}
 	if err != nil {
 		return s.failData(j, err)
 	}
@@ -258,7 +262,11 @@ func (s *session) flush(ctx context.Context, j *dataJob) error {
 	}
 	// wire.AnyVersion and span.AnyVersion are one number.
 	done, err := m.shadow.Flush(ctx, int(j.flush.Block), j.flush.Base, runs, j.data.Slice(0, int64(j.flush.DataLen())))
-	version := s.count(j.flush.Mapping, m.span, j.header, err == nil || errors.Is(err, span.ErrDebt))
+	committed := err == nil || errors.Is(err, span.ErrDebt)
+	version := s.count(j.flush.Mapping, m.span, j.header, committed)
+	if committed {
+		s.bytesWritten.Add(int64(j.flush.DataLen()))
+	}
 	if err != nil {
 		we := wireError(err)
 		if we.Code == wire.Debt { // committed: the next flush is based on it

@@ -116,6 +116,9 @@ func (s *Span) Copy(ctx context.Context, off int64, src *Span, srcOff, n int64) 
 		})
 	})
 	done, err := res.finish(s, g.Wait())
+	if err == nil {
+		src.read.Add(n)
+	}
 	return done, s.fail("copy", off, n, err)
 }
 

@@ -185,9 +185,10 @@ func (d *Direct) Flush(ctx context.Context, extents ...Extent) (Committed, error
 // error.
 func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (Committed, error) {
 	s := d.span
-	var mu sync.Mutex // guards errs, changed and holders
+	var mu sync.Mutex // guards errs, changed, stored and holders
 	var errs []error
 	changed := false
+	stored := int64(0)
 	holders := s.store.Tiers()
 	for _, e := range extents {
 		err := d.blocks(ctx, e, func(ctx context.Context, b int) error {
@@ -195,6 +196,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 			mu.Lock()
 			defer mu.Unlock()
 			changed = changed || did
+			stored += c.Stored
 			holders = holders.Intersect(c.Holders)
 			if err != nil {
 				errs = append(errs, err)
@@ -209,7 +211,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 	if changed {
 		version = s.CountCommit()
 	}
-	done := Committed{Version: version, Holders: holders}
+	done := Committed{Version: version, Holders: holders, Stored: stored}
 	if len(errs) > 0 {
 		return done, s.fail("flush", extents[0].Offset, extents[0].Length, errs[0])
 	}
@@ -268,6 +270,7 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 	}
 	s.mu.Unlock()
 	c, err = s.push(ctx, b, hostAgent, commit)
+	c.Stored = m.Len
 	return c, true, err
 }
 

@@ -20,6 +20,7 @@ const AnyVersion = coherency.AnyVersion
 type Committed struct {
 	Version uint64             // of the block
 	Holders coherency.TierMask // that hold it
+	Stored  int64              // a direct mapping's release: bytes of the blocks that changed
 }
 
 // pieces calls f for each block that bytes [off, off+n) touch, with the part's
@@ -59,6 +60,7 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 	if err != nil {
 		return err
 	}
+	s.countRead(a, dst.Len)
 	if a == coherency.NoAgent {
 		clear(dst.Bytes())
 		return nil
@@ -164,6 +166,7 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 // version. The caller holds mu.
 func (s *Span) record(b int, version, author uint64, runs []Run) {
 	delete(s.sums, b)
+	s.countWrite(b, runs)
 	if s.writers == 0 {
 		return
 	}
@@ -263,6 +266,9 @@ func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
 	if _, cerr := s.dir.Complete(c, err == nil); err == nil {
 		err = cerr
 	}
+	if err == nil {
+		s.countCopy(c)
+	}
 	return err
 }
 
@@ -291,6 +297,7 @@ func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
 	if err != nil {
 		return err
 	}
+	s.countCopy(c)
 	// Nobody reads the block: the caller holds its lock.
 	s.mu.Unlock()
 	defer s.mu.Lock()

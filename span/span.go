@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/tier"
@@ -20,6 +21,7 @@ type Span struct {
 	Info // immutable
 
 	store  *Store
+	read   atomic.Int64 // bytes, by users
 	spaces []tier.Space // by agent; set once by build
 	host   *host.Space  // spaces[hostAgent]
 
@@ -27,6 +29,7 @@ type Span struct {
 	dir        *coherency.Manager
 	prefer     coherency.Agent // where writes go, and where build puts the span
 	pins       []blockSet      // by agent: what advice pinned there; nil: nothing
+	written    int64           // bytes of all commits
 	version    uint64          // commits of the span
 	freed      bool
 	drained    chan struct{} // made by Free, closed when no block is in use
@@ -203,9 +206,13 @@ type Stat struct {
 	Lost    int    // blocks whose current version is lost
 	Unclean int    // blocks a direct writer died on
 	Tiers   map[coherency.Tier]TierStat
-	Direct  int // mappings
-	Shadow  int
-	Locks   int
+	// Read and Written are bytes since the daemon began: read by users, and
+	// changed by commits. What direct mappings read is not known, and what
+	// they store only as the blocks that their releases found changed.
+	Read, Written int64
+	Direct        int // mappings
+	Shadow        int
+	Locks         int
 	// Unpublished: the span has a name that does not find it, not yet or not
 	// any more.
 	Unpublished bool
@@ -235,6 +242,8 @@ func (s *Span) Stat() (Stat, error) {
 		State:   s.dir.SpanState(),
 		Version: s.version,
 		Tiers:   make(map[coherency.Tier]TierStat),
+		Read:    s.read.Load(),
+		Written: s.written,
 		Direct:  len(s.direct),
 		Shadow:  len(s.shadows),
 		Locks:   len(s.locks.held),

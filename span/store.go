@@ -46,6 +46,7 @@ type Store struct {
 	maxSize  int64
 	log      *slog.Logger
 	scratch  *scratch
+	traffic  []traffic // by agent
 	epoch    atomic.Uint64
 
 	mu       sync.RWMutex // guards what follows
@@ -93,6 +94,7 @@ func NewStore(cfg Config) (*Store, error) {
 		byName:   make(map[string]*Span),
 		debts:    make(chan struct{}, 1),
 	}
+	st.traffic = make([]traffic, len(st.tiers))
 	for _, t := range st.tiers {
 		st.agents = append(st.agents, coherency.AgentInfo{Tier: t.Kind()})
 	}

@@ -137,7 +137,8 @@ synced, dirty), and blocks by tier (total_blocks, vram_copies, host_copies,
 disk_copies, dirty_blocks) with the barriers so far (sync_count, epoch). With
 device memory it also counts the bytes that went there and back through memory
 that the CPU can map (mapped) or through the queue (staged), and those that were
-moved within it (device).`,
+moved within it (device). Then it lists the sessions, and what each has read and
+written; of direct mappings only what their releases found changed is known.`,
 		Example: `  memspan stat
   memspan stat weights
   memspan stat --json | jq .tiered.epoch`,
@@ -242,7 +243,29 @@ func printStats(w io.Writer, s memspan.Stats) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
+	if err := printSessions(w, s.SessionList); err != nil {
+		return err
+	}
 	return printApplications(w, s.Vulkan)
+}
+
+// printSessions lists the clients that are connected: at least whoever asks.
+func printSessions(w io.Writer, list []memspan.SessionStat) error {
+	fmt.Fprintln(w)
+	t := newTable(w, "SESSION", "CLIENT", "FROM", "SINCE", "HANDLES", "MAPPINGS", "LOCKS", "READ", "WRITTEN")
+	for _, s := range list {
+		t.row(strconv.FormatUint(s.Session, 10), cmp.Or(s.Client, "?"), origin(s), s.Since.Local().Format(time.TimeOnly),
+			strconv.Itoa(s.Handles), strconv.Itoa(s.Mappings), strconv.Itoa(s.Locks), humanSize(s.Read), humanSize(s.Written))
+	}
+	return t.flush()
+}
+
+// origin says where a session comes from.
+func origin(s memspan.SessionStat) string {
+	if s.PID != 0 {
+		return fmt.Sprintf("process %d", s.PID)
+	}
+	return string(s.Transport) + " " + s.Peer
 }
 
 // printApplications lists Vulkan applications, if there are any.
@@ -280,6 +303,8 @@ func printSpan(w io.Writer, s memspan.SpanStat) error {
 	t.row("debt", fmt.Sprintf("%d blocks", s.Debt))
 	t.row("lost", fmt.Sprintf("%d blocks", s.Lost))
 	t.row("unclean", fmt.Sprintf("%d blocks", s.Unclean))
+	t.row("read", humanSize(s.Read))
+	t.row("written", humanSize(s.Written))
 	t.row("mappings", fmt.Sprintf("%d direct, %d shadow", s.Direct, s.Shadow))
 	t.row("locks", strconv.Itoa(s.Locks))
 	if s.Error != "" {
