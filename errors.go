@@ -40,7 +40,7 @@ const (
 	ErrClosed          = wire.Closed          // the client or the span was closed, or the server is stopping
 	ErrUnsupported     = wire.Unsupported     // this server or this system cannot do it
 	ErrLastCopy        = wire.LastCopy        // the copy is the only one
-	ErrPinned          = wire.Pinned          // a mapping keeps the copy in its place
+	ErrPinned          = wire.Pinned          // a mapping or an advice keeps the copy in its place
 	ErrLockLost        = wire.LockLost        // the connection broke with the lock held: see Lock.Unlock
 	ErrNotHeld         = wire.NotHeld         // the lock is not held
 	ErrCanceled        = wire.Canceled        // the context ended

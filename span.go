@@ -35,7 +35,8 @@ func (s *Span) Name() string { return s.info.Name }
 // Size returns the span's length in bytes.
 func (s *Span) Size() int64 { return s.info.Size }
 
-// Info returns what never changes about the span.
+// Info returns what never changes about the span, and the tier that writes went
+// to when it was opened: see Stat.
 func (s *Span) Info() SpanInfo { return s.info }
 
 // label is how messages name the span.

@@ -126,7 +126,7 @@ func (s *session) storesToRAM(j *dataJob) bool {
 			sp = m.span
 		}
 	}
-	return sp != nil && sp.Tier == coherency.Host && sp.Home == coherency.Host
+	return sp != nil && sp.Home == coherency.Host && sp.Preferred() == coherency.Host
 }
 
 // carryOut does what a data frame asks for and answers it.
@@ -176,6 +176,7 @@ func (s *session) read(ctx context.Context, j *dataJob) error {
 		s.srv.store.PutScratch(data)
 		return s.failData(j, err)
 	}
+	s.bytesRead.Add(n)
 	j.data = data
 	if n <= inlineData {
 		return s.answerRead(j)
@@ -218,6 +219,9 @@ func (s *session) transfer(ctx context.Context, j *dataJob) error {
 		var changed bool
 		changed, err = sp.Write(ctx, off, j.data.Slice(0, n), more)
 		s.count(id, sp, more, changed)
+	}
+	if err == nil || errors.Is(err, span.ErrDebt) {
+		s.bytesWritten.Add(n)
 	}
 	if err != nil {
 		return s.failData(j, err)
@@ -269,12 +273,16 @@ func (s *session) flush(ctx context.Context, j *dataJob) error {
 			return t.Flush(ctx, block, j.flush.Base, runs, data)
 		})
 		if staged && err == nil {
+			s.bytesWritten.Add(data.Len)
 			return s.answer(j, wire.FlushReply{Span: m.span.Version()}.Append(nil))
 		}
 	} else {
 		more := j.header.Flags&wire.FlagMore != 0
 		done, err = m.shadow.Flush(ctx, block, j.flush.Base, runs, data, more)
 		s.count(id, m.span, more, err == nil || errors.Is(err, span.ErrDebt))
+	}
+	if err == nil || errors.Is(err, span.ErrDebt) {
+		s.bytesWritten.Add(data.Len)
 	}
 	if err != nil {
 		we := wireError(err)

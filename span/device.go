@@ -119,6 +119,9 @@ func (s *Span) Copy(ctx context.Context, off int64, src *Span, srcOff, n int64) 
 		})
 	})
 	done, err := res.finish(ctx, s, g.Wait())
+	if err == nil {
+		src.read.Add(n)
+	}
 	return done, s.fail("copy", off, n, err)
 }
 
@@ -142,9 +145,9 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 		return Committed{}, false, err
 	}
 	if from != a && from != hostAgent && from != coherency.NoAgent {
-		return p.through(ctx, from)
+		return p.through(ctx, a, from)
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeAt(ctx, p.b, a, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.move(ctx, a, from)
 	})
 	return c, p.dst.onDevice(a) && from == a, err
@@ -153,10 +156,10 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 // onDevice reports whether an agent is device memory.
 func (s *Span) onDevice(a coherency.Agent) bool { return s.store.agents[a].Tier == coherency.VRAM }
 
-// through copies from a tier that is not RAM to another, through memory that
+// through copies from a tier that is not RAM to another, a, through memory that
 // both can reach. The source is read before the destination is touched: a
 // device may die meanwhile.
-func (p copyPiece) through(ctx context.Context, from coherency.Agent) (c Committed, device bool, err error) {
+func (p copyPiece) through(ctx context.Context, a, from coherency.Agent) (c Committed, device bool, err error) {
 	staging, err := p.dst.store.Scratch(ctx)
 	if err != nil {
 		return Committed{}, false, err
@@ -166,7 +169,7 @@ func (p copyPiece) through(ctx context.Context, from coherency.Agent) (c Committ
 	if err := p.src.spaces[from].Read(ctx, p.sb, p.soff, part); err != nil {
 		return Committed{}, false, err
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeAt(ctx, p.b, a, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.dst.spaces[a].Write(ctx, p.b, p.off, part)
 	})
 	return c, false, err
@@ -211,14 +214,14 @@ func (p copyPiece) prepare(ctx context.Context, a coherency.Agent) (coherency.Ag
 	s := p.src
 	s.mu.Lock()
 	from, err := s.source(p.sb)
-	here := s.dir.Valid(p.sb, a)
+	here, wanted := s.dir.Valid(p.sb, a), s.prefer == a
 	s.mu.Unlock()
 	switch {
 	case err != nil, from == coherency.NoAgent:
 		return from, err
 	case here:
 		return a, nil
-	case s.onDevice(a) && (s.prefer == a || from != hostAgent):
+	case s.onDevice(a) && (wanted || from != hostAgent):
 		return a, s.fetch(ctx, p.sb, a)
 	}
 	return from, nil
@@ -446,6 +449,11 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 		return err
 	}
 	defer s.unlockBlock(b, true)
+	return s.evictLocked(ctx, b, a)
+}
+
+// evictLocked is evictBlock for callers that hold the block's lock for writing.
+func (s *Span) evictLocked(ctx context.Context, b int, a coherency.Agent) error {
 	if err := s.evict(ctx, b, a); err != nil {
 		return err
 	}

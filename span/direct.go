@@ -190,9 +190,10 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 		done, err := d.releaseTogether(ctx, extents, unclean)
 		return done, s.fail("flush", extents[0].Offset, extents[0].Length, err)
 	}
-	var mu sync.Mutex // guards errs, changed and holders
+	var mu sync.Mutex // guards errs, changed, stored and holders
 	var errs []error
 	changed := false
+	stored := int64(0)
 	holders := s.store.Tiers()
 	for _, e := range extents {
 		err := d.blocks(ctx, e, func(ctx context.Context, b int) error {
@@ -200,6 +201,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 			mu.Lock()
 			defer mu.Unlock()
 			changed = changed || did
+			stored += c.Stored
 			holders = holders.Intersect(c.Holders)
 			if err != nil {
 				errs = append(errs, err)
@@ -214,7 +216,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 	if changed {
 		version = s.CountCommit()
 	}
-	done := Committed{Version: version, Holders: holders}
+	done := Committed{Version: version, Holders: holders, Stored: stored}
 	if len(errs) > 0 {
 		return done, s.fail("flush", extents[0].Offset, extents[0].Length, errs[0])
 	}
@@ -237,6 +239,7 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 		return d.held(b), false, err
 	}
 	c, err = s.push(ctx, b, hostAgent, commit, nil)
+	c.Stored = s.blockLen(b)
 	return c, true, err
 }
 
@@ -328,6 +331,9 @@ func (d *Direct) releaseTogether(ctx context.Context, extents []Extent, unclean 
 		c := d.held(b)
 		if commits[i].Version != 0 && err == nil {
 			c, err = s.push(ctx, b, hostAgent, commits[i], nil)
+		}
+		if commits[i].Version != 0 {
+			done.Stored += s.blockLen(b)
 		}
 		done.Holders = done.Holders.Intersect(c.Holders)
 	}

@@ -21,6 +21,7 @@ type Committed struct {
 	Version uint64             // of the block
 	Span    uint64             // of the span: how many commits it has seen
 	Holders coherency.TierMask // that hold it
+	Stored  int64              // a direct mapping's release: bytes of the blocks that changed
 }
 
 // pieces calls f for each block that bytes [off, off+n) touch, with the part's
@@ -65,10 +66,11 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 		a, err = s.sourceOf(b)
 	}
 	defer s.unlockBlock(b, false)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case a == coherency.NoAgent:
+	}
+	s.countRead(a, dst.Len)
+	if a == coherency.NoAgent {
 		clear(dst.Bytes())
 		return nil
 	}
@@ -163,7 +165,12 @@ func (s *Span) change(ctx context.Context, b int, from origin, runs []Run, apply
 
 // changeLocked is change for callers that hold the block's lock for writing.
 func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
-	a := s.writeAgent(b)
+	return s.changeAt(ctx, b, s.writeAgent(b), from, runs, apply)
+}
+
+// changeAt is changeLocked for callers that have asked writeAgent already, and
+// prepared for its answer, since they took the lock.
+func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
 	if err := s.reserve(ctx, a, b); err != nil {
 		return Committed{}, err
 	}
@@ -235,6 +242,7 @@ func (s *Span) dropSwapped(b int, a coherency.Agent) {
 // version. The caller holds mu.
 func (s *Span) record(b int, version, author uint64, runs []Run) {
 	delete(s.sums, b)
+	s.countWrite(b, runs)
 	if s.writers == 0 {
 		return
 	}
@@ -348,6 +356,9 @@ func (s *Span) carryLocked(ctx context.Context, step saving) error {
 	if _, cerr := s.dir.Complete(c, err == nil); err == nil {
 		err = cerr
 	}
+	if err == nil {
+		s.countCopy(c)
+	}
 	return err
 }
 
@@ -376,6 +387,7 @@ func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
 	if err != nil {
 		return err
 	}
+	s.countCopy(c)
 	// Nobody reads the block: the caller holds its lock.
 	s.mu.Unlock()
 	defer s.mu.Lock()

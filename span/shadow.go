@@ -82,7 +82,7 @@ func (s *Span) flush(ctx context.Context, b int, from origin, runs []Run, data t
 	defer s.unlockBlock(b, true)
 	a := s.writeAgent(b)
 	if a == hostAgent || len(runs) == 1 || s.disk != nil && a == s.store.disk {
-		return s.changeLocked(ctx, b, from, runs, func(ctx context.Context, a coherency.Agent) error {
+		return s.changeAt(ctx, b, a, from, runs, func(ctx context.Context, a coherency.Agent) error {
 			return s.writeRuns(ctx, b, s.spaces[a], runs, data)
 		})
 	}
@@ -107,7 +107,7 @@ func (s *Span) flush(ctx context.Context, b int, from origin, runs []Run, data t
 		memfd.Copy(dst[int64(r.Offset)-first:], src[:r.Length])
 		src = src[r.Length:]
 	}
-	return s.changeLocked(ctx, b, from, runs, func(ctx context.Context, a coherency.Agent) error {
+	return s.changeAt(ctx, b, a, from, runs, func(ctx context.Context, a coherency.Agent) error {
 		return s.spaces[a].Write(ctx, b, first, hull)
 	})
 }

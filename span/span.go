@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/tier"
@@ -21,7 +22,7 @@ type Span struct {
 	Info // immutable
 
 	store  *Store
-	prefer coherency.Agent // where writes go
+	read   atomic.Int64 // bytes, by users
 	// The storage and dir are made by build, or when a span that the data
 	// directory kept is first used, and stay.
 	spaces []tier.Space // by agent
@@ -30,6 +31,9 @@ type Span struct {
 
 	mu         sync.Mutex         // guards what follows
 	dir        *coherency.Manager // nil: nobody has used the span since the daemon began
+	prefer     coherency.Agent    // where writes go, and where build puts the span
+	pins       []blockSet         // by agent: what advice pinned there; nil: nothing
+	written    int64              // bytes of all commits
 	version    uint64             // commits of the span
 	freed      bool
 	drained    chan struct{} // made by Free, closed when no block is in use
@@ -301,19 +305,29 @@ type Stat struct {
 	Lost    int    // blocks whose current version is lost
 	Unclean int    // blocks a direct writer died on
 	Tiers   map[coherency.Tier]TierStat
-	Direct  int // mappings
-	Shadow  int
-	Locks   int
+	// Read and Written are bytes since the daemon began: read by users, and
+	// changed by commits. What direct mappings read is not known, and what
+	// they store only as the blocks that their releases found changed.
+	Read, Written int64
+	Direct        int // mappings
+	Shadow        int
+	Locks         int
 	// Unpublished: the span has a name that does not find it, not yet or not
 	// any more.
 	Unpublished bool
 	LastErr     error // why a debt could not be paid
 }
 
-// TierStat is one tier's share of a span.
+// TierStat is one tier's share of a span, in blocks but for Bytes.
 type TierStat struct {
-	Current, Stale int   // blocks
+	Current, Stale int   // held at the current version, or at an older one
 	Bytes          int64 // of both
+	// Lowest and Highest are the versions of the blocks held, the least and the
+	// greatest: each block counts its own. 0: never written.
+	Lowest, Highest uint64
+	Dirty           int // newer here than at home, which may have none
+	Debt            int // at home only: blocks whose version another tier has and home has not
+	Pinned          int // kept here by advice or a mapping
 }
 
 // Stat describes the span now. Its cost grows with the number of blocks.
@@ -331,6 +345,8 @@ func (s *Span) Stat() (Stat, error) {
 		State:   dir.SpanState(),
 		Version: s.version,
 		Tiers:   make(map[coherency.Tier]TierStat),
+		Read:    s.read.Load(),
+		Written: s.written,
 		Direct:  len(s.direct),
 		Shadow:  len(s.shadows),
 		Locks:   len(s.locks.held),
@@ -338,20 +354,40 @@ func (s *Span) Stat() (Stat, error) {
 
 		Unpublished: s.Name != "" && !s.published,
 	}
+	home := dir.Home()
+	tiers := make([]TierStat, len(s.store.agents)) // by agent
 	for b := range s.Blocks() {
 		info := dir.Block(b)
 		st.Debt += count(info.Debt && !s.swapped(info))
 		st.Lost += count(info.Lost)
 		st.Unclean += count(info.Unclean)
-		for t := range info.Holders.Union(info.Stale).All() {
-			ts := st.Tiers[t]
-			ts.Current += count(info.Holders.Has(t))
-			ts.Stale += count(info.Stale.Has(t))
-			ts.Bytes += s.blockLen(b)
-			st.Tiers[t] = ts
+		tiers[home].Debt += count(info.Debt && !s.swapped(info))
+		for a := range tiers {
+			tiers[a].add(info.Replicas[a], info, s.blockLen(b))
+		}
+	}
+	for a, ts := range tiers {
+		if ts != (TierStat{}) {
+			st.Tiers[s.store.agents[a].Tier] = ts
 		}
 	}
 	return st, nil
+}
+
+// add counts one block of size bytes, of which the tier has copy r, if any.
+func (ts *TierStat) add(r coherency.ReplicaInfo, b coherency.BlockInfo, size int64) {
+	ts.Pinned += count(r.Pinned)
+	if !r.Held {
+		return
+	}
+	if ts.Current+ts.Stale == 0 {
+		ts.Lowest = r.Version
+	}
+	ts.Lowest, ts.Highest = min(ts.Lowest, r.Version), max(ts.Highest, r.Version)
+	ts.Current += count(r.State != coherency.Invalid)
+	ts.Stale += count(r.State == coherency.Invalid)
+	ts.Bytes += size
+	ts.Dirty += count(r.Version > b.HomeVersion)
 }
 
 func count(b bool) int {

@@ -51,13 +51,13 @@ type Store struct {
 	tiers     []tier.Tier     // by agent
 	agents    []coherency.AgentInfo
 	residents []residents // by agent
+	traffic   []traffic   // by agent
 	maxSpans  int
 	maxSize   int64
 	log       *slog.Logger
 	scratch   *scratch // what is received and sent passes through it
 	moving    *scratch // what moves between tiers: whoever has some waits for nobody
 	epoch     atomic.Uint64
-	evictions atomic.Uint64
 	closing   atomic.Bool
 	naming    sync.Mutex // held while names change hands, across the data directory's commit
 
@@ -117,6 +117,7 @@ func NewStore(cfg Config) (*Store, error) {
 		st.disk = coherency.Agent(len(st.tiers))
 		st.tiers = append(st.tiers, cfg.Disk)
 	}
+	st.traffic = make([]traffic, len(st.tiers))
 	for _, t := range st.tiers {
 		st.agents = append(st.agents, coherency.AgentInfo{Tier: t.Kind()})
 		st.residents = append(st.residents, residents{queue: residency.New[place]()})
@@ -203,9 +204,9 @@ func (st *Store) agentOf(kind coherency.Tier) (coherency.Agent, error) {
 // Info is what never changes about a span.
 type Info struct {
 	ID        ID
-	Name      string // empty: freed with its last user
-	Size      int64  // bytes
-	Tier      coherency.Tier
+	Name      string         // empty: freed with its last user
+	Size      int64          // bytes
+	Tier      coherency.Tier // where writes go, until Span.Prefer says otherwise
 	Home      coherency.Tier
 	Policy    coherency.WritePolicy
 	Placement tier.Placement
@@ -254,8 +255,11 @@ func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, e
 		return fail(err)
 	}
 	err = s.build(ctx, home)
-	if err == nil && s.disk != nil {
-		err = s.keep(ctx)
+	if err == nil {
+		s.announced = published
+		if err = s.keep(ctx); err != nil {
+			err = errors.Join(err, s.closeSpaces())
+		}
 	}
 	st.built(s, err == nil)
 	if err != nil {
