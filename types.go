@@ -110,6 +110,9 @@ type TierStat = control.TierStat
 // Stats describes the whole server.
 type Stats = control.Stats
 
+// A Budget is what a tier has taken, and what it has moved.
+type Budget = control.Budget
+
 // A SessionStat describes a client's connection to the server.
 type SessionStat = control.SessionStat
 

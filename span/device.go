@@ -119,9 +119,6 @@ func (s *Span) Copy(ctx context.Context, off int64, src *Span, srcOff, n int64) 
 		})
 	})
 	done, err := res.finish(ctx, s, g.Wait())
-	if err == nil {
-		src.read.Add(n)
-	}
 	return done, s.fail("copy", off, n, err)
 }
 
@@ -144,6 +141,7 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 	if err != nil {
 		return Committed{}, false, err
 	}
+	p.src.countRead(from, p.n)
 	if from != a && from != hostAgent && from != coherency.NoAgent {
 		return p.through(ctx, a, from)
 	}

@@ -21,8 +21,8 @@ import (
 type Span struct {
 	Info // immutable
 
-	store  *Store
-	read   atomic.Int64 // bytes, by users
+	store *Store
+	read  atomic.Int64 // bytes, by users
 	// The storage and dir are made by build, or when a span that the data
 	// directory kept is first used, and stay.
 	spaces []tier.Space // by agent

@@ -55,7 +55,7 @@ func TestTraffic(t *testing.T) {
 			if _, err := other.Copy(t.Context(), 0, s, 0, kept); err != nil {
 				t.Fatal(err)
 			}
-		}, kept, 0, flow{host: span.Traffic{In: kept}}},
+		}, kept, 0, flow{vram: span.Traffic{Out: kept}, host: span.Traffic{In: kept}}},
 		{"it is filled", func() {
 			if _, err := s.Fill(t.Context(), 0, kept, 1); err != nil {
 				t.Fatal(err)

@@ -283,6 +283,15 @@ func printApplications(w io.Writer, list []memspan.VulkanStat) error {
 }
 
 func printSpan(w io.Writer, s memspan.SpanStat) error {
+	if err := printFields(w, s); err != nil || len(s.Tiers) == 0 {
+		return err
+	}
+	fmt.Fprintln(w)
+	return printTiers(w, s)
+}
+
+// printFields says what there is to say about a span as a whole.
+func printFields(w io.Writer, s memspan.SpanStat) error {
 	t := newTable(w)
 	t.row("name", label(s))
 	t.row("id", s.ID)
@@ -310,18 +319,11 @@ func printSpan(w io.Writer, s memspan.SpanStat) error {
 	if s.Error != "" {
 		t.row("error", s.Error)
 	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	return printTiers(w, s)
+	return t.flush()
 }
 
 // printTiers says what each tier has of a span, in blocks.
 func printTiers(w io.Writer, s memspan.SpanStat) error {
-	if len(s.Tiers) == 0 {
-		return nil
-	}
-	fmt.Fprintln(w)
 	t := newTable(w, tierHeader...)
 	for _, row := range tierRows(s) {
 		t.row(row...)
