@@ -205,6 +205,14 @@ func (d *memDisk) crash(k int, keep func() bool) *memDisk {
 	return after
 }
 
+// kill returns the directory as the end of the process alone leaves it after the
+// first k events: all is there, and what was not synced may be lost yet.
+func (d *memDisk) kill(k int) *memDisk {
+	after := d.crash(k, func() bool { return true })
+	after.events = slices.Clone(d.events[:k])
+	return after
+}
+
 // keepers are ways of losing what was not synced.
 func keepers(r *rand.Rand) []func() bool {
 	run, kept := 0, false

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 
@@ -230,16 +231,16 @@ func (t *Tier) abandon() {
 // directory was opened. Every commit that returned is there, whole, and of the
 // one that had not returned all or nothing.
 func TestPowerLoss(t *testing.T) {
-	seeds := 6
-	if testing.Short() {
-		seeds = 1
+	seeds, stride := 2, 4
+	if os.Getenv("MEMSPAN_SLOW") != "" {
+		seeds, stride = 12, 1
 	}
 	for seed := range uint64(seeds) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { powerLoss(t, seed) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { powerLoss(t, seed, stride) })
 	}
 }
 
-func powerLoss(t *testing.T, seed uint64) {
+func powerLoss(t *testing.T, seed uint64, stride int) {
 	ctx := context.Background()
 	r := rand.New(rand.NewPCG(seed, 1))
 	region, err := memfd.Create("powerloss", 3<<20)
@@ -262,7 +263,7 @@ func powerLoss(t *testing.T, seed uint64) {
 	}
 	run(t, tr, writers, 25)
 	tr.abandon()
-	for k := range d.moment() + 1 {
+	for k := r.IntN(stride); k <= d.moment(); k += 1 + r.IntN(2*stride-1) {
 		for how, keep := range keepers(r) {
 			image := d.crash(k, keep)
 			after, err := openDirectory(ctx, image, Config{})
@@ -274,9 +275,18 @@ func powerLoss(t *testing.T, seed uint64) {
 					t.Fatalf("after %d of %d events, way %d: %v", k, len(d.events), how, err)
 				}
 			}
-			if r.IntN(30) == 0 {
+			if r.IntN(40) == 0 {
 				again(t, after, image, writers, k, r)
 			}
+			after.abandon()
+		}
+		if r.IntN(10) == 0 {
+			image := d.kill(k)
+			after, err := openDirectory(ctx, image, Config{})
+			if err != nil {
+				t.Fatalf("killed after %d of %d events: %v", k, len(d.events), err)
+			}
+			again(t, after, image, writers, k, r)
 			after.abandon()
 		}
 	}
