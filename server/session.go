@@ -53,10 +53,11 @@ type session struct {
 	frames  int    // received; readFrames' own
 	prefix  []byte // of the data frame being received; readFrames' own
 	lane    chan *dataJob
-	stores  chan struct{} // an element for each block received and not yet stored
-	replies chan *dataJob // large answers to reads
-	queued  atomic.Int32  // data jobs under way
-	freed   chan *mapping // whose span was freed
+	stores  chan struct{}     // an element for each block received and not yet stored
+	replies chan *dataJob     // large answers to reads
+	queued  atomic.Int32      // data jobs under way
+	batches map[uint64]*batch // by handle or mapping; its own who carries out data jobs
+	freed   chan *mapping     // whose span was freed
 
 	requests sync.WaitGroup // control goroutines
 
@@ -114,6 +115,7 @@ func newSession(srv *Server, nc net.Conn) *session {
 		locks:       make(map[uint64]heldLock),
 		cancels:     make(map[uint64]context.CancelCauseFunc),
 		pending:     make(map[uint64]*span.Span),
+		batches:     make(map[uint64]*batch),
 		quiet:       make(chan struct{}),
 		established: make(chan struct{}),
 		ended:       make(chan struct{}),
@@ -451,6 +453,9 @@ func (s *session) cleanUp() {
 	s.mu.Unlock()
 	for _, sp := range pending {
 		sp.CountCommit()
+	}
+	for id := range s.batches {
+		s.dropBatch(id)
 	}
 	for _, m := range mappings {
 		if err := m.close(context.Background(), true); err != nil && !errors.Is(err, span.ErrFreed) {

@@ -47,7 +47,7 @@ func TestTraffic(t *testing.T) {
 		}, kept, 0, flow{host: span.Traffic{Out: kept}}},
 		{"runs are flushed", func() {
 			runs := []span.Run{{Offset: 1, Length: 2}, {Offset: 8, Length: 3}}
-			if _, err := openShadow(t, s).Flush(t.Context(), 0, span.AnyVersion, runs, memory(t, pattern(5, 1))); err != nil {
+			if _, err := openShadow(t, s).Flush(t.Context(), 0, span.AnyVersion, runs, memory(t, pattern(5, 1)), false); err != nil {
 				t.Fatal(err)
 			}
 		}, 0, 5, flow{vram: span.Traffic{In: 5}}},

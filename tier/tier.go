@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package tier says what every place that holds bytes of spans can do. The
-// places are its subpackages: host (memfd) and vram (Vulkan device memory).
+// places are its subpackages: host (memfd), vram (Vulkan device memory) and disk
+// (crash-safe files).
 //
 // A tier moves bytes and counts them against its budget. It does not know
 // which copy is current: that is package coherency's, carried out by package
@@ -30,6 +31,9 @@ var (
 	ErrLost = errors.New("tier: contents lost")
 	// ErrAbsent: this machine or this build has no such tier.
 	ErrAbsent = errors.New("tier: absent")
+	// ErrCorrupt: bytes on disk are not those that were written there. They
+	// are never handed out.
+	ErrCorrupt = errors.New("tier: corrupt")
 )
 
 // Memory is a piece of host memory that every tier can reach: bytes

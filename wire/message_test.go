@@ -331,7 +331,7 @@ func TestErrorText(t *testing.T) {
 }
 
 func TestErrorCrossesTheWire(t *testing.T) {
-	want := wire.Error{Code: wire.DataLoss, Op: "read", Span: "ä \"x\"", Offset: 1 << 40, Length: 2, Version: 1<<64 - 1, Survivor: 3, Message: "why"}
+	want := wire.Error{Code: wire.DataLoss, Op: "read", Span: "ä \"x\"", Offset: 1 << 50, Length: 2, Version: 1<<64 - 1, Survivor: 3, Message: "why"}
 	got, err := wire.ParseError(want.Append(nil))
 	if err != nil || *got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/memspan/memspan/internal/crc32c"
+)
+
+const (
+	logMagic      = "memspanL"
+	logVersion    = 1
+	logHeaderSize = 4 << 10 // of the file; records follow
+	sector        = 512     // records begin on one, so that writing one touches no other
+	logGrowth     = 1 << 20 // zeros written ahead: appending needs no metadata then
+	recordMagic   = 0x5253534d
+	recordHeader  = 40
+	maxRecord     = 1 << 30 // of payload
+)
+
+// A logFile is one file of the redo log.
+type logFile struct {
+	number uint64
+	f      file
+	salt   uint64 // in its records, lest bytes of others be taken for them
+	first  uint64 // sequence number of its first record
+	tail   int64  // where the next record begins
+	size   int64  // of the file
+	live   int    // patches of blocks that are in it; guarded by the tier's mu
+}
+
+// encodeLogHeader returns the first bytes of a log.
+func encodeLogHeader(store ID, l *logFile) []byte {
+	p := make([]byte, logHeaderSize)
+	copy(p, logMagic)
+	binary.LittleEndian.PutUint32(p[8:], logVersion)
+	copy(p[16:], store[:])
+	binary.LittleEndian.PutUint64(p[32:], l.number)
+	binary.LittleEndian.PutUint64(p[40:], l.salt)
+	binary.LittleEndian.PutUint64(p[48:], l.first)
+	binary.LittleEndian.PutUint32(p[headerSumAt:], crc32c.Checksum(p))
+	return p
+}
+
+// newLog makes log file number, durable and empty, in whose first record will
+// have sequence number first.
+func newLog(dir directory, store ID, number, first uint64) (*logFile, error) {
+	l := &logFile{number: number, first: first, tail: logHeaderSize, size: logHeaderSize + logGrowth}
+	var salt [8]byte
+	rand.Read(salt[:])
+	l.salt = binary.LittleEndian.Uint64(salt[:])
+	name := numbered(logName, number)
+	if err := writeWhole(dir, name, encodeLogHeader(store, l), make([]byte, logGrowth)); err != nil {
+		return nil, err
+	}
+	var err error
+	l.f, err = dir.open(name, false)
+	return l, err
+}
+
+// openLog opens log file number and verifies its header.
+func openLog(dir directory, store ID, number uint64) (*logFile, error) {
+	name := numbered(logName, number)
+	f, err := dir.open(name, false)
+	if err != nil {
+		return nil, err
+	}
+	l := &logFile{number: number, f: f, tail: logHeaderSize}
+	if err := l.readHeader(store); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return l, nil
+}
+
+func (l *logFile) readHeader(store ID) (err error) {
+	damaged := func(what, expected, found string) error {
+		return &CorruptError{Block: -1, File: numbered(logName, l.number), What: what, Expected: expected, Found: found}
+	}
+	if l.size, err = l.f.Size(); err != nil {
+		return err
+	}
+	p := make([]byte, logHeaderSize)
+	if _, err := l.f.Readv([][]byte{p}, 0); errors.Is(err, io.EOF) {
+		return damaged("the log's header", fmt.Sprintf("%d bytes", logHeaderSize), fmt.Sprintf("%d bytes", l.size))
+	} else if err != nil {
+		return err
+	}
+	if string(p[:8]) != logMagic {
+		return damaged("the log's header", fmt.Sprintf("%q", logMagic), fmt.Sprintf("%q", p[:8]))
+	}
+	if computed, stored := headerSum(p); computed != stored {
+		return damaged("the log's header", fmt.Sprintf("checksum %#x", stored), fmt.Sprintf("%#x", computed))
+	}
+	if v := binary.LittleEndian.Uint32(p[8:]); v != logVersion {
+		return fmt.Errorf("%w: %s has version %d, this program knows %d", ErrFormat, numbered(logName, l.number), v, logVersion)
+	}
+	if id := ID(p[16:32]); id != store {
+		return damaged("the log's store", fmt.Sprintf("%x", store), fmt.Sprintf("%x", id))
+	}
+	if n := binary.LittleEndian.Uint64(p[32:]); n != l.number {
+		return damaged("the log's number", fmt.Sprint(l.number), fmt.Sprint(n))
+	}
+	l.salt = binary.LittleEndian.Uint64(p[40:])
+	l.first = binary.LittleEndian.Uint64(p[48:])
+	return nil
+}
+
+// appendLogRecord appends a record, filled up to whole sectors, to a buffer.
+func appendLogRecord(b []byte, salt, seq, durable uint64, payload []byte) []byte {
+	start := len(b)
+	b = binary.LittleEndian.AppendUint32(b, recordMagic)
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint64(b, seq)
+	b = binary.LittleEndian.AppendUint64(b, durable)
+	b = binary.LittleEndian.AppendUint64(b, salt)
+	b = append(b, payload...)
+	binary.LittleEndian.PutUint32(b[start+4:], crc32c.Checksum(b[start+8:]))
+	return append(b, make([]byte, -(len(b)-start)&(sector-1))...)
+}
+
+// A record is one commit.
+type record struct {
+	seq     uint64
+	durable uint64 // the highest sequence number known durable when it was written
+	payload []byte
+	size    int64 // in the file, with header and filling
+}
+
+// decodeRecord decodes the record that p begins with. It fails with errNone if
+// there is none of a log with this salt, whole.
+func decodeRecord(p []byte, salt uint64) (r record, err error) {
+	if len(p) < recordHeader || binary.LittleEndian.Uint32(p) != recordMagic ||
+		binary.LittleEndian.Uint64(p[32:]) != salt {
+		return r, errNone
+	}
+	n := int64(binary.LittleEndian.Uint32(p[8:]))
+	if n > maxRecord || n > int64(len(p)-recordHeader) {
+		return r, errNone
+	}
+	if crc32c.Checksum(p[8:recordHeader+n]) != binary.LittleEndian.Uint32(p[4:]) {
+		return r, errNone
+	}
+	return record{
+		seq:     binary.LittleEndian.Uint64(p[16:]),
+		durable: binary.LittleEndian.Uint64(p[24:]),
+		payload: p[recordHeader : recordHeader+n],
+		size:    (recordHeader + n + sector - 1) &^ (sector - 1),
+	}, nil
+}
+
+var errNone = errors.New("no whole record")
+
+// replay calls use with each record of the log, in order, and leaves tail at the
+// end of the last. A record that is not whole ends the log if it may be one
+// whose commit never returned; if a later record says that it was durable it is
+// damaged. Clean reports whether nothing but zeros and other logs' records
+// follow, so that more can be appended.
+func (l *logFile) replay(use func(r record, at int64) error) (clean bool, err error) {
+	p := make([]byte, max(0, l.size-logHeaderSize))
+	if _, err := l.f.Readv([][]byte{p}, logHeaderSize); err != nil {
+		return false, err
+	}
+	next := l.first
+	at := int64(0)
+	for {
+		r, err := decodeRecord(p[min(at, int64(len(p))):], l.salt)
+		if err != nil {
+			break
+		}
+		if r.seq != next {
+			return false, l.damaged(at, fmt.Sprintf("record %d", next), fmt.Sprintf("record %d", r.seq))
+		}
+		if err := use(r, logHeaderSize+at); err != nil {
+			return false, err
+		}
+		at += r.size
+		next++
+	}
+	l.tail = logHeaderSize + at
+	clean = true
+	for ; at+recordHeader <= int64(len(p)); at += sector {
+		if binary.LittleEndian.Uint64(p[at+32:]) == l.salt || binary.LittleEndian.Uint32(p[at:]) == recordMagic {
+			clean = false
+		}
+		if r, err := decodeRecord(p[at:], l.salt); err == nil && r.durable >= next {
+			return false, l.damaged(l.tail-logHeaderSize, fmt.Sprintf("record %d, which record %d says is durable", next, r.seq), "none")
+		}
+	}
+	return clean, nil
+}
+
+func (l *logFile) damaged(at int64, expected, found string) error {
+	return &CorruptError{Block: -1, File: numbered(logName, l.number), Offset: logHeaderSize + at,
+		What: "a log record", Expected: expected, Found: found}
+}
+
+// append writes records at the tail and makes them durable. If certain is true,
+// an error has changed nothing; if not, the disk may hold the records, or not.
+func (l *logFile) append(b []byte) (certain bool, err error) {
+	end := l.tail + int64(len(b))
+	if end > l.size {
+		if err := l.grow(end); err != nil {
+			return true, full(err)
+		}
+	}
+	if _, err := l.f.Writev([][]byte{b}, l.tail); err != nil {
+		return l.undo(int64(len(b))), full(err)
+	}
+	if err := l.f.Sync(); err != nil {
+		return false, err
+	}
+	l.tail = end
+	return true, nil
+}
+
+// grow makes room up to end and beyond. The next Sync makes it durable, with
+// what is written into it.
+func (l *logFile) grow(end int64) (err error) {
+	size := (end-logHeaderSize+logGrowth-1)/logGrowth*logGrowth + logHeaderSize
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.f.Truncate(l.size))
+		}
+	}()
+	if err := l.f.Allocate(l.size, size-l.size); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	from := max(end, l.size)
+	if _, err := l.f.Writev([][]byte{make([]byte, size-from)}, from); err != nil {
+		return err
+	}
+	l.size = size
+	return nil
+}
+
+// undo overwrites n bytes at the tail that were written in part, so that nobody
+// ever takes them for records, and reports whether that is certain.
+func (l *logFile) undo(n int64) bool {
+	_, err := l.f.Writev([][]byte{make([]byte, n)}, l.tail)
+	return err == nil && l.f.Sync() == nil
+}
