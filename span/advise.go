@@ -70,13 +70,7 @@ type advising struct {
 // in the answer. It fails with tier.ErrBudget, and moves nothing, if the blocks
 // are more than the tier's budget.
 func (s *Span) Prefetch(ctx context.Context, kind coherency.Tier, off, n int64) (Advised, error) {
-	v, err := s.newAdvising("prefetch", kind, off, n)
-	if err == nil {
-		err = v.fits()
-	}
-	if err == nil {
-		err = v.foretell((*advising).arrival)
-	}
+	v, err := s.newArrival("prefetch", kind, off, n)
 	if err != nil {
 		return Advised{}, err
 	}
@@ -93,13 +87,7 @@ func (s *Span) Prefetch(ctx context.Context, kind coherency.Tier, off, n int64) 
 // stale, by a write on another tier; Prefetch or Sync bring it up to date. A
 // block is pinned once on a tier, however often it is asked for.
 func (s *Span) Pin(ctx context.Context, kind coherency.Tier, off, n int64) (Advised, error) {
-	v, err := s.newAdvising("pin", kind, off, n)
-	if err == nil {
-		err = v.fits()
-	}
-	if err == nil {
-		err = v.foretell((*advising).arrival)
-	}
+	v, err := s.newArrival("pin", kind, off, n)
 	if err != nil {
 		return Advised{}, err
 	}
@@ -160,15 +148,12 @@ func (s *Span) preferAgent(ctx context.Context, a coherency.Agent) (was coherenc
 	s.mu.Lock()
 	before := s.prefer
 	s.prefer = a
-	record := s.diskRecord(s.published)
 	s.mu.Unlock()
 	was = s.store.agents[before].Tier
-	if s.disk == nil || before == a {
+	if before == a {
 		return was, nil
 	}
-	tx := s.store.files.Begin()
-	tx.Set(record)
-	if err := tx.Commit(context.WithoutCancel(ctx)); err != nil {
+	if err := s.keep(context.WithoutCancel(ctx)); err != nil {
 		s.mu.Lock()
 		s.prefer = before
 		s.mu.Unlock()
@@ -197,6 +182,18 @@ func (s *Span) newAdvising(op string, kind coherency.Tier, off, n int64) (*advis
 	v := &advising{span: s, op: op, agent: a, off: off, n: n, first: int(off / tier.BlockSize), last: int((off + n - 1) / tier.BlockSize)}
 	v.out.Blocks = v.last - v.first + 1
 	return v, nil
+}
+
+// newArrival begins an advice that brings the blocks.
+func (s *Span) newArrival(op string, kind coherency.Tier, off, n int64) (*advising, error) {
+	v, err := s.newAdvising(op, kind, off, n)
+	if err == nil {
+		err = v.fits()
+	}
+	if err == nil {
+		err = v.foretell((*advising).arrival)
+	}
+	return v, err
 }
 
 // run calls follow for each block, whose lock is held for writing.

@@ -81,7 +81,7 @@ func TestEvict(t *testing.T) {
 	follow(t, s.Prefetch, coherency.Host, 0, block) // block 0 needs no writing back
 	got := follow(t, s.Evict, coherency.VRAM, 0, 3*block)
 	advised(t, got, 1, 2, span.Move{From: fromVRAM, To: coherency.Host, Blocks: 1, Bytes: block})
-	if after := st.dev.Usage().Used; before-after != 2*block {
+	if after := st.dev.Usage().Used; before-after != 2*block { // what was written
 		t.Errorf("the device has %d bytes less, want %d", before-after, 2*block)
 	}
 	if !bytes.Equal(read(t, s, 0, 2*block), want) {

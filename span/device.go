@@ -154,7 +154,7 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 // onDevice reports whether an agent is device memory.
 func (s *Span) onDevice(a coherency.Agent) bool { return s.store.agents[a].Tier == coherency.VRAM }
 
-// through copies from a tier that is not RAM to another, through memory that
+// through copies from a tier that is not RAM to another, a, through memory that
 // both can reach. The source is read before the destination is touched: a
 // device may die meanwhile.
 func (p copyPiece) through(ctx context.Context, a, from coherency.Agent) (c Committed, device bool, err error) {

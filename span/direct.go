@@ -334,6 +334,9 @@ func (d *Direct) releaseTogether(ctx context.Context, extents []Extent, unclean 
 		if commits[i].Version != 0 && err == nil {
 			c, err = s.push(ctx, b, hostAgent, commits[i], nil)
 		}
+		if commits[i].Version != 0 {
+			done.Stored += s.blockLen(b)
+		}
 		done.Holders = done.Holders.Intersect(c.Holders)
 	}
 	return done, err

@@ -37,7 +37,7 @@ func (i Info) durable() bool { return i.Home == coherency.Disk && i.Name != "" }
 func (s *Span) Atomic() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.disk == nil || s.Policy == coherency.WriteBack && s.prefer != s.store.disk {
+	if !s.savesFirst() {
 		return false
 	}
 	for d := range s.direct {
@@ -48,8 +48,13 @@ func (s *Span) Atomic() bool {
 	return true
 }
 
-// diskRecord is what the data directory keeps of the span. The caller holds mu,
-// or nobody else knows the span.
+// savesFirst reports whether writes are durable before they are answered. The
+// caller holds mu.
+func (s *Span) savesFirst() bool {
+	return s.disk != nil && (s.Policy != coherency.WriteBack || s.prefer == s.store.disk)
+}
+
+// diskRecord is what the data directory keeps of the span. The caller holds mu.
 func (s *Span) diskRecord(published bool) disk.Record {
 	return disk.Record{
 		ID: s.ID, Name: s.Name, Size: s.Size,
@@ -329,8 +334,11 @@ func (s *Span) changeOnDisk(ctx context.Context, b int, from origin, runs []Run,
 // countDurably counts one commit of the span, and notes the count on Disk if
 // that is where its bytes are by now.
 func (s *Span) countDurably(ctx context.Context) (uint64, error) {
-	version := s.CountCommit()
-	if s.Policy == coherency.WriteBack && s.Preferred() != coherency.Disk {
+	s.mu.Lock()
+	s.version++
+	version, saves := s.version, s.savesFirst()
+	s.mu.Unlock()
+	if !saves {
 		return version, nil
 	}
 	return version, s.persistVersion(context.WithoutCancel(ctx))
@@ -414,15 +422,18 @@ func spread(dst []byte, runs []Run, src []byte) {
 	}
 }
 
-// keep tells the data directory of a span that was just made.
+// keep tells the data directory what the span is, if it is durable.
 func (s *Span) keep(ctx context.Context) error {
-	s.announced = s.published // nobody else knows the span yet
-	tx := s.store.files.Begin()
-	tx.Set(s.diskRecord(s.published))
-	if err := tx.Commit(ctx); err != nil {
-		return errors.Join(err, s.closeSpaces())
+	s.mu.Lock()
+	if s.disk == nil {
+		s.mu.Unlock()
+		return nil
 	}
-	return nil
+	rec := s.diskRecord(s.published)
+	s.mu.Unlock()
+	tx := s.store.files.Begin()
+	tx.Set(rec)
+	return tx.Commit(ctx)
 }
 
 // persistAll gives Disk all that it is owed.

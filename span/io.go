@@ -66,13 +66,11 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 		a, err = s.sourceOf(b)
 	}
 	defer s.unlockBlock(b, false)
-	if err == nil {
-		s.countRead(a, dst.Len)
-	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case a == coherency.NoAgent:
+	}
+	s.countRead(a, dst.Len)
+	if a == coherency.NoAgent {
 		clear(dst.Bytes())
 		return nil
 	}

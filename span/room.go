@@ -3,11 +3,14 @@
 package span
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/residency"
@@ -23,6 +26,8 @@ type place struct {
 // residents are the blocks that have memory on one tier and may be asked to
 // give it up for others.
 type residents struct {
+	entry sync.RWMutex // held for reading from when a block is given memory until the queue has it
+
 	mu    sync.Mutex
 	queue *residency.Queue[place]
 }
@@ -82,37 +87,82 @@ func (s *Span) wanted(a coherency.Agent, b int) bool {
 // reserve takes memory for block b on a tier. If the tier is full, blocks that
 // are not wanted there leave. The caller holds the block's lock.
 func (s *Span) reserve(ctx context.Context, a coherency.Agent, b int) error {
-	err := s.spaces[a].Reserve(ctx, b)
+	err := s.enter(ctx, a, b)
 	for errors.Is(err, tier.ErrBudget) {
 		if rerr := s.store.makeRoom(ctx, a); rerr != nil {
 			return fmt.Errorf("%w; %w", err, rerr)
 		}
-		err = s.spaces[a].Reserve(ctx, b)
+		err = s.enter(ctx, a, b)
 	}
+	return err
+}
+
+// enter is one attempt of reserve.
+func (s *Span) enter(ctx context.Context, a coherency.Agent, b int) error {
+	entry := &s.store.residents[a].entry
+	entry.RLock()
+	defer entry.RUnlock()
+	err := s.spaces[a].Reserve(ctx, b)
 	if err == nil {
 		s.used(a, b)
 	}
 	return err
 }
 
-// errNoRoom says that nothing can leave a tier that is full.
-var errNoRoom = errors.New("and nothing there can make room: it is pinned, in use, or belongs there")
+// roomPatience is how long a tier is waited for in which every block that could
+// leave is in use: whoever uses it may be waiting for room himself.
+const roomPatience = 5 * time.Second
+
+// Why a tier that is full stays so.
+var (
+	errNoRoom = errors.New("and nothing there can make room: it is pinned or belongs there")
+	errInUse  = errors.New("and what could make room is in use")
+)
 
 // makeRoom evicts a block from a tier: of the coldest few one whose bytes
 // others have, or else the coldest, after writing it back. It waits for nobody
 // else's block, as the caller holds one.
 func (st *Store) makeRoom(ctx context.Context, a coherency.Agent) error {
+	deadline := time.Now().Add(roomPatience)
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		gone, err := st.evictOne(ctx, a, candidates)
+		if !gone && !errors.Is(err, errInUse) {
+			// What took the last room may not have been in the queue yet, and
+			// others who look for room turn the queue meanwhile.
+			entry := &st.residents[a].entry
+			//lint:ignore SA2001 that nobody is between is all that is wanted
+			entry.Lock()
+			entry.Unlock()
+			gone, err = st.evictOne(ctx, a, math.MaxInt)
+		}
+		if gone {
+			return nil
+		}
+		if !errors.Is(err, errInUse) || time.Now().After(deadline) {
+			return cmp.Or(err, errNoRoom)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// evictOne is one attempt of makeRoom that looks at so many blocks together. The
+// error is why the block that was looked at last could not leave; errInUse if
+// any might in a moment.
+func (st *Store) evictOne(ctx context.Context, a coherency.Agent, together int) (gone bool, failed error) {
 	r := &st.residents[a]
 	r.mu.Lock()
 	rest := r.queue.Len()
 	r.mu.Unlock()
-	var failed error
 	for rest > 0 {
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 		r.mu.Lock()
-		cold := slices.Clone(r.queue.Victims(min(rest, candidates)))
+		cold := slices.Clone(r.queue.Victims(min(rest, together)))
 		r.mu.Unlock()
 		if len(cold) == 0 {
 			break
@@ -122,26 +172,22 @@ func (st *Store) makeRoom(ctx context.Context, a coherency.Agent) error {
 			for _, p := range cold {
 				gone, err := p.span.leave(ctx, p.block, a, clean)
 				if gone {
-					st.evictions.Add(1)
-					return nil
+					return true, nil
 				}
-				if err != nil {
+				if err != nil && !errors.Is(failed, errInUse) {
 					failed = err
 				}
 			}
 		}
 	}
-	if failed != nil {
-		return fmt.Errorf("%w: %w", errNoRoom, failed)
-	}
-	return errNoRoom
+	return false, failed
 }
 
 // leave gives up block b's memory on a tier, unless somebody uses the block or
 // wants it there. If clean it does so only if nothing has to be written back.
 func (s *Span) leave(ctx context.Context, b int, a coherency.Agent, clean bool) (gone bool, err error) {
 	if !s.tryLockBlock(b) {
-		return false, nil
+		return false, errInUse
 	}
 	defer s.unlockBlock(b, true)
 	s.mu.Lock()
@@ -153,8 +199,11 @@ func (s *Span) leave(ctx context.Context, b int, a coherency.Agent, clean bool) 
 		return false, nil
 	}
 	if err := s.evict(ctx, b, a); err != nil {
-		if errors.Is(err, coherency.ErrPinned) || errors.Is(err, coherency.ErrBusy) {
+		switch {
+		case errors.Is(err, coherency.ErrPinned):
 			err = nil
+		case errors.Is(err, coherency.ErrBusy):
+			err = errInUse
 		}
 		return false, err
 	}

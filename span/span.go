@@ -354,14 +354,15 @@ func (s *Span) Stat() (Stat, error) {
 
 		Unpublished: s.Name != "" && !s.published,
 	}
-	tiers := make([]TierStat, len(s.store.agents))
+	home := dir.Home()
+	tiers := make([]TierStat, len(s.store.agents)) // by agent
 	for b := range s.Blocks() {
 		info := dir.Block(b)
 		debt := info.Debt && !s.swapped(info)
 		st.Debt += count(debt)
 		st.Lost += count(info.Lost)
 		st.Unclean += count(info.Unclean)
-		tiers[dir.Home()].Debt += count(debt)
+		tiers[home].Debt += count(debt)
 		for a := range tiers {
 			tiers[a].add(info.Replicas[a], debt, s.blockLen(b))
 		}

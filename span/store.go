@@ -58,7 +58,6 @@ type Store struct {
 	scratch   *scratch // what is received and sent passes through it
 	moving    *scratch // what moves between tiers: whoever has some waits for nobody
 	epoch     atomic.Uint64
-	evictions atomic.Uint64
 	closing   atomic.Bool
 	naming    sync.Mutex // held while names change hands, across the data directory's commit
 
@@ -256,8 +255,11 @@ func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, e
 		return fail(err)
 	}
 	err = s.build(ctx, home)
-	if err == nil && s.disk != nil {
-		err = s.keep(ctx)
+	if err == nil {
+		s.announced = published
+		if err = s.keep(ctx); err != nil {
+			err = errors.Join(err, s.closeSpaces())
+		}
 	}
 	st.built(s, err == nil)
 	if err != nil {

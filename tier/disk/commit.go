@@ -153,6 +153,7 @@ func (t *Tier) write(batch []*commit) error {
 		return err
 	}
 	t.publish(batch, bases)
+	t.tail.note(t.state.seq)
 	if t.tail.tail > t.checkpointAt {
 		select {
 		case t.wake <- struct{}{}:

@@ -125,7 +125,8 @@ func appendLogRecord(b []byte, salt, seq, durable uint64, payload []byte) []byte
 	return append(b, make([]byte, -(len(b)-start)&(sector-1))...)
 }
 
-// A record is one commit.
+// A record is one commit. One without a payload is no commit but a note, behind
+// the last record and overwritten by the next, of what is durable.
 type record struct {
 	seq     uint64
 	durable uint64 // the highest sequence number known durable when it was written
@@ -171,7 +172,7 @@ func (l *logFile) replay(use func(r record, at int64) error) (clean bool, err er
 	at := int64(0)
 	for {
 		r, err := decodeRecord(p[min(at, int64(len(p))):], l.salt)
-		if err != nil {
+		if err != nil || len(r.payload) == 0 {
 			break
 		}
 		if r.seq != next {
@@ -186,11 +187,13 @@ func (l *logFile) replay(use func(r record, at int64) error) (clean bool, err er
 	l.tail = logHeaderSize + at
 	clean = true
 	for ; at+recordHeader <= int64(len(p)); at += sector {
-		if binary.LittleEndian.Uint64(p[at+32:]) == l.salt || binary.LittleEndian.Uint32(p[at:]) == recordMagic {
-			clean = false
+		r, err := decodeRecord(p[at:], l.salt)
+		if err == nil && r.durable >= next {
+			return false, l.damaged(l.tail-logHeaderSize, fmt.Sprintf("record %d: a later one says that it is durable", next), "none")
 		}
-		if r, err := decodeRecord(p[at:], l.salt); err == nil && r.durable >= next {
-			return false, l.damaged(l.tail-logHeaderSize, fmt.Sprintf("record %d, which record %d says is durable", next, r.seq), "none")
+		trace := binary.LittleEndian.Uint64(p[at+32:]) == l.salt || binary.LittleEndian.Uint32(p[at:]) == recordMagic
+		if trace && (err != nil || len(r.payload) > 0) {
+			clean = false
 		}
 	}
 	return clean, nil
@@ -218,6 +221,15 @@ func (l *logFile) append(b []byte) (certain bool, err error) {
 	}
 	l.tail = end
 	return true, nil
+}
+
+// note writes behind the last record that records up to seq are durable, so that
+// damage of them can be told from a commit that power loss cut short. It is not
+// synced: after the end of the process it is there, after a loss of power maybe.
+func (l *logFile) note(seq uint64) {
+	if l.tail+sector <= l.size {
+		_, _ = l.f.Writev([][]byte{appendLogRecord(nil, l.salt, 0, seq, nil)}, l.tail)
+	}
 }
 
 // grow makes room up to end and beyond. The next Sync makes it durable, with

@@ -103,6 +103,11 @@ func (t *Tier) recover(ctx context.Context) error {
 	if err := t.identify(f); err != nil {
 		return err
 	}
+	// What is found here may be in the kernel's memory only, if the process
+	// that wrote it was killed: what follows must not outlive it.
+	if err := t.dir.sync(); err != nil {
+		return err
+	}
 	if t.slots.f, err = t.dir.open(blocksName, true); err != nil {
 		return err
 	}
@@ -262,6 +267,9 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 			t.state.seq = max(t.state.seq, r.seq)
 			return nil
 		})
+		if err == nil {
+			err = l.f.Sync()
+		}
 		if err != nil {
 			return false, err
 		}
@@ -286,8 +294,7 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 		}
 		clean = false
 	}
-	// Commits that were read from here may be in the kernel's memory only.
-	return clean, t.tail.f.Sync()
+	return clean, nil
 }
 
 // sweep removes files that nothing needs. What it cannot remove is in nobody's

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/memspan/memspan/internal/crc32c"
@@ -139,6 +140,8 @@ type slotFile struct {
 	fresh uint32   // the first slot that was never used
 	warm  []uint32 // free, with room; the last is taken first
 	cold  lowest   // free, without
+
+	warmComing int // slots about to become warm
 }
 
 func (s *slotFile) take() (uint32, error) {
@@ -159,23 +162,32 @@ func (s *slotFile) take() (uint32, error) {
 	return s.fresh - 1, nil
 }
 
-// give takes back slots that nothing durable names any longer.
+// give takes back slots that nothing durable names any longer. What they held
+// is not to be found there again.
 func (s *slotFile) give(slots ...uint32) {
-	for _, slot := range slots {
-		s.mu.Lock()
-		keep := len(s.warm) < warmSlots
-		if keep {
-			s.warm = append(s.warm, slot)
+	s.mu.Lock()
+	keep := slots[:min(len(slots), warmSlots-len(s.warm)-s.warmComing)]
+	s.warmComing += len(keep)
+	s.mu.Unlock()
+	for _, slot := range keep {
+		_, _ = s.f.Writev([][]byte{make([]byte, headerSize)}, slotOffset(slot))
+	}
+	rest := slices.Sorted(slices.Values(slots[len(keep):]))
+	for i := 0; i < len(rest); {
+		n := 1
+		for i+n < len(rest) && rest[i+n] == rest[i]+uint32(n) {
+			n++
 		}
-		s.mu.Unlock()
-		if keep {
-			continue
-		}
-		// A slot that cannot be punched costs room, not correctness.
-		_ = s.f.Punch(slotOffset(slot), stride)
-		s.mu.Lock()
+		// What cannot be punched costs room, not correctness.
+		_ = s.f.Punch(slotOffset(rest[i]), int64(n)*stride)
+		i += n
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.warm = append(s.warm, keep...)
+	s.warmComing -= len(keep)
+	for _, slot := range rest {
 		heap.Push(&s.cold, slot)
-		s.mu.Unlock()
 	}
 }
 

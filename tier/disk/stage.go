@@ -228,8 +228,12 @@ func (t *Tier) fillSlot(st *Staged, block []byte) error {
 	}
 	st.slot = slot
 	st.sums = pageSums(make([]uint32, 0, len(block)/pageSize+1), block)
-	_, err = t.slots.f.Writev([][]byte{block}, slotOffset(slot)+headerSize)
-	return full(err)
+	if _, err = t.slots.f.Writev([][]byte{block}, slotOffset(slot)+headerSize); err != nil {
+		return full(err)
+	}
+	// The fsync of a long flush finds most of it written already.
+	_ = t.slots.f.StartWriteback(slotOffset(slot)+headerSize, int64(len(block)))
+	return nil
 }
 
 // read returns the bytes of a block that was staged in a slot.

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk_test
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/disk"
+)
+
+// newSpan makes a durable span and its space.
+func newSpan(t testing.TB, d *disk.Tier, name string, size int64) *disk.Space {
+	t.Helper()
+	rec := record(name, size)
+	s, err := d.Durable(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := d.Begin()
+	x.Set(rec)
+	if err := x.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// median returns the middle of what each of two functions takes, called in
+// turns, lest what the machine does meanwhile is one's loss.
+func median(b *testing.B, ours, theirs func()) (time.Duration, time.Duration) {
+	var mine, others []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		ours()
+		middle := time.Now()
+		theirs()
+		mine, others = append(mine, middle.Sub(start)), append(others, time.Since(middle))
+	}
+	slices.Sort(mine)
+	slices.Sort(others)
+	return mine[len(mine)/2], others[len(others)/2]
+}
+
+func report(b *testing.B, mine, others time.Duration) {
+	b.ReportMetric(float64(mine.Microseconds()), "ours-µs")
+	b.ReportMetric(float64(others.Microseconds()), "file-µs")
+	b.ReportMetric(float64(others)/float64(mine), "file/ours")
+	b.ReportMetric(0, "ns/op")
+}
+
+// A durable change of 4 KiB, against pwrite and fdatasync of a file that is
+// there.
+func BenchmarkDurable4KiB(b *testing.B) {
+	d := openTier(b, disk.Config{Dir: b.TempDir()})
+	defer d.Close()
+	s := newSpan(b, d, "bench", 64<<20)
+	m := region(b, 4096)
+	rand.Read(m.Bytes())
+	f, err := os.Create(filepath.Join(b.TempDir(), "file"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	f.Write(make([]byte, 64<<20))
+	f.Sync()
+	version := uint64(0)
+	mine, others := median(b, func() {
+		version++
+		st, err := s.Stage(ctx, int(version%64), []disk.Run{{Offset: uint32(version*4096) % (1 << 20), Length: 4096}}, m)
+		if err != nil {
+			b.Fatal(err)
+		}
+		x := d.Begin()
+		x.Put(st, version)
+		if err := x.Commit(ctx); err != nil {
+			b.Fatal(err)
+		}
+	}, func() {
+		if _, err := f.WriteAt(m.Bytes(), int64(version*4096)%(64<<20)); err != nil {
+			b.Fatal(err)
+		}
+		if err := syscall.Fdatasync(int(f.Fd())); err != nil {
+			b.Fatal(err)
+		}
+	})
+	report(b, mine, others)
+}
+
+// A flush of many whole blocks, against writing and syncing a fresh file of the
+// same bytes, in the same pieces.
+func BenchmarkSequential(b *testing.B) {
+	for _, blocks := range []int{1, 16, 256} {
+		b.Run(fmt.Sprintf("%dMiB", blocks), func(b *testing.B) {
+			d := openTier(b, disk.Config{Dir: b.TempDir()})
+			defer d.Close()
+			s := newSpan(b, d, "bench", int64(blocks)<<20)
+			m := region(b, tier.BlockSize)
+			rand.Read(m.Bytes())
+			dir := b.TempDir()
+			version := uint64(0)
+			mine, others := median(b, func() {
+				version++
+				x := d.Begin()
+				for i := range blocks {
+					st, err := s.Stage(ctx, i, []disk.Run{{Offset: 0, Length: 1 << 20}}, m)
+					if err != nil {
+						b.Fatal(err)
+					}
+					x.Put(st, version)
+				}
+				if err := x.Commit(ctx); err != nil {
+					b.Fatal(err)
+				}
+			}, func() {
+				f, err := os.Create(filepath.Join(dir, "file"))
+				if err != nil {
+					b.Fatal(err)
+				}
+				for range blocks {
+					if _, err := f.Write(m.Bytes()); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := f.Sync(); err != nil {
+					b.Fatal(err)
+				}
+				f.Close()
+			})
+			report(b, mine, others)
+		})
+	}
+}
+
+// uncache makes the kernel forget a file's bytes.
+func uncache(b *testing.B, path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	if _, _, e := syscall.Syscall6(syscall.SYS_FADVISE64, f.Fd(), 0, 0, 4, 0, 0); e != 0 { // POSIX_FADV_DONTNEED
+		b.Fatal(e)
+	}
+}
+
+// Reading a span that nothing holds in memory, against reading a file.
+func BenchmarkColdRead(b *testing.B) {
+	const blocks = 256
+	dir := b.TempDir()
+	d := openTier(b, disk.Config{Dir: dir})
+	defer d.Close()
+	s := newSpan(b, d, "bench", blocks<<20)
+	m := region(b, tier.BlockSize)
+	rand.Read(m.Bytes())
+	path := filepath.Join(dir, "file")
+	f, err := os.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	x := d.Begin()
+	for i := range blocks {
+		st, err := s.Stage(ctx, i, []disk.Run{{Offset: 0, Length: 1 << 20}}, m)
+		if err != nil {
+			b.Fatal(err)
+		}
+		x.Put(st, 1)
+		f.Write(m.Bytes())
+	}
+	if err := x.Commit(ctx); err != nil {
+		b.Fatal(err)
+	}
+	f.Sync()
+	mine, others := median(b, func() {
+		uncache(b, filepath.Join(dir, "blocks"))
+		for i := range blocks {
+			if err := s.Read(ctx, i, 0, m); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}, func() {
+		uncache(b, path)
+		for i := range blocks {
+			if _, err := f.ReadAt(m.Bytes(), int64(i)<<20); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	report(b, mine, others)
+}
