@@ -130,8 +130,8 @@ func (st *Store) makeRoom(ctx context.Context, a coherency.Agent) error {
 			// What took the last room may not have been in the queue yet, and
 			// others who look for room turn the queue meanwhile.
 			entry := &st.residents[a].entry
-			//lint:ignore SA2001 that nobody is between is all that is wanted
 			entry.Lock()
+			//lint:ignore SA2001 that nobody is between is all that is wanted
 			entry.Unlock()
 			gone, err = st.evictOne(ctx, a, math.MaxInt)
 		}
