@@ -42,7 +42,8 @@ type Move = control.Move
 type Skip = control.Skip
 
 // Advise follows an advice, and returns when that is done. Blocks that are
-// pinned, lost or the last copy are skipped: the answer says how many, and why.
+// pinned, lost or the last copy are skipped: the answer says how many, and why. So
+// are those that were brought and had to leave again for others.
 //
 // A block is pinned on a tier until AdviseUnpin, or until the span is freed,
 // however often that is asked and whatever becomes of this client.

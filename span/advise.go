@@ -43,15 +43,20 @@ type Move struct {
 
 // A Skip is blocks that an advice left as they were, for one reason.
 type Skip struct {
-	Err    error // of the first of them: ErrPinned, ErrBusy, ErrLastCopy or ErrDataLoss of package coherency
-	First  int   // block
+	// Err is why, of the first of them: ErrPinned, ErrBusy, ErrLastCopy or
+	// ErrDataLoss of package coherency; or tier.ErrBudget, if a block that was
+	// brought had to leave again for others.
+	Err    error
+	First  int // block
 	Blocks int
 }
 
 // An advising is an advice being followed for the blocks first to last.
 type advising struct {
 	span        *Span
+	op          string
 	agent       coherency.Agent
+	off, n      int64
 	first, last int
 
 	mu  sync.Mutex
@@ -59,11 +64,22 @@ type advising struct {
 }
 
 // Prefetch makes the tier's copy of every block that bytes [off, off+n) touch
-// current, several blocks at a time. Blocks whose version is lost are skipped.
-// It stops at the first block that cannot be brought for another reason, as with
-// tier.ErrBudget; what was brought by then stays, and is in the answer.
+// current, several blocks at a time. Blocks that are not wanted there make room.
+// Blocks whose version is lost are skipped. It stops at the first block that
+// cannot be brought for another reason; what was brought by then stays, and is
+// in the answer. It fails with tier.ErrBudget, and moves nothing, if the blocks
+// are more than the tier's budget.
 func (s *Span) Prefetch(ctx context.Context, kind coherency.Tier, off, n int64) (Advised, error) {
-	return s.advise(ctx, "prefetch", kind, off, n, (*advising).arrival, (*advising).bring)
+	v, err := s.newArrival("prefetch", kind, off, n)
+	if err != nil {
+		return Advised{}, err
+	}
+	out, err := v.run(ctx, (*advising).bring)
+	if err == nil {
+		v.findGone()
+		out = v.out
+	}
+	return out, err
 }
 
 // Pin is Prefetch, and keeps the copies in their place from then on: none is
@@ -71,13 +87,21 @@ func (s *Span) Prefetch(ctx context.Context, kind coherency.Tier, off, n int64) 
 // stale, by a write on another tier; Prefetch or Sync bring it up to date. A
 // block is pinned once on a tier, however often it is asked for.
 func (s *Span) Pin(ctx context.Context, kind coherency.Tier, off, n int64) (Advised, error) {
-	return s.advise(ctx, "pin", kind, off, n, (*advising).arrival, (*advising).pin)
+	v, err := s.newArrival("pin", kind, off, n)
+	if err != nil {
+		return Advised{}, err
+	}
+	return v.run(ctx, (*advising).pin)
 }
 
 // Unpin takes back what Pin did to blocks that bytes [off, off+n) touch. Their
 // copies stay until they are evicted.
 func (s *Span) Unpin(ctx context.Context, kind coherency.Tier, off, n int64) (Advised, error) {
-	return s.advise(ctx, "unpin", kind, off, n, nil, (*advising).unpin)
+	v, err := s.newAdvising("unpin", kind, off, n)
+	if err != nil {
+		return Advised{}, err
+	}
+	return v.run(ctx, (*advising).unpin)
 }
 
 // Evict takes the tier's copies of the blocks that bytes [off, off+n) touch away
@@ -91,29 +115,51 @@ func (s *Span) Evict(ctx context.Context, kind coherency.Tier, off, n int64) (Ad
 		return Advised{}, s.fail("evict", off, n, fmt.Errorf(
 			"%w: disk is the span's home, and its copy there outlives the daemon; free the span if nobody needs it", ErrInvalid))
 	}
-	return s.advise(ctx, "evict", kind, off, n, (*advising).departure, (*advising).evict)
+	v, err := s.newAdvising("evict", kind, off, n)
+	if err == nil {
+		err = v.foretell((*advising).departure)
+	}
+	if err != nil {
+		return Advised{}, err
+	}
+	return v.run(ctx, (*advising).evict)
 }
 
 // Prefer changes where writes go, and where copies between spans bring blocks,
 // from now on. It moves nothing: see Prefetch. It returns the tier that was
 // preferred before. The home tier and the write policy stay.
 func (s *Span) Prefer(ctx context.Context, kind coherency.Tier) (was coherency.Tier, err error) {
-	if ctx.Err() != nil {
-		return 0, s.fail("prefer", 0, 0, context.Cause(ctx))
-	}
 	a, err := s.store.agentOf(kind)
-	if err != nil {
-		return 0, s.fail("prefer", 0, 0, err)
+	if err == nil {
+		was, err = s.preferAgent(ctx, a)
 	}
+	return was, s.fail("prefer", 0, 0, err)
+}
+
+func (s *Span) preferAgent(ctx context.Context, a coherency.Agent) (was coherency.Tier, err error) {
+	// What the data directory has of the span is changed by one at a time, and
+	// not once the span is freed: that waits for whoever has a block.
+	s.store.naming.Lock()
+	defer s.store.naming.Unlock()
+	if err := s.lockBlock(ctx, 0, false); err != nil {
+		return 0, err
+	}
+	defer s.unlockBlock(0, false)
 	s.mu.Lock()
-	if s.freed {
-		s.mu.Unlock()
-		return 0, s.fail("prefer", 0, 0, ErrFreed)
-	}
-	was = s.store.agents[s.prefer].Tier
+	before := s.prefer
 	s.prefer = a
 	s.mu.Unlock()
-	return was, s.fail("prefer", 0, 0, s.keep(ctx))
+	was = s.store.agents[before].Tier
+	if before == a {
+		return was, nil
+	}
+	if err := s.keep(context.WithoutCancel(ctx)); err != nil {
+		s.mu.Lock()
+		s.prefer = before
+		s.mu.Unlock()
+		return was, err
+	}
+	return was, nil
 }
 
 // Preferred returns the tier that writes go to now: Tier, or what Prefer was
@@ -124,28 +170,35 @@ func (s *Span) Preferred() coherency.Tier {
 	return s.store.agents[s.prefer].Tier
 }
 
-// advise follows an advice. Plan, if any, foretells the copies that block b
-// takes and says false if it takes none; the caller of it holds the span's mu.
-// Follow does what is advised for block b, whose lock the caller holds for
-// writing.
-func (s *Span) advise(ctx context.Context, op string, kind coherency.Tier, off, n int64,
-	plan func(v *advising, b int) (src, dst coherency.Agent, copies bool),
-	follow func(v *advising, ctx context.Context, b int) error,
-) (Advised, error) {
+// newAdvising begins an advice for the blocks that bytes [off, off+n) touch.
+func (s *Span) newAdvising(op string, kind coherency.Tier, off, n int64) (*advising, error) {
 	if err := s.checkRange(off, n); err != nil {
-		return Advised{}, s.fail(op, off, n, err)
+		return nil, s.fail(op, off, n, err)
 	}
 	a, err := s.store.agentOf(kind)
 	if err != nil {
-		return Advised{}, s.fail(op, off, n, err)
+		return nil, s.fail(op, off, n, err)
 	}
-	v := &advising{span: s, agent: a, first: int(off / tier.BlockSize), last: int((off + n - 1) / tier.BlockSize)}
+	v := &advising{span: s, op: op, agent: a, off: off, n: n, first: int(off / tier.BlockSize), last: int((off + n - 1) / tier.BlockSize)}
 	v.out.Blocks = v.last - v.first + 1
-	if plan != nil {
-		if err := v.foretell(plan); err != nil {
-			return Advised{}, s.fail(op, off, n, err)
-		}
+	return v, nil
+}
+
+// newArrival begins an advice that brings the blocks.
+func (s *Span) newArrival(op string, kind coherency.Tier, off, n int64) (*advising, error) {
+	v, err := s.newAdvising(op, kind, off, n)
+	if err == nil {
+		err = v.fits()
 	}
+	if err == nil {
+		err = v.foretell((*advising).arrival)
+	}
+	return v, err
+}
+
+// run calls follow for each block, whose lock is held for writing.
+func (v *advising) run(ctx context.Context, follow func(v *advising, ctx context.Context, b int) error) (Advised, error) {
+	s := v.span
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(advisedAtOnce)
 	for b := v.first; b <= v.last && gctx.Err() == nil; b++ {
@@ -157,7 +210,7 @@ func (s *Span) advise(ctx context.Context, op string, kind coherency.Tier, off, 
 			return v.unless(b, follow(v, gctx, b))
 		})
 	}
-	err = g.Wait()
+	err := g.Wait()
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // before the first block
 	}
@@ -165,7 +218,40 @@ func (s *Span) advise(ctx context.Context, op string, kind coherency.Tier, off, 
 		err = fmt.Errorf("%d of %d blocks were done: %w", v.out.Changed+v.out.There, v.out.Blocks, err)
 	}
 	v.out.sort()
-	return v.out, s.fail(op, off, n, err)
+	return v.out, s.fail(v.op, v.off, v.n, err)
+}
+
+// fits reports why the tier cannot take all blocks at once, whatever leaves it.
+func (v *advising) fits() error {
+	bytes := min(int64(v.last+1)*tier.BlockSize, v.span.Size) - int64(v.first)*tier.BlockSize
+	if u := v.span.store.tiers[v.agent].Usage(); u.Budget > 0 && bytes > u.Budget {
+		return v.span.fail(v.op, v.off, v.n, fmt.Errorf("%w: the blocks have %d bytes, the tier's budget is %d: ask for a part", tier.ErrBudget, bytes, u.Budget))
+	}
+	return nil
+}
+
+// errLeft says that a block that was brought is not there any more.
+var errLeft = fmt.Errorf("%w: it had to leave again, as others needed the room or evicted it", tier.ErrBudget)
+
+// findGone counts blocks as skipped that were brought and have left again.
+func (v *advising) findGone() {
+	s := v.span
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed {
+		return
+	}
+	gone := Skip{Err: errLeft}
+	for b := v.last; b >= v.first; b-- {
+		if info := s.dir.Block(b); !info.Lost && !info.Replicas[v.agent].Held {
+			gone.First = b
+			gone.Blocks++
+		}
+	}
+	if gone.Blocks > 0 {
+		v.out.Skipped = append(v.out.Skipped, gone)
+		v.out.sort()
+	}
 }
 
 // sort puts what goroutines noted in an order that does not depend on them.
@@ -178,13 +264,14 @@ func (o *Advised) sort() {
 	slices.SortFunc(o.Skipped, func(x, y Skip) int { return cmp.Compare(x.First, y.First) })
 }
 
-// foretell plans the copies of all blocks.
+// foretell plans the copies of all blocks. Plan foretells those that block b
+// takes and says false if it takes none; the span's mu is held.
 func (v *advising) foretell(plan func(v *advising, b int) (src, dst coherency.Agent, copies bool)) error {
 	s := v.span
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.freed {
-		return ErrFreed
+		return s.fail(v.op, v.off, v.n, ErrFreed)
 	}
 	for b := v.first; b <= v.last; b++ {
 		if src, dst, copies := plan(v, b); copies {

@@ -314,9 +314,11 @@ func (d *Direct) releaseTogether(ctx context.Context, extents []Extent, unclean 
 	}
 	err = g.Wait() // what is committed is made durable all the same
 	var changed []dirty
+	stored := int64(0)
 	for i, b := range blocks {
 		if commits[i].Version != 0 {
 			changed = append(changed, dirty{block: b})
+			stored += s.blockLen(b)
 		}
 	}
 	if len(changed) > 0 {
@@ -326,7 +328,7 @@ func (d *Direct) releaseTogether(ctx context.Context, extents []Extent, unclean 
 			err = s.owed(commits, blocks, perr)
 		}
 	}
-	done := Committed{Version: s.Version(), Holders: s.store.Tiers()}
+	done := Committed{Version: s.Version(), Holders: s.store.Tiers(), Stored: stored}
 	for i, b := range blocks {
 		c := d.held(b)
 		if commits[i].Version != 0 && err == nil {

@@ -169,6 +169,11 @@ func (s *Span) save(ctx context.Context, steps []saving) error {
 		}
 		if err == nil {
 			delete(s.marks, step.Block)
+			n := s.blockLen(step.Block)
+			if step.runs != nil {
+				n = total(step.runs)
+			}
+			s.countCopy(step.Copy, n)
 		}
 	}
 	return err

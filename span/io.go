@@ -357,7 +357,7 @@ func (s *Span) carryLocked(ctx context.Context, step saving) error {
 		err = cerr
 	}
 	if err == nil {
-		s.countCopy(c)
+		s.countCopy(c, s.blockLen(c.Block))
 	}
 	return err
 }
@@ -387,7 +387,7 @@ func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
 	if err != nil {
 		return err
 	}
-	s.countCopy(c)
+	s.countCopy(c, s.blockLen(c.Block))
 	// Nobody reads the block: the caller holds its lock.
 	s.mu.Unlock()
 	defer s.mu.Lock()

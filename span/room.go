@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type place struct {
 // residents are the blocks that have memory on one tier and may be asked to
 // give it up for others.
 type residents struct {
+	entry sync.RWMutex // held for reading from when a block is given memory until the queue has it
+
 	mu    sync.Mutex
 	queue *residency.Queue[place]
 }
@@ -84,13 +87,22 @@ func (s *Span) wanted(a coherency.Agent, b int) bool {
 // reserve takes memory for block b on a tier. If the tier is full, blocks that
 // are not wanted there leave. The caller holds the block's lock.
 func (s *Span) reserve(ctx context.Context, a coherency.Agent, b int) error {
-	err := s.spaces[a].Reserve(ctx, b)
+	err := s.enter(ctx, a, b)
 	for errors.Is(err, tier.ErrBudget) {
 		if rerr := s.store.makeRoom(ctx, a); rerr != nil {
 			return fmt.Errorf("%w; %w", err, rerr)
 		}
-		err = s.spaces[a].Reserve(ctx, b)
+		err = s.enter(ctx, a, b)
 	}
+	return err
+}
+
+// enter is one attempt of reserve.
+func (s *Span) enter(ctx context.Context, a coherency.Agent, b int) error {
+	entry := &s.store.residents[a].entry
+	entry.RLock()
+	defer entry.RUnlock()
+	err := s.spaces[a].Reserve(ctx, b)
 	if err == nil {
 		s.used(a, b)
 	}
@@ -113,7 +125,16 @@ var (
 func (st *Store) makeRoom(ctx context.Context, a coherency.Agent) error {
 	deadline := time.Now().Add(roomPatience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		gone, err := st.evictOne(ctx, a)
+		gone, err := st.evictOne(ctx, a, candidates)
+		if !gone && !errors.Is(err, errInUse) {
+			// What took the last room may not have been in the queue yet, and
+			// others who look for room turn the queue meanwhile.
+			entry := &st.residents[a].entry
+			entry.Lock()
+			//lint:ignore SA2001 that nobody is between is all that is wanted
+			entry.Unlock()
+			gone, err = st.evictOne(ctx, a, math.MaxInt)
+		}
 		if gone {
 			return nil
 		}
@@ -128,9 +149,10 @@ func (st *Store) makeRoom(ctx context.Context, a coherency.Agent) error {
 	}
 }
 
-// evictOne is one attempt of makeRoom. The error is why the block that was
-// looked at last could not leave; errInUse if any might in a moment.
-func (st *Store) evictOne(ctx context.Context, a coherency.Agent) (gone bool, failed error) {
+// evictOne is one attempt of makeRoom that looks at so many blocks together. The
+// error is why the block that was looked at last could not leave; errInUse if
+// any might in a moment.
+func (st *Store) evictOne(ctx context.Context, a coherency.Agent, together int) (gone bool, failed error) {
 	r := &st.residents[a]
 	r.mu.Lock()
 	rest := r.queue.Len()
@@ -140,7 +162,7 @@ func (st *Store) evictOne(ctx context.Context, a coherency.Agent) (gone bool, fa
 			return false, context.Cause(ctx)
 		}
 		r.mu.Lock()
-		cold := slices.Clone(r.queue.Victims(min(rest, candidates)))
+		cold := slices.Clone(r.queue.Victims(min(rest, together)))
 		r.mu.Unlock()
 		if len(cold) == 0 {
 			break

@@ -325,7 +325,7 @@ type TierStat struct {
 	// Lowest and Highest are the versions of the blocks held, the least and the
 	// greatest: each block counts its own. 0: never written.
 	Lowest, Highest uint64
-	Dirty           int // newer here than at home, which may have none
+	Dirty           int // current here, and home has yet to be given them
 	Debt            int // at home only: blocks whose version another tier has and home has not
 	Pinned          int // kept here by advice or a mapping
 }
@@ -358,12 +358,13 @@ func (s *Span) Stat() (Stat, error) {
 	tiers := make([]TierStat, len(s.store.agents)) // by agent
 	for b := range s.Blocks() {
 		info := dir.Block(b)
-		st.Debt += count(info.Debt && !s.swapped(info))
+		debt := info.Debt && !s.swapped(info)
+		st.Debt += count(debt)
 		st.Lost += count(info.Lost)
 		st.Unclean += count(info.Unclean)
-		tiers[home].Debt += count(info.Debt && !s.swapped(info))
+		tiers[home].Debt += count(debt)
 		for a := range tiers {
-			tiers[a].add(info.Replicas[a], info, s.blockLen(b))
+			tiers[a].add(info.Replicas[a], debt, s.blockLen(b))
 		}
 	}
 	for a, ts := range tiers {
@@ -374,8 +375,9 @@ func (s *Span) Stat() (Stat, error) {
 	return st, nil
 }
 
-// add counts one block of size bytes, of which the tier has copy r, if any.
-func (ts *TierStat) add(r coherency.ReplicaInfo, b coherency.BlockInfo, size int64) {
+// add counts one block of size bytes, of which the tier has copy r, if any. Debt
+// says that home is owed the block's version.
+func (ts *TierStat) add(r coherency.ReplicaInfo, debt bool, size int64) {
 	ts.Pinned += count(r.Pinned)
 	if !r.Held {
 		return
@@ -384,10 +386,11 @@ func (ts *TierStat) add(r coherency.ReplicaInfo, b coherency.BlockInfo, size int
 		ts.Lowest = r.Version
 	}
 	ts.Lowest, ts.Highest = min(ts.Lowest, r.Version), max(ts.Highest, r.Version)
-	ts.Current += count(r.State != coherency.Invalid)
-	ts.Stale += count(r.State == coherency.Invalid)
+	current := r.State != coherency.Invalid
+	ts.Current += count(current)
+	ts.Stale += count(!current)
 	ts.Bytes += size
-	ts.Dirty += count(r.Version > b.HomeVersion)
+	ts.Dirty += count(current && debt)
 }
 
 func count(b bool) int {

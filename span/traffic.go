@@ -38,19 +38,15 @@ func (s *Span) CountLent(n int64) { s.countRead(hostAgent, n) }
 // countWrite counts the bytes of a commit of block b that was made just now: who
 // holds it is who was written. The caller holds mu.
 func (s *Span) countWrite(b int, runs []Run) {
-	n := int64(0)
-	for _, r := range runs {
-		n += int64(r.Length)
-	}
+	n := total(runs)
 	s.written += n
 	for a := range s.dir.Holders(b).All() {
 		s.store.traffic[a].in.Add(n)
 	}
 }
 
-// countCopy counts a copy between tiers.
-func (s *Span) countCopy(c coherency.Copy) {
-	n := s.blockLen(c.Block)
+// countCopy counts n bytes that were copied between tiers.
+func (s *Span) countCopy(c coherency.Copy, n int64) {
 	s.store.traffic[c.Dst].in.Add(n)
 	if c.Src != coherency.NoAgent {
 		s.store.traffic[c.Src].out.Add(n)

@@ -128,9 +128,9 @@ func newStat(opts *options) *cobra.Command {
 		Short: "Describe a span, or count what the daemon holds",
 		Long: `Stat with a span's name or id says all there is to say about it. For each tier
 that has some of its blocks: how many are current and how many stale, which
-versions they have (each block counts its own writes), how many are dirty, newer
-there than at home; for home the debt, blocks that it has yet to be given; and
-how many are pinned, by advice or a mapping.
+versions they have (each block counts its own writes), how many are dirty: current
+there, and home has yet to be given them, whose debt they are; and how many are
+pinned, by advice or a mapping.
 
 Without one it counts: spans by coherency state (total, host_only, device_only,
 synced, dirty), and blocks by tier (total_blocks, vram_copies, host_copies,

@@ -49,7 +49,7 @@ type Move struct {
 
 // Skip is blocks that an advice left as they were, for one reason.
 type Skip struct {
-	Code    string `json:"code"`              // of an error: pinned, busy, last-copy or data-loss
+	Code    string `json:"code"`              // of an error: pinned, busy, last-copy, data-loss, or budget if it was brought and had to leave again
 	Message string `json:"message,omitempty"` // about the first of them
 	First   int    `json:"first"`             // block
 	Blocks  int    `json:"blocks"`

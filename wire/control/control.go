@@ -319,7 +319,7 @@ type TierStat struct {
 	Bytes   int64  `json:"bytes"`   // of both
 	Lowest  uint64 `json:"lowest"`  // version of a block held here
 	Highest uint64 `json:"highest"` // the same; each block counts its own, from 0: never written
-	Dirty   int    `json:"dirty"`   // newer here than at home
+	Dirty   int    `json:"dirty"`   // current here, and home has yet to be given them
 	Debt    int    `json:"debt"`    // at home only: another tier has their version, home has not
 	Pinned  int    `json:"pinned"`  // kept here by advice or a mapping
 }
