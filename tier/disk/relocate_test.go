@@ -194,6 +194,7 @@ func TestLostRecordBeforeOneThatWasWritten(t *testing.T) {
 	r.open()
 	r.holds()
 	r.put(2_000, 1_000, 9)
+	r.d = r.d.crash(r.d.moment(), func() bool { return false })
 	r.open()
 	r.holds()
 }
