@@ -166,7 +166,7 @@ func (c *Client) Alloc(ctx context.Context, cfg SpanConfig) (*Span, error) {
 	if err != nil {
 		return nil, failed("alloc", cfg.Name, 0, cfg.Size, err)
 	}
-	return &Span{client: c, handle: o.Handle, info: o.Span}, nil
+	return &Span{client: c, writing: make(chan struct{}, 1), handle: o.Handle, info: o.Span}, nil
 }
 
 // Open opens the span of the given name, or of the given id in hexadecimal.
@@ -175,7 +175,7 @@ func (c *Client) Open(ctx context.Context, name string) (*Span, error) {
 	if err != nil {
 		return nil, failed("open", name, 0, 0, err)
 	}
-	return &Span{client: c, handle: o.Handle, info: o.Span}, nil
+	return &Span{client: c, writing: make(chan struct{}, 1), handle: o.Handle, info: o.Span}, nil
 }
 
 // List describes all spans of the server.

@@ -35,18 +35,19 @@ const (
 	ErrConflict        = wire.Conflict        // others changed the same bytes
 	ErrDataLoss        = wire.DataLoss        // the last copy of the current version is gone: see Span.Accept
 	ErrPeerLost        = wire.PeerLost        // there is no connection
-	ErrCorrupt         = wire.Corrupt         // bytes changed on their way
+	ErrCorrupt         = wire.Corrupt         // bytes are not those that were written: changed on their way, or on disk
 	ErrStalled         = wire.Stalled         // no progress within Options.IOTimeout
 	ErrClosed          = wire.Closed          // the client or the span was closed, or the server is stopping
 	ErrUnsupported     = wire.Unsupported     // this server or this system cannot do it
 	ErrLastCopy        = wire.LastCopy        // the copy is the only one
-	ErrPinned          = wire.Pinned          // a mapping keeps the copy in its place
+	ErrPinned          = wire.Pinned          // a mapping or an advice keeps the copy in its place
 	ErrLockLost        = wire.LockLost        // the connection broke with the lock held: see Lock.Unlock
 	ErrNotHeld         = wire.NotHeld         // the lock is not held
 	ErrCanceled        = wire.Canceled        // the context ended
 	ErrDebt            = wire.Debt            // stored, but the write policy is not met yet
 	ErrBusy            = wire.Busy            // another write or copy is in the way: try again
 	ErrWrongState      = wire.WrongState      // the request is not legal now
+	ErrTierFailed      = wire.TierFailed      // the tier takes no more changes: its disk failed
 )
 
 // failed gives err what was asked, where it does not say so itself. Joined

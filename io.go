@@ -117,13 +117,26 @@ func (l *link) sendRead(c *call, handle uint64, off int64) error {
 // part is stored whole or not at all. It returns how many bytes, from p's
 // beginning, the server is known to hold; fewer than len(p) only with an error,
 // after which later parts may be stored or not. With ErrDebt all of p is
-// stored. A range that is not wholly inside the span is ErrOutOfRange, and
+// stored. Where the write is durable before it is answered all of p is stored or
+// none: on a named span whose home is Disk, unless it is written back later;
+// such writes through one Span come one after the other. A range that is not wholly inside the span is ErrOutOfRange, and
 // nothing is stored.
 func (s *Span) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := s.checkRange(off, int64(len(p))); err != nil {
 		return 0, s.failed("write", off, int64(len(p)), err)
 	}
+	if s.durable() {
+		select {
+		case s.writing <- struct{}{}:
+		case <-ctx.Done():
+			return 0, s.failed("write", off, int64(len(p)), canceled(ctx))
+		}
+		defer func() { <-s.writing }()
+	}
 	n, err := s.write(ctx, p, off)
+	if err != nil && !errors.Is(err, ErrDebt) && s.durable() && s.info.Policy != WriteBack {
+		n = 0
+	}
 	return n, s.failed("write", off, int64(len(p)), err)
 }
 
@@ -140,7 +153,7 @@ func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err er
 			}
 			n := s.client.piece(off, len(rest))
 			c := l.newCall(wire.KindTransfer)
-			if err = l.sendTransfer(c, s.handle, off, rest[:n], len(rest) > n); err != nil {
+			if err = l.sendTransfer(c, s.handle, off, rest[:n], partFlags(len(rest) == len(p), len(rest) > n)); err != nil {
 				l.release(c)
 				break
 			}
@@ -172,10 +185,18 @@ func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err er
 	return done, err
 }
 
-func (l *link) sendTransfer(c *call, handle uint64, off int64, data []byte, more bool) error {
-	var flags wire.Flags
-	if more {
-		flags = wire.FlagMore
+// partFlags are the flags of a frame that is the first of a write or flush, or
+// has more of it after it.
+func partFlags(first, more bool) wire.Flags {
+	switch {
+	case first && more:
+		return wire.FlagFirst | wire.FlagMore
+	case more:
+		return wire.FlagMore
 	}
+	return 0
+}
+
+func (l *link) sendTransfer(c *call, handle uint64, off int64, data []byte, flags wire.Flags) error {
 	return l.send(c, flags, wire.AppendTransfer(c.out[:0], wire.MemoryCommand{Memory: handle, Offset: uint64(off), Size: uint64(len(data))}), data)
 }

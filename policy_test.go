@@ -30,6 +30,7 @@ var layers = []struct {
 	{"internal/memlimit", nil},
 	{"internal/...", []string{"internal/..."}},
 	{"coherency", nil},
+	{"residency", nil},
 	{"sparsevec", nil},
 	{"wire", []string{"internal/..."}},
 	{"wire/control", []string{"coherency"}}, // its vocabulary
@@ -37,7 +38,7 @@ var layers = []struct {
 	{"tier", []string{"internal/...", "coherency"}},
 	{"tier/...", []string{"internal/...", "coherency", "wire", "tier"}},
 	{"mapping", []string{"internal/...", "wire"}},
-	{"span", []string{"internal/...", "coherency", "tier/..."}},
+	{"span", []string{"internal/...", "coherency", "residency", "tier/..."}},
 	{"vulkan/registry", nil},
 	{"vulkan/registry/...", []string{"vulkan/registry"}}, // the generator
 	{"vulkan/codec", []string{"vulkan/registry"}},

@@ -122,6 +122,7 @@ type flushing struct {
 	final   bool            // the user stores no more
 	held    *mapping.Change // found, not sent: it may be the last
 	sent    bool
+	staged  []flushFrame // held by the server only once all of the flush is
 	version uint64
 	holders TierMask
 	errs    []error
@@ -145,6 +146,9 @@ func (sh *shadow) flush(ctx context.Context, ranges []Range, last bool) error {
 		sh.buf.Nack(f.held)
 	}
 	if serr := sh.settle(ctx, 0, f); err == nil {
+		err = serr
+	}
+	if serr := f.finish(ctx, err == nil && f.fatal() == nil); err == nil {
 		err = serr
 	}
 	if f.sent {
@@ -257,10 +261,7 @@ func (f *flushing) send(ctx context.Context, more bool) error {
 	if err := f.fatal(); err != nil {
 		return err
 	}
-	var flags wire.Flags
-	if more {
-		flags = wire.FlagMore
-	}
+	flags := partFlags(!f.sent, more)
 	change := f.held
 	block := int(change.Block - f.first)
 	base := f.base[block]
@@ -348,6 +349,13 @@ func (sh *shadow) settle(ctx context.Context, keep int, f *flushing) error {
 func (sh *shadow) answered(frame flushFrame, reply wire.FlushReply, err error, f *flushing) {
 	var e *Error
 	switch {
+	case err == nil && reply.Block == 0: // it waits for the flush's last frame
+		if f != nil {
+			f.staged = append(f.staged, frame)
+		} else {
+			sh.buf.Nack(frame.change)
+		}
+		return
 	case err == nil:
 		sh.buf.Ack(frame.change)
 		sh.saw(frame.block, reply.Block)
@@ -365,6 +373,40 @@ func (sh *shadow) answered(frame flushFrame, reply wire.FlushReply, err error, f
 	if f != nil {
 		f.errs = append(f.errs, err)
 	}
+}
+
+// finish settles the changes that the server holds only if all of the flush was
+// stored, and asks for the versions that they made.
+func (f *flushing) finish(ctx context.Context, stored bool) error {
+	if len(f.staged) == 0 {
+		return nil
+	}
+	for _, err := range f.errs {
+		stored = stored && errors.Is(err, ErrDebt)
+	}
+	for _, frame := range f.staged {
+		if stored {
+			f.buf.Ack(frame.change)
+		} else {
+			f.buf.Nack(frame.change)
+		}
+	}
+	if !stored {
+		return nil
+	}
+	c := f.m.span.client
+	answer, err := ask[control.Versions](ctx, c, control.OpVersions, control.Mapping{Mapping: f.m.id})
+	if err != nil {
+		return err
+	}
+	now, err := expand(answer.Versions, int64(len(f.base)))
+	if err != nil {
+		return c.broken(err)
+	}
+	for _, frame := range f.staged {
+		f.saw(frame.block, now[frame.block])
+	}
+	return nil
 }
 
 // saw notes the version that a flush made. If it is the one after the last

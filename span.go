@@ -13,14 +13,18 @@ import (
 // A Span is a handle to a range of bytes that the server keeps. Its methods
 // may be called concurrently.
 type Span struct {
-	client *Client
-	handle uint64
-	info   SpanInfo
+	client  *Client
+	handle  uint64
+	info    SpanInfo
+	writing chan struct{} // holds an element while a durable span is written: frames of two writes must not mix
 
 	mu       sync.Mutex // guards what follows
 	err      error      // once closed or freed: why the handle is of no use
 	mappings int        // that need the handle
 }
+
+// durable reports whether the span outlives the daemon.
+func (s *Span) durable() bool { return s.info.Home == Disk && s.info.Name != "" }
 
 // ID returns the span's identity: 128 random bits in hexadecimal.
 func (s *Span) ID() string { return s.info.ID }
@@ -31,7 +35,8 @@ func (s *Span) Name() string { return s.info.Name }
 // Size returns the span's length in bytes.
 func (s *Span) Size() int64 { return s.info.Size }
 
-// Info returns what never changes about the span.
+// Info returns what never changes about the span, and the tier that writes went
+// to when it was opened: see Stat.
 func (s *Span) Info() SpanInfo { return s.info }
 
 // label is how messages name the span.

@@ -98,7 +98,7 @@ type SpanConfig struct {
 	Unpublished bool
 }
 
-// SpanInfo is what never changes about a span.
+// SpanInfo is what never changes about a span, but for its Tier: see Span.Advise.
 type SpanInfo = control.SpanInfo
 
 // SpanStat describes a span at one moment.
@@ -109,6 +109,12 @@ type TierStat = control.TierStat
 
 // Stats describes the whole server.
 type Stats = control.Stats
+
+// A Budget is what a tier has taken, and what it has moved.
+type Budget = control.Budget
+
+// A SessionStat describes a client's connection to the server.
+type SessionStat = control.SessionStat
 
 // A VulkanStat describes a Vulkan application that uses the server's GPU.
 type VulkanStat = control.VulkanStat

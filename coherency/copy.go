@@ -33,6 +33,20 @@ func (m *Manager) Acquire(b int, a Agent) (c Copy, hit bool, err error) {
 	return c, false, err
 }
 
+// Source returns from where Acquire would copy block b to a, as things are now:
+// a itself if it holds the current version. It is NoAgent if Acquire would fill
+// a with zeros, or fail for want of a holder. It panics if there is no such block
+// or agent.
+func (m *Manager) Source(b int, a Agent) Agent {
+	switch {
+	case m.at(b, a) == m.current(b):
+		return a
+	case m.blocks[b].flags&zeros != 0:
+		return NoAgent
+	}
+	return m.nearest(b, a)
+}
+
 // fetch plans the copy that gives a the current version of block b, which it
 // does not hold.
 func (m *Manager) fetch(call string, b int, a Agent) (Copy, error) {

@@ -27,7 +27,7 @@ func (m *Manager) Evict(b int, a Agent) (c Copy, done bool, err error) {
 		if m.lastSurvivor(b, a) && m.guard(keepSurvivor) {
 			return Copy{}, false, m.refuse(ErrLastCopy, "evict", b, a, "the block is lost and nobody else has what survives")
 		}
-	case m.blocks[b].flags&zeros == 0 && m.holders(b) == a.bit() && m.guard(keepLast):
+	case m.only(b, a) && m.guard(keepLast):
 		dst := m.refuge(a)
 		if dst == NoAgent {
 			return Copy{}, false, m.refuse(ErrLastCopy, "evict", b, a, "no other agent could hold it")
@@ -37,6 +37,23 @@ func (m *Manager) Evict(b int, a Agent) (c Copy, done bool, err error) {
 	}
 	m.drop(b, a)
 	return Copy{}, true, nil
+}
+
+// only reports whether a's copy of block b is the last of the current version,
+// which is not just zeros.
+func (m *Manager) only(b int, a Agent) bool {
+	return m.blocks[b].flags&zeros == 0 && m.holders(b) == a.bit()
+}
+
+// WriteBackTo returns the agent to which Evict would first have block b written
+// back before it takes a's copy away, as things are now: NoAgent if a's copy is
+// not the only one, or if there is no other agent. It panics if there is no such
+// block or agent.
+func (m *Manager) WriteBackTo(b int, a Agent) Agent {
+	if !m.only(b, a) {
+		return NoAgent
+	}
+	return m.refuge(a)
 }
 
 // leave returns why a's copy of block b must stay even by force.

@@ -19,6 +19,7 @@ type BlockInfo struct {
 	Replicas [MaxAgents]ReplicaInfo
 	Holders  TierMask // the tiers with a copy of Version
 	Stale    TierMask // the tiers with copies of older versions only
+	Zeros    bool     // Version is all zeros: it needs no holder
 	Lost     bool     // nobody holds Version: reading fails until that is accepted
 	Survivor uint64   // of a lost block the newest version that is held; 0: only zeros
 	Unclean  bool     // Version was committed on behalf of a writer that died
@@ -32,6 +33,7 @@ type ReplicaInfo struct {
 	State   Replica
 	Held    bool   // it holds a version: the current one, or, if Invalid, an older
 	Version uint64 // which; 0 if none
+	Pinned  bool   // by Pin or PinAll; then it may hold nothing, its agent having died
 }
 
 // Block returns what is known of block b. It panics if there is none.
@@ -41,6 +43,7 @@ func (m *Manager) Block(b int) BlockInfo {
 		Version: blk.version,
 		Debt:    m.debt(b),
 		Owner:   NoAgent,
+		Zeros:   blk.flags&zeros != 0,
 		Lost:    m.lost(b),
 		Unclean: blk.flags&unclean != 0,
 		Writer:  m.writer(b),
@@ -54,13 +57,18 @@ func (m *Manager) Block(b int) BlockInfo {
 		}
 	}
 	holders := m.holders(b)
+	t := m.doing(b)
 	for a, held := range m.row(b) {
-		info.Pinned = info.Pinned || m.spanPins[a] > 0
+		r := ReplicaInfo{Pinned: m.spanPins[a] > 0 || t != nil && t.pinned.Has(Agent(a))}
+		info.Pinned = info.Pinned || r.Pinned
+		if held != 0 {
+			r.State = m.replica(holders, info.Owner, info.Debt, info.Writer, Agent(a))
+			r.Held, r.Version = true, held-1
+		}
+		info.Replicas[a] = r
 		if held == 0 {
 			continue
 		}
-		r := ReplicaInfo{State: m.replica(holders, info.Owner, info.Debt, info.Writer, Agent(a)), Held: true, Version: held - 1}
-		info.Replicas[a] = r
 		if Agent(a) == m.home {
 			info.HomeVersion = r.Version
 		}
@@ -71,9 +79,8 @@ func (m *Manager) Block(b int) BlockInfo {
 		}
 	}
 	info.Stale &^= info.Holders
-	if t := m.doing(b); t != nil {
+	if t != nil {
 		info.Busy = t.writer != NoAgent || t.flight != 0
-		info.Pinned = info.Pinned || t.pinned != 0
 	}
 	return info
 }

@@ -203,6 +203,9 @@ func TestPins(t *testing.T) {
 		if !pinned(0) || !m.Block(0).Pinned {
 			t.Error("a pinned copy can be taken away")
 		}
+		if r := m.Block(0).Replicas; !r[ram].Pinned || r[gpu].Pinned {
+			t.Errorf("which copy is pinned: %+v", r)
+		}
 		unpin()
 	}
 	if m.Block(0).Pinned || pinned(0) {

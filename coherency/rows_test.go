@@ -73,6 +73,40 @@ func TestPlanNamesSourceAndVersion(t *testing.T) {
 	}
 }
 
+// What Source and WriteBackTo foretell is what Acquire and Evict plan.
+func TestPlansAreForetold(t *testing.T) {
+	m := resident(t, disk, WriteBack)
+	if got := m.WriteBackTo(0, disk); got != NoAgent {
+		t.Errorf("zeros are written back to %d", got)
+	}
+	if got := m.Source(0, gpu); got != NoAgent {
+		t.Errorf("zeros come from %d", got)
+	}
+	write(t, m, 0, gpu)
+	if got := m.Source(0, gpu); got != gpu {
+		t.Errorf("what the GPU has comes from %d", got)
+	}
+	for _, dst := range []Agent{ram, disk} {
+		want := m.Source(0, dst)
+		c, _, err := m.Acquire(0, dst)
+		if err != nil || c.Src != want || want != gpu {
+			t.Errorf("to %d: foretold %d, planned %+v, %v", dst, want, c, err)
+		}
+		if _, err := m.Complete(c, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := m.WriteBackTo(0, gpu)
+	c, done, err := m.Evict(0, gpu)
+	if err != nil || done || c.Dst != want || want != disk {
+		t.Errorf("eviction: foretold %d, planned %+v, %v, %v", want, c, done, err)
+	}
+	complete(t, m, c)
+	if got := m.WriteBackTo(0, gpu); got != NoAgent {
+		t.Errorf("a copy that disk has too is written back to %d", got)
+	}
+}
+
 func TestNearestSource(t *testing.T) {
 	agents := []AgentInfo{{VRAM, 0}, {Host, 0}, {Disk, 0}, {VRAM, 1}, {Host, 1}, {Disk, 1}}
 	for _, test := range []struct {

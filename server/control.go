@@ -177,6 +177,8 @@ func (s *session) control(ctx context.Context, req control.Request) (any, error)
 		return call(ctx, req.Args, s.release)
 	case control.OpAccept:
 		return call(ctx, req.Args, s.accept)
+	case control.OpAdvise:
+		return call(ctx, req.Args, s.advise)
 	case control.OpLock:
 		return call(ctx, req.Args, s.lock)
 	case control.OpUnlock:
@@ -248,7 +250,7 @@ func (s *session) addHandle(sp *span.Span) (control.Opened, error) {
 func spanInfo(sp *span.Span) control.SpanInfo {
 	info := control.SpanInfo{
 		ID: sp.ID.String(), Name: sp.Name, Size: sp.Size,
-		Tier: sp.Tier, Home: sp.Home, Policy: sp.Policy, Created: sp.Created,
+		Tier: sp.Preferred(), Home: sp.Home, Policy: sp.Policy, Created: sp.Created,
 	}
 	for name, p := range placements {
 		if p == sp.Placement {

@@ -126,7 +126,7 @@ func (s *session) storesToRAM(j *dataJob) bool {
 			sp = m.span
 		}
 	}
-	return sp != nil && sp.Tier == coherency.Host && sp.Home == coherency.Host
+	return sp != nil && sp.Home == coherency.Host && sp.Preferred() == coherency.Host
 }
 
 // carryOut does what a data frame asks for and answers it.
@@ -176,6 +176,7 @@ func (s *session) read(ctx context.Context, j *dataJob) error {
 		s.srv.store.PutScratch(data)
 		return s.failData(j, err)
 	}
+	s.bytesRead.Add(n)
 	j.data = data
 	if n <= inlineData {
 		return s.answerRead(j)
@@ -206,12 +207,22 @@ func (s *session) transfer(ctx context.Context, j *dataJob) error {
 	if err != nil {
 		return s.failData(j, err)
 	}
+	id := j.command.Memory
+	more := j.header.Flags&wire.FlagMore != 0
 	off, n, err := signed(j.command)
-	changed := false
-	if err == nil {
-		changed, err = sp.Write(ctx, off, j.data.Slice(0, n))
+	if err != nil {
+		return s.failData(j, err)
 	}
-	s.count(j.command.Memory, sp, j.header, changed)
+	if b := s.joinBatch(id, j.header, sp, sp.Begin); b != nil {
+		_, _, err = s.carryBatch(ctx, id, j.header, b, func(t *span.Batch) error { return t.Write(ctx, off, j.data.Slice(0, n)) })
+	} else {
+		var changed bool
+		changed, err = sp.Write(ctx, off, j.data.Slice(0, n), more)
+		s.count(id, sp, more, changed)
+	}
+	if err == nil || errors.Is(err, span.ErrDebt) {
+		s.bytesWritten.Add(n)
+	}
 	if err != nil {
 		return s.failData(j, err)
 	}
@@ -219,23 +230,20 @@ func (s *session) transfer(ctx context.Context, j *dataJob) error {
 }
 
 // count notes whether a frame, sent for a handle or a mapping, changed its
-// span. All frames of one write or flush are one commit, counted with the last.
-// It returns the span's version.
-func (s *session) count(id uint64, sp *span.Span, h wire.Header, changed bool) uint64 {
+// span. All frames of one write or flush are one commit, which the span counts
+// with the last, if that changes anything.
+func (s *session) count(id uint64, sp *span.Span, more, changed bool) {
 	s.mu.Lock()
 	_, before := s.pending[id]
-	changed = changed || before
-	more := h.Flags&wire.FlagMore != 0
-	if more && changed {
+	if more && (changed || before) {
 		s.pending[id] = sp
 	} else {
 		delete(s.pending, id)
 	}
 	s.mu.Unlock()
-	if changed && !more {
-		return sp.CountCommit()
+	if before && !more && !changed {
+		sp.CountCommit()
 	}
-	return sp.Version()
 }
 
 // countRest counts what frames changed for a handle or a mapping that is going
@@ -256,9 +264,26 @@ func (s *session) flush(ctx context.Context, j *dataJob) error {
 	if err != nil {
 		return s.failData(j, err)
 	}
+	id, block, data := j.flush.Mapping, int(j.flush.Block), j.data.Slice(0, int64(j.flush.DataLen()))
 	// wire.AnyVersion and span.AnyVersion are one number.
-	done, err := m.shadow.Flush(ctx, int(j.flush.Block), j.flush.Base, runs, j.data.Slice(0, int64(j.flush.DataLen())))
-	version := s.count(j.flush.Mapping, m.span, j.header, err == nil || errors.Is(err, span.ErrDebt))
+	var done span.Committed
+	if b := s.joinBatch(id, j.header, m.span, m.shadow.Begin); b != nil {
+		var staged bool
+		done, staged, err = s.carryBatch(ctx, id, j.header, b, func(t *span.Batch) error {
+			return t.Flush(ctx, block, j.flush.Base, runs, data)
+		})
+		if staged && err == nil {
+			s.bytesWritten.Add(data.Len)
+			return s.answer(j, wire.FlushReply{Span: m.span.Version()}.Append(nil))
+		}
+	} else {
+		more := j.header.Flags&wire.FlagMore != 0
+		done, err = m.shadow.Flush(ctx, block, j.flush.Base, runs, data, more)
+		s.count(id, m.span, more, err == nil || errors.Is(err, span.ErrDebt))
+	}
+	if err == nil || errors.Is(err, span.ErrDebt) {
+		s.bytesWritten.Add(data.Len)
+	}
 	if err != nil {
 		we := wireError(err)
 		if we.Code == wire.Debt { // committed: the next flush is based on it
@@ -266,7 +291,7 @@ func (s *session) flush(ctx context.Context, j *dataJob) error {
 		}
 		return s.failData(j, we)
 	}
-	return s.answer(j, wire.FlushReply{Block: done.Version, Span: version, Holders: uint32(done.Holders)}.Append(nil))
+	return s.answer(j, wire.FlushReply{Block: done.Version, Span: done.Span, Holders: uint32(done.Holders)}.Append(nil))
 }
 
 // checkFlush checks that a flush stays within a mapping that may be written,

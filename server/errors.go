@@ -11,6 +11,7 @@ import (
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/wire"
 )
 
@@ -36,6 +37,8 @@ var codes = [...]struct {
 	{coherency.ErrState, wire.WrongState},
 	{tier.ErrAbsent, wire.TierAbsent},
 	{tier.ErrBudget, wire.Budget},
+	{tier.ErrCorrupt, wire.Corrupt},
+	{disk.ErrFailed, wire.TierFailed},
 	{tier.ErrLost, wire.DataLoss},
 	{errGone, wire.Closed},
 	{os.ErrClosed, wire.Closed},

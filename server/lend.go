@@ -27,5 +27,7 @@ func (s *session) lend(ctx context.Context, j *dataJob, sp *span.Span, spare tie
 	if err != nil || !answered {
 		return false, nil
 	}
+	s.bytesRead.Add(n)
+	sp.CountLent(n)
 	return true, loan.Settle() // the lock is free: this may wait for the client
 }

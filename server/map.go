@@ -170,6 +170,7 @@ func (s *session) flushDirect(ctx context.Context, a control.Flush) (control.Com
 		return control.Committed{}, err
 	}
 	done, err := d.Flush(ctx, extents...)
+	s.bytesWritten.Add(done.Stored)
 	return control.Committed{Version: done.Version, Holders: done.Holders}, err
 }
 
@@ -191,6 +192,7 @@ func (s *session) unmap(ctx context.Context, a control.Mapping) (control.Committ
 	var done span.Committed
 	if m.direct != nil {
 		done, err = m.direct.Close(ctx, false)
+		s.bytesWritten.Add(done.Stored)
 		if err != nil && !errors.Is(err, span.ErrDebt) && !errors.Is(err, span.ErrFreed) {
 			return control.Committed{}, err
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/tier/host"
 	"github.com/memspan/memspan/tier/vram"
 	"github.com/memspan/memspan/wire"
@@ -36,6 +37,12 @@ type Config struct {
 	// Vulkan lends the machine's GPUs to Vulkan applications, with or without
 	// a VRAM tier; nil: it does not.
 	Vulkan *VulkanConfig
+	// Data is the directory of the Disk tier, where spans outlive the server;
+	// empty: no Disk tier. One server at a time has it.
+	Data string
+	// DataBudget is the most bytes of blocks there; 0: what the file system
+	// has.
+	DataBudget int64
 	// HostBudget is the most RAM that spans may take, in bytes; 0: half of
 	// what the machine, or the control group, has.
 	HostBudget int64
@@ -54,7 +61,7 @@ type Config struct {
 // Limits bound what peers may ask for. Zero fields have the stated defaults.
 type Limits struct {
 	Sessions int   // connections at a time; 256
-	Spans    int   // 16384, or what the process can hold open if that is less
+	Spans    int   // 1048576
 	SpanSize int64 // bytes; 1 TiB
 	Handles  int   // of one session; 16384
 	Mappings int   // of one session; 4096
@@ -70,8 +77,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	set(&l.Sessions, 256)
-	set(&l.Spans, 1<<14)
-	l.Spans = min(l.Spans, memfd.MaxRegions())
+	set(&l.Spans, 1<<20)
 	set(&l.Handles, 1<<14)
 	set(&l.Mappings, 4096)
 	set(&l.Locks, 4096)
@@ -103,6 +109,7 @@ type Server struct {
 	store *span.Store
 	host  *host.Tier
 	vram  *vram.Tier // nil: absent
+	disk  *disk.Tier // nil: absent
 
 	vulkan *VulkanConfig // with its defaults; nil: no GPU is lent
 
@@ -171,9 +178,17 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		}
 	}
 	srv.host = host.New(cfg.HostBudget, forget)
+	if cfg.Data != "" {
+		srv.disk, err = disk.Open(ctx, disk.Config{Dir: cfg.Data, Budget: cfg.DataBudget, Logger: cfg.Logger})
+		if err != nil {
+			close(ready)
+			return nil, errors.Join(fmt.Errorf("server: Disk tier: %w", err), srv.closeTiers())
+		}
+	}
 	store, err := span.NewStore(span.Config{
 		Host:     srv.host,
 		Others:   others,
+		Disk:     srv.disk,
 		MaxSpans: srv.limits.Spans,
 		MaxSize:  srv.limits.SpanSize,
 		Forget:   forget,
@@ -334,6 +349,9 @@ func (srv *Server) closeTiers() error {
 	err := srv.host.Close()
 	if srv.vram != nil {
 		err = errors.Join(err, srv.vram.Close())
+	}
+	if srv.disk != nil {
+		err = errors.Join(err, srv.disk.Close())
 	}
 	return err
 }

@@ -41,19 +41,23 @@ type session struct {
 
 	// Set by the handshake, immutable once established is closed.
 	established chan struct{}
-	admitted    bool          // guarded by the server's mu
-	ended       chan struct{} // closed when serve returns
+	admitted    bool                // guarded by the server's mu
+	peer        control.SessionStat // who it is; immutable once admitted
+	ended       chan struct{}       // closed when serve returns
 	conn        *wire.Conn
 	direct      bool
 	compress    bool
 
+	bytesRead, bytesWritten atomic.Int64 // bytes of spans, by data frames and direct mappings' releases
+
 	frames  int    // received; readFrames' own
 	prefix  []byte // of the data frame being received; readFrames' own
 	lane    chan *dataJob
-	stores  chan struct{} // an element for each block received and not yet stored
-	replies chan *dataJob // large answers to reads
-	queued  atomic.Int32  // data jobs under way
-	freed   chan *mapping // whose span was freed
+	stores  chan struct{}     // an element for each block received and not yet stored
+	replies chan *dataJob     // large answers to reads
+	queued  atomic.Int32      // data jobs under way
+	batches map[uint64]*batch // by handle or mapping; its own who carries out data jobs
+	freed   chan *mapping     // whose span was freed
 
 	requests sync.WaitGroup // control goroutines
 
@@ -111,6 +115,7 @@ func newSession(srv *Server, nc net.Conn) *session {
 		locks:       make(map[uint64]heldLock),
 		cancels:     make(map[uint64]context.CancelCauseFunc),
 		pending:     make(map[uint64]*span.Span),
+		batches:     make(map[uint64]*batch),
 		quiet:       make(chan struct{}),
 		established: make(chan struct{}),
 		ended:       make(chan struct{}),
@@ -200,6 +205,10 @@ func (s *session) handshake(ctx context.Context) error {
 		}
 		nc = fdpass.New(raw)
 		trusted, s.direct = true, true
+		s.peer.Transport = control.TransportUnix
+		if _, _, pid, err := fdpass.PeerCred(raw); err == nil {
+			s.peer.PID = pid
+		}
 	case *tlsConn:
 		keepAlive(raw.Conn)
 		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.config)
@@ -209,9 +218,11 @@ func (s *session) handshake(ctx context.Context) error {
 		}
 		trusted = len(tc.ConnectionState().VerifiedChains) > 0
 		nc = tc
+		s.peer.Transport, s.peer.Peer = control.TransportTLS, raw.RemoteAddr().String()
 	default:
 		keepAlive(raw)
 		cfg.Sums = true
+		s.peer.Transport, s.peer.Peer = control.TransportTCP, raw.RemoteAddr().String()
 	}
 	s.conn = wire.NewConn(nc, cfg)
 
@@ -245,6 +256,7 @@ func (s *session) handshake(ctx context.Context) error {
 		s.refuse(h, wire.Unauthenticated, "the token is missing or wrong; give the one that the server was started with (--token-file)")
 		return errors.New("token is missing or wrong")
 	}
+	s.peer.Session, s.peer.Client, s.peer.Since = uint64(s.owner), printable(hello.Client), time.Now().UTC()
 	if err := s.srv.admit(s); err != nil {
 		return errors.Join(err, s.replyError(h, err))
 	}
@@ -441,6 +453,9 @@ func (s *session) cleanUp() {
 	s.mu.Unlock()
 	for _, sp := range pending {
 		sp.CountCommit()
+	}
+	for id := range s.batches {
+		s.dropBatch(id)
 	}
 	for _, m := range mappings {
 		if err := m.close(context.Background(), true); err != nil && !errors.Is(err, span.ErrFreed) {

@@ -51,7 +51,8 @@ func spanStat(sp *span.Span) (control.SpanStat, error) {
 		SpanInfo: spanInfo(sp),
 		State:    st.State, Version: st.Version, Blocks: sp.Blocks(),
 		Debt: st.Debt, Lost: st.Lost, Unclean: st.Unclean,
-		Tiers:  make(map[string]control.TierStat),
+		Tiers: make(map[string]control.TierStat),
+		Read:  st.Read, Written: st.Written,
 		Direct: st.Direct, Shadow: st.Shadow, Locks: st.Locks,
 		Unpublished: st.Unpublished,
 	}
@@ -70,7 +71,8 @@ func (s *session) stats() (control.Stats, error) {
 	st.Budgets = make(map[string]control.Budget)
 	for t := range s.srv.store.Tiers().All() {
 		if u, ok := s.srv.store.Usage(t); ok {
-			st.Budgets[t.String()] = control.Budget{Used: u.Used, Budget: u.Budget}
+			moved, _ := s.srv.store.Traffic(t)
+			st.Budgets[t.String()] = control.Budget{Used: u.Used, Budget: u.Budget, In: moved.In, Out: moved.Out}
 		}
 	}
 	if s.srv.vram != nil {
@@ -78,17 +80,51 @@ func (s *session) stats() (control.Stats, error) {
 		st.VRAM = &done
 	}
 	st.Vulkan = s.srv.vulkanStats()
-	s.srv.mu.Lock()
-	sessions := make([]*session, 0, len(s.srv.sessions))
-	for other := range s.srv.sessions {
-		sessions = append(sessions, other)
+	st.SessionList = s.srv.sessionStats()
+	st.Sessions = len(st.SessionList)
+	for _, other := range st.SessionList {
+		st.Mappings += other.Mappings
 	}
-	s.srv.mu.Unlock()
-	st.Sessions = len(sessions)
-	for _, other := range sessions {
-		other.mu.Lock()
-		st.Mappings += len(other.mappings)
-		other.mu.Unlock()
+	if more := len(st.SessionList) - listedSessions; more > 0 {
+		st.SessionList = st.SessionList[more:]
 	}
 	return st, nil
+}
+
+// listedSessions is how many sessions one answer describes: well within what
+// fits into a message.
+const listedSessions = 1024
+
+// sessionStats describes the sessions that have been let in, oldest first.
+func (srv *Server) sessionStats() []control.SessionStat {
+	var sessions []*session
+	lent := make(map[*session]bool)
+	srv.mu.Lock()
+	for s := range srv.sessions {
+		if s.admitted {
+			sessions = append(sessions, s)
+		}
+	}
+	for s := range srv.leases {
+		lent[s] = true
+	}
+	srv.mu.Unlock()
+	list := make([]control.SessionStat, 0, len(sessions))
+	for _, s := range sessions {
+		st := s.describe()
+		st.Vulkan = lent[s]
+		list = append(list, st)
+	}
+	slices.SortFunc(list, func(x, y control.SessionStat) int { return cmp.Compare(x.Session, y.Session) })
+	return list
+}
+
+// describe describes a session that was admitted.
+func (s *session) describe() control.SessionStat {
+	st := s.peer
+	st.Read, st.Written = s.bytesRead.Load(), s.bytesWritten.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Handles, st.Mappings, st.Locks = len(s.handles), len(s.mappings), len(s.locks)
+	return st
 }

@@ -74,6 +74,19 @@ func (s *Span) lockBlock(ctx context.Context, b int, write bool) error {
 	}
 }
 
+// tryLockBlock locks block b for writing if nobody uses it or waits for it.
+func (s *Span) tryLockBlock(b int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freed || s.dir == nil || s.busy[b] != nil {
+		return false
+	}
+	l := s.newBlockLock()
+	l.writer = true
+	s.busy[b] = l
+	return true
+}
+
 func (s *Span) unlockBlock(b int, write bool) {
 	s.mu.Lock()
 	l := s.busy[b]

@@ -4,6 +4,7 @@ package span
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,9 +53,11 @@ func (r *result) add(c Committed, device bool, err error) error {
 	return err
 }
 
-func (r *result) finish(s *Span, err error) (Done, error) {
+func (r *result) finish(ctx context.Context, s *Span, err error) (Done, error) {
 	if r.changed {
-		r.done.Version = s.CountCommit()
+		var cerr error
+		r.done.Version, cerr = s.countDurably(ctx)
+		r.debt = cmp.Or(r.debt, cerr)
 	} else {
 		r.done = Done{Version: s.Version()}
 	}
@@ -79,14 +82,14 @@ func (s *Span) Fill(ctx context.Context, off, n int64, pattern uint32) (Done, er
 		g.Go(func() error {
 			device := false
 			c, err := s.change(gctx, b, anyone, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
-				device = a != hostAgent
+				device = s.onDevice(a)
 				return s.spaces[a].Fill(ctx, b, blockOff, n, turned)
 			})
 			return res.add(c, device, err)
 		})
 		return nil
 	})
-	done, err := res.finish(s, g.Wait())
+	done, err := res.finish(ctx, s, g.Wait())
 	return done, s.fail("fill", off, n, err)
 }
 
@@ -115,7 +118,7 @@ func (s *Span) Copy(ctx context.Context, off int64, src *Span, srcOff, n int64) 
 			return nil
 		})
 	})
-	done, err := res.finish(s, g.Wait())
+	done, err := res.finish(ctx, s, g.Wait())
 	return done, s.fail("copy", off, n, err)
 }
 
@@ -138,18 +141,23 @@ func (p copyPiece) run(ctx context.Context) (c Committed, device bool, err error
 	if err != nil {
 		return Committed{}, false, err
 	}
+	p.src.countRead(from, p.n)
 	if from != a && from != hostAgent && from != coherency.NoAgent {
-		return p.fromDevice(ctx, from)
+		return p.through(ctx, a, from)
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeAt(ctx, p.b, a, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.move(ctx, a, from)
 	})
-	return c, a != hostAgent && from == a, err
+	return c, p.dst.onDevice(a) && from == a, err
 }
 
-// fromDevice copies from a device to RAM. The device is read before the
-// destination is touched: it may die meanwhile.
-func (p copyPiece) fromDevice(ctx context.Context, from coherency.Agent) (c Committed, device bool, err error) {
+// onDevice reports whether an agent is device memory.
+func (s *Span) onDevice(a coherency.Agent) bool { return s.store.agents[a].Tier == coherency.VRAM }
+
+// through copies from a tier that is not RAM to another, a, through memory that
+// both can reach. The source is read before the destination is touched: a
+// device may die meanwhile.
+func (p copyPiece) through(ctx context.Context, a, from coherency.Agent) (c Committed, device bool, err error) {
 	staging, err := p.dst.store.Scratch(ctx)
 	if err != nil {
 		return Committed{}, false, err
@@ -159,7 +167,7 @@ func (p copyPiece) fromDevice(ctx context.Context, from coherency.Agent) (c Comm
 	if err := p.src.spaces[from].Read(ctx, p.sb, p.soff, part); err != nil {
 		return Committed{}, false, err
 	}
-	c, err = p.dst.changeLocked(ctx, p.b, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
+	c, err = p.dst.changeAt(ctx, p.b, a, anyone, []Run{{uint32(p.off), uint32(p.n)}}, func(ctx context.Context, a coherency.Agent) error {
 		return p.dst.spaces[a].Write(ctx, p.b, p.off, part)
 	})
 	return c, false, err
@@ -204,14 +212,14 @@ func (p copyPiece) prepare(ctx context.Context, a coherency.Agent) (coherency.Ag
 	s := p.src
 	s.mu.Lock()
 	from, err := s.source(p.sb)
-	here := s.dir.Valid(p.sb, a)
+	here, wanted := s.dir.Valid(p.sb, a), s.prefer == a
 	s.mu.Unlock()
 	switch {
 	case err != nil, from == coherency.NoAgent:
 		return from, err
 	case here:
 		return a, nil
-	case s.prefer == a || from != hostAgent && a != hostAgent:
+	case s.onDevice(a) && (wanted || from != hostAgent):
 		return a, s.fetch(ctx, p.sb, a)
 	}
 	return from, nil
@@ -278,7 +286,7 @@ func (s *Span) transfer(ctx context.Context, op string, to coherency.Tier, ahead
 			return s.transferBlock(gctx, b, src, dst, ahead, force, res)
 		})
 	}
-	done, err := res.finish(s, g.Wait())
+	done, err := res.finish(ctx, s, g.Wait())
 	return Committed{Version: done.Version, Holders: s.holders()}, s.fail(op, 0, 0, err)
 }
 
@@ -320,15 +328,23 @@ func (s *Span) transferBlock(ctx context.Context, b int, src, dst coherency.Agen
 		return err
 	}
 	if s.dir.State(b) == ahead && s.dir.Version(b) != 0 {
+		if s.unsaved(src) {
+			s.mu.Unlock()
+			if err := s.mark(ctx, b); err != nil {
+				return err
+			}
+			s.mu.Lock()
+		}
 		c, err := s.dir.Adopt(b, src)
 		if err == nil {
 			s.record(b, c.Version, 0, []Run{{0, uint32(s.blockLen(b))}})
+			s.writeBackLater(b, src, c.Version)
 		}
 		s.mu.Unlock()
 		if err != nil {
 			return err
 		}
-		done, err := s.push(ctx, b, src, c)
+		done, err := s.push(ctx, b, src, c, nil)
 		if err := res.add(done, true, err); err != nil {
 			return err
 		}
@@ -354,11 +370,23 @@ func (s *Span) Sync(ctx context.Context) (epoch uint64, err error) {
 	if err := s.refresh(ctx); err != nil {
 		return s.store.epoch.Load(), s.fail("sync", 0, 0, err)
 	}
-	return s.store.epoch.Add(1), nil
+	return s.store.endEpoch(ctx)
 }
 
 // refresh brings every stale copy up to date, and home with them.
 func (s *Span) refresh(ctx context.Context) error {
+	s.mu.Lock()
+	asleep := s.dir == nil // as home left it
+	s.mu.Unlock()
+	if asleep {
+		return nil
+	}
+	if err := s.persistAll(ctx); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.lastErr = err
+		return err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for b := range s.Blocks() {
@@ -382,6 +410,9 @@ func (s *Span) syncBlock(ctx context.Context, b int) error {
 	info := s.dir.Block(b)
 	home := s.dir.Home()
 	s.mu.Unlock()
+	if info.Debt && s.swapped(info) {
+		info.Debt = false
+	}
 	if !info.Debt && !info.Stale.Any() {
 		return nil
 	}
@@ -416,10 +447,15 @@ func (s *Span) evictBlock(ctx context.Context, b int, a coherency.Agent) error {
 		return err
 	}
 	defer s.unlockBlock(b, true)
+	return s.evictLocked(ctx, b, a)
+}
+
+// evictLocked is evictBlock for callers that hold the block's lock for writing.
+func (s *Span) evictLocked(ctx context.Context, b int, a coherency.Agent) error {
 	if err := s.evict(ctx, b, a); err != nil {
 		return err
 	}
-	s.spaces[a].Drop(b)
+	s.drop(a, b)
 	return nil
 }
 
@@ -432,7 +468,7 @@ func (s *Span) evict(ctx context.Context, b int, a coherency.Agent) error {
 		if err != nil || done {
 			return err
 		}
-		if err := s.carryLocked(ctx, c); err != nil {
+		if err := s.carryLocked(ctx, saving{c, nil}); err != nil {
 			return err
 		}
 	}
@@ -443,26 +479,45 @@ func (s *Span) evict(ctx context.Context, b int, a coherency.Agent) error {
 func (s *Span) Accept(ctx context.Context) (Committed, error) {
 	accepted := false
 	for b := range s.Blocks() {
-		if err := s.lockBlock(ctx, b, true); err != nil {
-			return Committed{}, s.fail("accept", 0, 0, err)
+		did, err := s.acceptBlock(ctx, b)
+		accepted = accepted || did
+		if err != nil {
+			return Committed{}, s.fail("accept", int64(b)*tier.BlockSize, s.blockLen(b), err)
 		}
-		s.mu.Lock()
-		if s.dir.Block(b).Lost {
-			version, _, err := s.dir.Accept(b)
-			if err != nil {
-				s.mu.Unlock()
-				s.unlockBlock(b, true)
-				return Committed{}, s.fail("accept", 0, 0, err)
-			}
-			s.record(b, version, 0, []Run{{0, uint32(s.blockLen(b))}})
-			accepted = true
-		}
-		s.mu.Unlock()
-		s.unlockBlock(b, true)
 	}
 	version := s.Version()
 	if accepted {
-		version = s.CountCommit()
+		var err error
+		if version, err = s.countDurably(ctx); err != nil {
+			return Committed{}, s.fail("accept", 0, 0, err)
+		}
 	}
 	return Committed{Version: version, Holders: s.holders()}, nil
+}
+
+func (s *Span) acceptBlock(ctx context.Context, b int) (accepted bool, err error) {
+	if err := s.lockBlock(ctx, b, true); err != nil {
+		return false, err
+	}
+	defer s.unlockBlock(b, true)
+	s.mu.Lock()
+	info := s.dir.Block(b)
+	s.mu.Unlock()
+	if !info.Lost {
+		return false, nil
+	}
+	if s.disk != nil {
+		err = s.acceptOnDisk(ctx, b)
+	} else {
+		s.mu.Lock()
+		_, _, err = s.dir.Accept(b)
+		s.mu.Unlock()
+	}
+	if err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.record(b, s.dir.Version(b), 0, []Run{{0, uint32(s.blockLen(b))}})
+	return true, nil
 }

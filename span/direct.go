@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -185,9 +186,14 @@ func (d *Direct) Flush(ctx context.Context, extents ...Extent) (Committed, error
 // error.
 func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (Committed, error) {
 	s := d.span
-	var mu sync.Mutex // guards errs, changed and holders
+	if d.writable && s.disk != nil && s.Policy != coherency.WriteBack {
+		done, err := d.releaseTogether(ctx, extents, unclean)
+		return done, s.fail("flush", extents[0].Offset, extents[0].Length, err)
+	}
+	var mu sync.Mutex // guards errs, changed, stored and holders
 	var errs []error
 	changed := false
+	stored := int64(0)
 	holders := s.store.Tiers()
 	for _, e := range extents {
 		err := d.blocks(ctx, e, func(ctx context.Context, b int) error {
@@ -195,6 +201,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 			mu.Lock()
 			defer mu.Unlock()
 			changed = changed || did
+			stored += c.Stored
 			holders = holders.Intersect(c.Holders)
 			if err != nil {
 				errs = append(errs, err)
@@ -209,7 +216,7 @@ func (d *Direct) release(ctx context.Context, extents []Extent, unclean bool) (C
 	if changed {
 		version = s.CountCommit()
 	}
-	done := Committed{Version: version, Holders: holders}
+	done := Committed{Version: version, Holders: holders, Stored: stored}
 	if len(errs) > 0 {
 		return done, s.fail("flush", extents[0].Offset, extents[0].Length, errs[0])
 	}
@@ -227,36 +234,52 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 	if !d.writable {
 		return d.held(b), false, nil
 	}
+	commit, changed, err := d.commitStored(ctx, b, unclean)
+	if err != nil || !changed {
+		return d.held(b), false, err
+	}
+	c, err = s.push(ctx, b, hostAgent, commit, nil)
+	c.Stored = s.blockLen(b)
+	return c, true, err
+}
+
+// commitStored makes what RAM has of block b a version if it is not the last
+// one. The caller holds the block's lock for writing.
+func (d *Direct) commitStored(ctx context.Context, b int, unclean bool) (commit coherency.Commit, changed bool, err error) {
+	s := d.span
 	s.mu.Lock()
 	err = d.usable(b)
 	s.mu.Unlock()
 	if err != nil {
-		return Committed{}, false, err
+		return coherency.Commit{}, false, err
 	}
 	m, err := s.host.Memory(b, 0, s.blockLen(b))
 	if err != nil {
-		return Committed{}, false, err
+		return coherency.Commit{}, false, err
 	}
 	var sum uint64
 	if err := memfd.Guard(func() { sum = maphash.Bytes(s.seed, m.Bytes()) }); err != nil {
-		return Committed{}, false, err
+		return coherency.Commit{}, false, err
 	}
 	s.mu.Lock()
 	known, ok := s.sums[b]
+	s.mu.Unlock()
 	if ok && known == sum {
-		s.mu.Unlock()
-		return d.held(b), false, nil
+		return coherency.Commit{}, false, nil
 	}
+	if s.unsaved(hostAgent) {
+		if err := s.mark(ctx, b); err != nil {
+			return coherency.Commit{}, false, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	// RAM is current and nothing is under way: there is nothing to fetch.
-	_, _, err = s.dir.BeginWrite(b, hostAgent, false, AnyVersion)
-	if err != nil {
-		s.mu.Unlock()
-		return Committed{}, false, err
+	if _, _, err = s.dir.BeginWrite(b, hostAgent, false, AnyVersion); err != nil {
+		return coherency.Commit{}, false, err
 	}
-	commit, err := s.dir.Commit(b, hostAgent)
-	if err != nil {
-		s.mu.Unlock()
-		return Committed{}, false, err
+	if commit, err = s.dir.Commit(b, hostAgent); err != nil {
+		return coherency.Commit{}, false, err
 	}
 	s.record(b, commit.Version, 0, []Run{{0, uint32(m.Len)}})
 	if s.sums == nil {
@@ -266,9 +289,82 @@ func (d *Direct) releaseBlock(ctx context.Context, b int, unclean bool) (c Commi
 	if unclean {
 		s.dir.MarkUnclean(b)
 	}
-	s.mu.Unlock()
-	c, err = s.push(ctx, b, hostAgent, commit)
-	return c, true, err
+	s.writeBackLater(b, hostAgent, commit.Version)
+	return commit, true, nil
+}
+
+// releaseTogether is release for a span that is durable when it is answered:
+// what changed is so as a whole.
+func (d *Direct) releaseTogether(ctx context.Context, extents []Extent, unclean bool) (Committed, error) {
+	s := d.span
+	blocks := blocksOf(extents)
+	unlock, err := s.lockBlocks(ctx, blocks)
+	if err != nil {
+		return Committed{}, err
+	}
+	defer unlock()
+	commits := make([]coherency.Commit, len(blocks))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, b := range blocks {
+		g.Go(func() (err error) {
+			commits[i], _, err = d.commitStored(ctx, b, unclean)
+			return err
+		})
+	}
+	err = g.Wait() // what is committed is made durable all the same
+	var changed []dirty
+	stored := int64(0)
+	for i, b := range blocks {
+		if commits[i].Version != 0 {
+			changed = append(changed, dirty{block: b})
+			stored += s.blockLen(b)
+		}
+	}
+	if len(changed) > 0 {
+		s.CountCommit()
+		ctx = context.WithoutCancel(ctx)
+		if perr := s.persist(ctx, changed); perr != nil && err == nil {
+			err = s.owed(commits, blocks, perr)
+		}
+	}
+	done := Committed{Version: s.Version(), Holders: s.store.Tiers(), Stored: stored}
+	for i, b := range blocks {
+		c := d.held(b)
+		if commits[i].Version != 0 && err == nil {
+			c, err = s.push(ctx, b, hostAgent, commits[i], nil)
+		}
+		if commits[i].Version != 0 {
+			done.Stored += s.blockLen(b)
+		}
+		done.Holders = done.Holders.Intersect(c.Holders)
+	}
+	return done, err
+}
+
+// owed notes that Disk is owed the commits, and returns that as an error.
+func (s *Span) owed(commits []coherency.Commit, blocks []int, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, b := range blocks {
+		if v := commits[i].Version; v != 0 {
+			s.owe(coherency.Sync{Block: b, From: hostAgent, Target: s.store.disk, Version: v})
+		}
+	}
+	s.lastErr = err
+	return fmt.Errorf("%w: %s asks for more: %w", ErrDebt, s.Policy, err)
+}
+
+// blocksOf returns the blocks that the extents touch, each once, in order.
+func blocksOf(extents []Extent) []int {
+	var blocks []int
+	for _, e := range extents {
+		for b := e.Offset / tier.BlockSize; b*tier.BlockSize < e.Offset+e.Length; b++ {
+			blocks = append(blocks, int(b))
+		}
+	}
+	slices.Sort(blocks)
+	return slices.Compact(blocks)
 }
 
 // usable reports why block b cannot be released: the mapping was closed, or

@@ -86,12 +86,12 @@ func TestFailureBeforeTheWriteLosesNothing(t *testing.T) {
 		t.Error("a copy that failed changed its destination")
 	}
 	runs := []span.Run{{Offset: 0, Length: 1}, {Offset: 2, Length: 1}}
-	if _, err := openShadow(t, device).Flush(t.Context(), 0, span.AnyVersion, runs, memory(t, make([]byte, 2))); !errors.Is(err, tier.ErrLost) {
+	if _, err := openShadow(t, device).Flush(t.Context(), 0, span.AnyVersion, runs, memory(t, make([]byte, 2)), false); !errors.Is(err, tier.ErrLost) {
 		t.Errorf("flush: %v", err)
 	}
 	undo()
 	st.dev.broken.Store(true)
-	if _, err := device.Write(t.Context(), 0, memory(t, make([]byte, 2))); !errors.Is(err, errBroken) {
+	if _, err := device.Write(t.Context(), 0, memory(t, make([]byte, 2)), false); !errors.Is(err, errBroken) {
 		t.Errorf("write: %v", err)
 	}
 	if got := read(t, device, 0, 100); !bytes.Equal(got, pattern(100, 1)) {
@@ -108,7 +108,7 @@ func TestHistoryBeforeTheFirstMapping(t *testing.T) {
 	}
 	sh := openShadow(t, s)
 	write(t, s, 4096, pattern(10, 9)) // the first that is remembered
-	_, err := sh.Flush(t.Context(), 0, 3, []span.Run{{Offset: 0, Length: 100}}, memory(t, pattern(100, 77)))
+	_, err := sh.Flush(t.Context(), 0, 3, []span.Run{{Offset: 0, Length: 100}}, memory(t, pattern(100, 77)), false)
 	if !errors.Is(err, coherency.ErrConflict) {
 		t.Errorf("flush over bytes that commits 4 and 5 changed: %v", err)
 	}
@@ -142,7 +142,7 @@ func TestCancelledBeforeItBegins(t *testing.T) {
 	if _, err := s.Fill(ctx, 0, s.Size, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("fill: %v", err)
 	}
-	if _, err := s.Write(ctx, 0, memory(t, pattern(3*block, 1))); !errors.Is(err, context.Canceled) {
+	if _, err := s.Write(ctx, 0, memory(t, pattern(3*block, 1)), false); !errors.Is(err, context.Canceled) {
 		t.Errorf("write: %v", err)
 	}
 	if got := read(t, s, 0, s.Size); !bytes.Equal(got, make([]byte, s.Size)) {
@@ -298,7 +298,7 @@ func stressOne(ctx context.Context, st fixture, s, o *span.Span, m tier.Memory, 
 	off := r.Int64N(block)
 	switch r.IntN(12) {
 	case 0:
-		_, err := s.Write(ctx, off, m)
+		_, err := s.Write(ctx, off, m, false)
 		check("write", err)
 	case 1:
 		check("read", s.Read(ctx, off, m.Slice(0, 1000)))
@@ -330,7 +330,7 @@ func stressOne(ctx context.Context, st fixture, s, o *span.Span, m tier.Memory, 
 	case 9:
 		sh, err := s.OpenShadow(0, block, true, nothing)
 		if check("shadow", err); err == nil {
-			_, err = sh.Flush(ctx, 1, span.AnyVersion, []span.Run{{Offset: 5, Length: 10}, {Offset: 20, Length: 3}}, m.Slice(0, 13))
+			_, err = sh.Flush(ctx, 1, span.AnyVersion, []span.Run{{Offset: 5, Length: 10}, {Offset: 20, Length: 3}}, m.Slice(0, 13), false)
 			check("flush", err)
 			sh.Close()
 		}

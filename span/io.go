@@ -19,7 +19,9 @@ const AnyVersion = coherency.AnyVersion
 // Committed is what a change came to.
 type Committed struct {
 	Version uint64             // of the block
+	Span    uint64             // of the span: how many commits it has seen
 	Holders coherency.TierMask // that hold it
+	Stored  int64              // a direct mapping's release: bytes of the blocks that changed
 }
 
 // pieces calls f for each block that bytes [off, off+n) touch, with the part's
@@ -52,18 +54,51 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 	if err := s.lockBlock(ctx, b, false); err != nil {
 		return err
 	}
+	a, err := s.sourceOf(b)
+	if err == nil && a != coherency.NoAgent && a == s.store.disk && s.promotes(b, dst.Len) {
+		s.unlockBlock(b, false)
+		if err := s.promote(ctx, b); err != nil {
+			return err
+		}
+		if err := s.lockBlock(ctx, b, false); err != nil {
+			return err
+		}
+		a, err = s.sourceOf(b)
+	}
 	defer s.unlockBlock(b, false)
-	s.mu.Lock()
-	a, err := s.source(b)
-	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	s.countRead(a, dst.Len)
 	if a == coherency.NoAgent {
 		clear(dst.Bytes())
 		return nil
 	}
+	s.used(a, b)
 	return s.spaces[a].Read(ctx, b, off, dst)
+}
+
+// promotes reports whether a block that is on Disk alone is to be brought to RAM
+// before n bytes of it are read: a part of a block, because the rest may be next;
+// a whole one only if it was there not long ago, as what is read once from one
+// end to the other would drive out what is read often.
+func (s *Span) promotes(b int, n int64) bool {
+	return n < s.blockLen(b) || s.wanted(hostAgent, b)
+}
+
+// promote brings block b to RAM, if there is room to be made for it.
+func (s *Span) promote(ctx context.Context, b int) error {
+	err := s.fetchBlock(ctx, b, hostAgent)
+	if errors.Is(err, tier.ErrBudget) {
+		return nil // it can be read where it is
+	}
+	return err
+}
+
+func (s *Span) sourceOf(b int) (coherency.Agent, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source(b)
 }
 
 // source returns the agent to read block b from without moving it: RAM if it
@@ -84,16 +119,17 @@ func (s *Span) source(b int) (coherency.Agent, error) {
 
 // Write stores src at bytes [off, off+src.Len), whatever was there, and meets
 // the write policy before it returns. Each block's part is stored whole or not
-// at all; changed tells whether any was. It does not count a commit: see
-// CountCommit.
-func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) (changed bool, err error) {
+// at all; changed tells whether any was. If more of the same write follows this
+// is no commit of the span yet: the last part is, or CountCommit.
+func (s *Span) Write(ctx context.Context, off int64, src tier.Memory, more bool) (changed bool, err error) {
 	if err := s.checkRange(off, src.Len); err != nil {
 		return false, s.fail("write", off, src.Len, err)
 	}
 	var debt error // does not keep the blocks that follow from being stored
 	err = pieces(off, src.Len, func(b int, blockOff, rangeOff, n int64) error {
 		part := src.Slice(rangeOff, n)
-		_, err := s.change(ctx, b, anyone, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
+		from := origin{base: AnyVersion, last: !more && rangeOff+n == src.Len}
+		_, err := s.change(ctx, b, from, []Run{{uint32(blockOff), uint32(n)}}, func(ctx context.Context, a coherency.Agent) error {
 			return s.spaces[a].Write(ctx, b, blockOff, part)
 		})
 		if errors.Is(err, ErrDebt) {
@@ -106,8 +142,12 @@ func (s *Span) Write(ctx context.Context, off int64, src tier.Memory) (changed b
 }
 
 // An origin says where a change comes from: the version that it was based on,
-// and the shadow mapping that made it, or 0.
-type origin struct{ base, author uint64 }
+// and the shadow mapping that made it, or 0; and whether it is the last of a
+// write or flush, and so a commit of the span.
+type origin struct {
+	base, author uint64
+	last         bool
+}
 
 // anyone is the origin of changes that prevail over whatever was there.
 var anyone = origin{base: AnyVersion}
@@ -125,13 +165,29 @@ func (s *Span) change(ctx context.Context, b int, from origin, runs []Run, apply
 
 // changeLocked is change for callers that hold the block's lock for writing.
 func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
-	a := s.writeAgent(b)
-	if err := s.spaces[a].Reserve(ctx, b); err != nil {
+	return s.changeAt(ctx, b, s.writeAgent(b), from, runs, apply)
+}
+
+// changeAt is changeLocked for callers that have asked writeAgent already, and
+// prepared for its answer, since they took the lock.
+func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
+	if err := s.reserve(ctx, a, b); err != nil {
 		return Committed{}, err
 	}
 	whole := len(runs) == 1 && int64(runs[0].Length) == s.blockLen(b)
 	if err := s.beginWrite(ctx, b, a, whole, from, runs); err != nil {
 		return Committed{}, err
+	}
+	if s.unsaved(a) {
+		if err := s.mark(ctx, b); err != nil {
+			s.mu.Lock()
+			_ = s.dir.Abort(b, a, false)
+			s.mu.Unlock()
+			return Committed{}, err
+		}
+	}
+	if s.disk != nil && a == s.store.disk {
+		return s.changeOnDisk(ctx, b, from, runs, apply)
 	}
 	// From here to the commit the block is damaged if apply stops half way:
 	// no caller's impatience may do that. Tiers end by themselves.
@@ -151,14 +207,42 @@ func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run,
 		return Committed{}, fmt.Errorf("%w: %w", tier.ErrLost, err)
 	}
 	s.record(b, c.Version, from.author, runs)
+	if from.last {
+		s.version++
+	}
+	s.writeBackLater(b, a, c.Version)
 	s.mu.Unlock()
-	return s.push(ctx, b, a, c)
+	s.dropSwapped(b, a)
+	return s.push(ctx, b, a, c, runs)
+}
+
+// unsaved reports whether a commit at agent a is answered before Disk, the
+// span's home, has it.
+func (s *Span) unsaved(a coherency.Agent) bool {
+	return s.disk != nil && s.Policy == coherency.WriteBack && a != s.store.disk
+}
+
+// dropSwapped gives up what Disk has of an older version of block b, just
+// written at agent a, if it is there only because RAM was full.
+func (s *Span) dropSwapped(b int, a coherency.Agent) {
+	d := s.store.disk
+	if d == coherency.NoAgent || a == d || s.Home == coherency.Disk {
+		return
+	}
+	s.mu.Lock()
+	stale := s.dir.Block(b).Stale.Has(coherency.Disk)
+	gone := stale && s.dir.Discard(b, d) == nil
+	s.mu.Unlock()
+	if gone {
+		s.spaces[d].Drop(b)
+	}
 }
 
 // record notes a commit of block b for those that may flush against an older
 // version. The caller holds mu.
 func (s *Span) record(b int, version, author uint64, runs []Run) {
 	delete(s.sums, b)
+	s.countWrite(b, runs)
 	if s.writers == 0 {
 		return
 	}
@@ -212,7 +296,7 @@ func (s *Span) beginWrite(ctx context.Context, b int, a coherency.Agent, whole b
 		if err != nil || ready {
 			return err
 		}
-		if err := s.carryLocked(ctx, c); err != nil {
+		if err := s.carryLocked(ctx, saving{c, nil}); err != nil {
 			return err
 		}
 	}
@@ -221,14 +305,21 @@ func (s *Span) beginWrite(ctx context.Context, b int, a coherency.Agent, whole b
 // fetch makes agent a hold the current version of block b. The caller holds
 // the block's lock for writing.
 func (s *Span) fetch(ctx context.Context, b int, a coherency.Agent) error {
+	return s.fetchRuns(ctx, b, a, nil)
+}
+
+// fetchRuns is fetch for callers that know what the current version changed;
+// nil: they do not.
+func (s *Span) fetchRuns(ctx context.Context, b int, a coherency.Agent, runs []Run) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
+		has := s.dir.Block(b).Replicas[a]
 		c, hit, err := s.dir.Acquire(b, a)
 		if err != nil || hit {
 			return err
 		}
-		if err := s.carryLocked(ctx, c); err != nil {
+		if err := s.carryLocked(ctx, s.savingOf(c, has, runs)); err != nil {
 			return err
 		}
 	}
@@ -236,7 +327,14 @@ func (s *Span) fetch(ctx context.Context, b int, a coherency.Agent) error {
 
 // carryLocked carries out one step of a plan and completes it. It is called
 // with mu held and gives it up while bytes move.
-func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
+func (s *Span) carryLocked(ctx context.Context, step saving) error {
+	c := step.Copy
+	if s.disk != nil && c.Dst == s.store.disk {
+		s.mu.Unlock()
+		err := s.save(ctx, []saving{step})
+		s.mu.Lock()
+		return err
+	}
 	exposed := c.Src == hostAgent && s.exposed(c.Block)
 	if c.Dst == hostAgent && c.Src != coherency.NoAgent && s.dir.Block(c.Block).Stale.Has(coherency.Host) {
 		return s.replaceLocked(ctx, c)
@@ -258,6 +356,9 @@ func (s *Span) carryLocked(ctx context.Context, c coherency.Copy) error {
 	if _, cerr := s.dir.Complete(c, err == nil); err == nil {
 		err = cerr
 	}
+	if err == nil {
+		s.countCopy(c, s.blockLen(c.Block))
+	}
 	return err
 }
 
@@ -270,8 +371,8 @@ func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
 	var staging tier.Memory
 	dst, err := s.host.Memory(c.Block, 0, s.blockLen(c.Block))
 	if err == nil {
-		if staging, err = s.store.Scratch(ctx); err == nil {
-			defer s.store.PutScratch(staging)
+		if staging, err = s.store.moving.get(ctx); err == nil {
+			defer s.store.moving.put(staging)
 			staging = staging.Slice(0, dst.Len)
 			err = s.spaces[c.Src].Read(ctx, c.Block, 0, staging)
 		}
@@ -286,6 +387,7 @@ func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
 	if err != nil {
 		return err
 	}
+	s.countCopy(c, s.blockLen(c.Block))
 	// Nobody reads the block: the caller holds its lock.
 	s.mu.Unlock()
 	defer s.mu.Lock()
@@ -295,14 +397,14 @@ func (s *Span) replaceLocked(ctx context.Context, c coherency.Copy) error {
 // carryExposed carries out a copy from RAM that clients may be storing to, and
 // returns the sum of what was copied.
 func (s *Span) carryExposed(ctx context.Context, c coherency.Copy) (sum uint64, err error) {
-	if err := s.spaces[c.Dst].Reserve(ctx, c.Block); err != nil {
+	if err := s.reserve(ctx, c.Dst, c.Block); err != nil {
 		return 0, err
 	}
-	staging, err := s.store.Scratch(ctx)
+	staging, err := s.store.moving.get(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer s.store.PutScratch(staging)
+	defer s.store.moving.put(staging)
 	staging = staging.Slice(0, s.blockLen(c.Block))
 	if err := s.host.Read(ctx, c.Block, 0, staging); err != nil {
 		return 0, err
@@ -312,7 +414,7 @@ func (s *Span) carryExposed(ctx context.Context, c coherency.Copy) (sum uint64, 
 
 func (s *Span) carry(ctx context.Context, c coherency.Copy) error {
 	dst, n := s.spaces[c.Dst], s.blockLen(c.Block)
-	if err := dst.Reserve(ctx, c.Block); err != nil {
+	if err := s.reserve(ctx, c.Dst, c.Block); err != nil {
 		return err
 	}
 	switch {
@@ -331,37 +433,40 @@ func (s *Span) carry(ctx context.Context, c coherency.Copy) error {
 		}
 		return s.spaces[c.Src].Read(ctx, c.Block, 0, m)
 	}
-	staging, err := s.store.Scratch(ctx)
+	staging, err := s.store.moving.get(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.store.PutScratch(staging)
+	defer s.store.moving.put(staging)
 	if err := s.spaces[c.Src].Read(ctx, c.Block, 0, staging.Slice(0, n)); err != nil {
 		return err
 	}
 	return dst.Write(ctx, c.Block, 0, staging.Slice(0, n))
 }
 
-// push brings a version that was committed at agent from to the agents that
-// the policy names. If it cannot, the version stands, the copy is tried again
-// later, and the error is ErrDebt.
-func (s *Span) push(ctx context.Context, b int, from coherency.Agent, c coherency.Commit) (Committed, error) {
+// push brings a version that was committed at agent from, and that changed
+// runs, to the agents that the policy names. If it cannot, the version stands,
+// the copy is tried again later, and the error is ErrDebt.
+func (s *Span) push(ctx context.Context, b int, from coherency.Agent, c coherency.Commit, runs []Run) (Committed, error) {
 	var errs []error
 	for a := range c.Push.All() {
-		if err := s.fetch(ctx, b, a); err != nil {
+		if err := s.fetchRuns(ctx, b, a, runs); err != nil {
 			errs = append(errs, fmt.Errorf("copy to %s: %w", s.store.agents[a].Tier, err))
 			s.mu.Lock()
-			s.due.Queue(coherency.Sync{Block: b, From: from, Target: a, Version: c.Version})
+			s.owe(coherency.Sync{Block: b, From: from, Target: a, Version: c.Version})
 			s.mu.Unlock()
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	done := Committed{Version: c.Version, Holders: s.dir.Block(b).Holders}
+	done := Committed{Version: c.Version, Span: s.version, Holders: s.dir.Block(b).Holders}
 	if err := errors.Join(errs...); err != nil {
 		s.lastErr = err
-		s.store.oweLater()
 		return done, fmt.Errorf("%w: version %d is at %s, %s asks for more: %w", ErrDebt, c.Version, done.Holders, s.Policy, err)
+	}
+	if err := s.unreported; err != nil {
+		s.unreported = nil
+		return done, fmt.Errorf("%w: version %d is at %s; earlier ones could not be written back: %w", ErrDebt, c.Version, done.Holders, err)
 	}
 	return done, nil
 }
@@ -380,33 +485,6 @@ func (s *Span) Version() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.version
-}
-
-// retryDue tries again what push could not do. It reports whether something is
-// still due.
-func (s *Span) retryDue(ctx context.Context) bool {
-	s.mu.Lock()
-	due := s.due.Drain()
-	s.mu.Unlock()
-	var errs []error
-	for _, d := range due {
-		err := s.fetchBlock(ctx, d.Block, d.Target)
-		if errors.Is(err, ErrFreed) {
-			return false
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("copy to %s: %w", s.store.agents[d.Target].Tier, err))
-			s.mu.Lock()
-			s.due.Queue(d)
-			s.mu.Unlock()
-		}
-	}
-	if len(due) > 0 {
-		s.mu.Lock()
-		s.lastErr = errors.Join(errs...)
-		s.mu.Unlock()
-	}
-	return len(errs) > 0
 }
 
 // fetchBlock is fetch for callers that do not hold the block's lock.

@@ -24,7 +24,7 @@ func (l *blockLock) recall() {
 // them, or the span is freed, recall is called, once or more often: use must
 // then return soon, whatever it waits for. Recall is called by whoever waits
 // and must itself wait for nothing, nor call the span; it is not called after
-// Lend has returned.
+// Lend has returned. Bytes that were read so are counted by CountLent.
 //
 // Lend returns false without calling use if the bytes cannot be lent: if they
 // are of more than one block or not in RAM, if somebody is waiting for the

@@ -33,7 +33,7 @@ func TestLendIsRecalled(t *testing.T) {
 	s := alloc(t, st, span.Info{Size: 2 * block, Tier: coherency.Host, Home: coherency.Host})
 	old, next := pattern(block, 1), pattern(block, 2)
 	for name, act := range map[string]func() error{
-		"write": func() error { _, err := s.Write(t.Context(), 0, memory(t, next)); return err },
+		"write": func() error { _, err := s.Write(t.Context(), 0, memory(t, next), false); return err },
 		"fill":  func() error { _, err := s.Fill(t.Context(), 0, 10, 1); return err },
 		"map": func() error {
 			d, err := s.MapDirect(t.Context(), 0, block, false, nothing)

@@ -3,8 +3,10 @@
 package span
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"unicode"
 	"unicode/utf8"
@@ -97,6 +99,11 @@ func (st *Store) Publish(s *Span, replace bool) error {
 	if s.Name == "" {
 		return s.fail("publish", 0, 0, fmt.Errorf("%w: the span was made without a name", ErrInvalid))
 	}
+	st.naming.Lock()
+	defer st.naming.Unlock()
+	if err := st.publishOnDisk(s, replace); err != nil {
+		return s.fail("publish", 0, 0, err)
+	}
 	old, err := st.giveName(s, replace)
 	if err != nil {
 		return s.fail("publish", 0, 0, err)
@@ -110,6 +117,55 @@ func (st *Store) Publish(s *Span, replace bool) error {
 		return nil
 	}
 	return old.freeLocked()
+}
+
+// publishOnDisk makes a durable span found by its name by the next daemon, and
+// the span that has the name not any more, in one step. The caller holds
+// naming.
+func (st *Store) publishOnDisk(s *Span, replace bool) error {
+	st.mu.RLock()
+	old, taken := st.byName[s.Name]
+	st.mu.RUnlock()
+	if old == s || taken && (!replace || old == nil) {
+		return nil // giveName knows what to say
+	}
+	if s.disk == nil && (old == nil || !old.durable()) {
+		return nil
+	}
+	tx := st.files.Begin()
+	marks := make(map[int]uint64)
+	if s.disk != nil {
+		s.mu.Lock()
+		s.announced = true // commits from here on are marked
+		due := slices.Sorted(maps.Keys(s.marksDue()))
+		s.mu.Unlock()
+		unlock, err := s.lockBlocks(context.Background(), due) // else one could be saved before its mark
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		s.mu.Lock()
+		marks = s.marksDue()
+		tx.Set(s.diskRecord(true))
+		s.mu.Unlock()
+		for b, version := range marks {
+			tx.Mark(s.disk, b, version)
+		}
+	}
+	if old != nil && old.durable() {
+		old.mu.Lock()
+		tx.Set(old.diskRecord(false))
+		old.mu.Unlock()
+	}
+	if err := tx.Commit(context.Background()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b, version := range marks {
+		s.noteMark(b, version)
+	}
+	return nil
 }
 
 // giveName is Publish but for freeing the span that had the name.

@@ -62,15 +62,16 @@ func (sh *Shadow) Close() {
 // the version base, or AnyVersion: data holds their bytes, one run after the
 // other. The runs are ascending and within the block. It fails with ErrConflict
 // if anybody else has changed one of the same bytes since base; nothing is
-// stored then.
-func (sh *Shadow) Flush(ctx context.Context, b int, base uint64, runs []Run, data tier.Memory) (Committed, error) {
+// stored then. If more of the same flush follows this is no commit of the span
+// yet: the last part is, or CountCommit.
+func (sh *Shadow) Flush(ctx context.Context, b int, base uint64, runs []Run, data tier.Memory, more bool) (Committed, error) {
 	s := sh.span
 	if b < 0 || b >= s.Blocks() || len(runs) == 0 || int64(runs[len(runs)-1].end()) > s.blockLen(b) {
 		return Committed{}, s.fail("flush", int64(b)*tier.BlockSize, 0, ErrRange)
 	}
 	start := int64(b)*tier.BlockSize + int64(runs[0].Offset)
 	hull := int64(runs[len(runs)-1].end() - runs[0].Offset)
-	done, err := s.flush(ctx, b, origin{base, sh.id}, runs, data)
+	done, err := s.flush(ctx, b, origin{base, sh.id, !more}, runs, data)
 	return done, s.fail("flush", start, hull, err)
 }
 
@@ -80,13 +81,14 @@ func (s *Span) flush(ctx context.Context, b int, from origin, runs []Run, data t
 	}
 	defer s.unlockBlock(b, true)
 	a := s.writeAgent(b)
-	if a == hostAgent || len(runs) == 1 {
-		return s.changeLocked(ctx, b, from, runs, func(ctx context.Context, a coherency.Agent) error {
+	if a == hostAgent || len(runs) == 1 || s.disk != nil && a == s.store.disk {
+		return s.changeAt(ctx, b, a, from, runs, func(ctx context.Context, a coherency.Agent) error {
 			return s.writeRuns(ctx, b, s.spaces[a], runs, data)
 		})
 	}
-	// A tier outside this process gets one write, which is done whole or not
-	// at all: the runs are patched into a copy first.
+	// Another tier gets one write, which is done whole or not at all: the runs
+	// are patched into a copy first. What goes to Disk is seen by nobody before
+	// it is whole.
 	staging, err := s.store.Scratch(ctx)
 	if err != nil {
 		return Committed{}, err
@@ -105,7 +107,7 @@ func (s *Span) flush(ctx context.Context, b int, from origin, runs []Run, data t
 		memfd.Copy(dst[int64(r.Offset)-first:], src[:r.Length])
 		src = src[r.Length:]
 	}
-	return s.changeLocked(ctx, b, from, runs, func(ctx context.Context, a coherency.Agent) error {
+	return s.changeAt(ctx, b, a, from, runs, func(ctx context.Context, a coherency.Agent) error {
 		return s.spaces[a].Write(ctx, b, first, hull)
 	})
 }

@@ -24,7 +24,7 @@ func TestFlushMergesByByte(t *testing.T) {
 			mine, others := openShadow(t, s), openShadow(t, s)
 			const base = 1
 			flushBy := func(sh *span.Shadow, base uint64, p string, runs ...span.Run) error {
-				_, err := sh.Flush(t.Context(), 0, base, runs, memory(t, []byte(p)))
+				_, err := sh.Flush(t.Context(), 0, base, runs, memory(t, []byte(p)), false)
 				return err
 			}
 			flush := func(base uint64, p string, runs ...span.Run) error { return flushBy(others, base, p, runs...) }
@@ -89,7 +89,7 @@ func TestHistoryNeverMissesAConflict(t *testing.T) {
 				}
 			}
 			runs := []span.Run{{Offset: uint32(off), Length: uint32(n)}}
-			_, err := shadows[author].Flush(t.Context(), 0, base, runs, memory(t, make([]byte, n)))
+			_, err := shadows[author].Flush(t.Context(), 0, base, runs, memory(t, make([]byte, n)), false)
 			if clash && !errors.Is(err, coherency.ErrConflict) {
 				rt.Fatalf("flush of [%d, +%d) based on %d: %v, want a conflict", off, n, base, err)
 			}
@@ -116,7 +116,7 @@ func TestOwnBytesNeverConflict(t *testing.T) {
 	for round := range 100 {
 		for i, sh := range shadows {
 			runs := []span.Run{{Offset: uint32(i + 2*(round%10)), Length: 1}}
-			if _, err := sh.Flush(t.Context(), 0, 0, runs, memory(t, []byte{byte(round)})); err != nil {
+			if _, err := sh.Flush(t.Context(), 0, 0, runs, memory(t, []byte{byte(round)}), false); err != nil {
 				t.Fatalf("round %d, mapping %d: %v", round, i, err)
 			}
 		}

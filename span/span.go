@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/tier/host"
 )
 
@@ -19,14 +21,20 @@ import (
 type Span struct {
 	Info // immutable
 
-	store  *Store
-	prefer coherency.Agent // where writes go
-	spaces []tier.Space    // by agent; set once by build
-	host   *host.Space     // spaces[hostAgent]
+	store *Store
+	read  atomic.Int64 // bytes, by users
+	// The storage and dir are made by build, or when a span that the data
+	// directory kept is first used, and stay.
+	spaces []tier.Space // by agent
+	host   *host.Space  // spaces[hostAgent]
+	disk   *disk.Space  // spaces[store.disk] of a durable span; else nil
 
-	mu         sync.Mutex // guards what follows
-	dir        *coherency.Manager
-	version    uint64 // commits of the span
+	mu         sync.Mutex         // guards what follows
+	dir        *coherency.Manager // nil: nobody has used the span since the daemon began
+	prefer     coherency.Agent    // where writes go, and where build puts the span
+	pins       []blockSet         // by agent: what advice pinned there; nil: nothing
+	written    int64              // bytes of all commits
+	version    uint64             // commits of the span
 	freed      bool
 	drained    chan struct{} // made by Free, closed when no block is in use
 	busy       map[int]*blockLock
@@ -41,8 +49,12 @@ type Span struct {
 	history    map[int]*history // while writers > 0
 	shadows    map[*Shadow]struct{}
 	lastShadow uint64
-	due        coherency.SyncQueue // copies that a policy asked for and a tier refused
-	lastErr    error               // why
+	due        coherency.SyncQueue // copies that a policy asked for and that are not made
+	owing      bool                // the store knows that something is due
+	lastErr    error               // why the last attempt failed
+	unreported error               // the same, until a flush has told
+	announced  bool                // the data directory knows it by its name, or is about to
+	marks      map[int]uint64      // by block: see mark
 }
 
 // build makes the span's storage and directory, before anybody else can find
@@ -53,20 +65,63 @@ func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
 			err = errors.Join(err, s.closeSpaces())
 		}
 	}()
-	blocks := s.Blocks()
+	if err := s.openSpaces(ctx); err != nil {
+		return err
+	}
+	var zeroed coherency.AgentMask
+	if !s.mayLeave(s.prefer) {
+		if err := s.reserveAll(ctx); err != nil {
+			return err
+		}
+		if s.prefer == hostAgent {
+			zeroed = 1 << hostAgent
+		}
+	}
+	s.users = 1
+	s.dir, err = s.newDirectory(home, zeroed)
+	return err
+}
+
+func (s *Span) newDirectory(home coherency.Agent, zeroed coherency.AgentMask) (*coherency.Manager, error) {
+	return coherency.NewManager(coherency.Config{
+		Agents: s.store.agents,
+		Home:   home,
+		Policy: s.Policy,
+		Blocks: s.Blocks(),
+		Zeroed: zeroed,
+	})
+}
+
+func (s *Span) openSpaces(ctx context.Context) error {
+	s.seed = maphash.MakeSeed()
 	for _, t := range s.store.tiers {
-		space, err := t.Open(ctx, s.Label(), s.Size, s.Placement)
+		space, err := s.openSpace(ctx, t)
 		if err != nil {
 			return err
 		}
 		s.spaces = append(s.spaces, space)
 	}
 	s.host = s.spaces[hostAgent].(*host.Space) // tiers[0] is the host tier
+	return nil
+}
+
+func (s *Span) openSpace(ctx context.Context, t tier.Tier) (tier.Space, error) {
+	if t == tier.Tier(s.store.files) && s.durable() {
+		space, err := s.store.files.Durable(s.diskRecord(s.published))
+		s.disk = space
+		return space, err
+	}
+	return t.Open(ctx, s.Label(), s.Size, s.Placement)
+}
+
+// reserveAll takes the memory of a span that has no other place to go, so that
+// a later write cannot fail for want of it.
+func (s *Span) reserveAll(ctx context.Context) error {
 	// Refused before anything is taken: others may need it meanwhile.
 	if u := s.store.tiers[s.prefer].Usage(); u.Budget > 0 && s.Size > u.Budget-u.Held {
 		return fmt.Errorf("%d bytes do not fit: %d of the %s tier's %d are held: %w", s.Size, u.Held, s.Tier, u.Budget, tier.ErrBudget)
 	}
-	for b := range blocks {
+	for b := range s.Blocks() {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -74,20 +129,46 @@ func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
 			return err
 		}
 	}
-	var zeroed coherency.AgentMask
-	if s.prefer == hostAgent {
-		zeroed = 1 << hostAgent
+	return nil
+}
+
+// rouse makes what a span needs to be used that was found in the data directory,
+// unless that was done. The caller holds mu.
+func (s *Span) rouse() error {
+	if s.dir != nil {
+		return nil
 	}
-	s.seed = maphash.MakeSeed()
-	s.users = 1
-	s.dir, err = coherency.NewManager(coherency.Config{
-		Agents: s.store.agents,
-		Home:   home,
-		Policy: s.Policy,
-		Blocks: blocks,
-		Zeroed: zeroed,
-	})
-	return err
+	dir, err := s.recall()
+	if err == nil {
+		err = s.openSpaces(context.Background()) // no space of an existing span waits
+	}
+	if err != nil {
+		err = errors.Join(err, s.closeSpaces())
+		s.spaces, s.host, s.disk = nil, nil, nil
+		return s.fail("open", 0, 0, err)
+	}
+	s.busy = make(map[int]*blockLock)
+	s.dir = dir
+	for b := range s.Blocks() {
+		if dir.Block(b).Lost {
+			s.version += versionsAhead
+			break
+		}
+	}
+	return nil
+}
+
+// recall returns the span's directory as the data directory has it.
+func (s *Span) recall() (*coherency.Manager, error) {
+	dir, err := s.newDirectory(s.store.disk, 0)
+	if err != nil {
+		return nil, err
+	}
+	space, err := s.store.files.Durable(s.diskRecord(true))
+	if err != nil {
+		return nil, err
+	}
+	return dir, errors.Join(restore(dir, space), space.Close())
 }
 
 // Blocks returns how many blocks the span has.
@@ -129,6 +210,9 @@ func (s *Span) Retain() error {
 	if s.freed {
 		return s.fail("open", 0, 0, ErrFreed)
 	}
+	if err := s.rouse(); err != nil {
+		return err
+	}
 	s.users++
 	return nil
 }
@@ -168,7 +252,7 @@ func (s *Span) freeLocked() error {
 	for sh := range s.shadows {
 		sh.onFree()
 	}
-	s.sums, s.history, s.due = nil, nil, coherency.SyncQueue{}
+	s.sums, s.history, s.due, s.marks = nil, nil, coherency.SyncQueue{}, nil
 	var drained chan struct{}
 	if len(s.busy) > 0 {
 		drained = make(chan struct{})
@@ -183,7 +267,26 @@ func (s *Span) freeLocked() error {
 	if drained != nil {
 		<-drained
 	}
-	return s.closeSpaces()
+	for a := range s.spaces {
+		for b := range s.Blocks() {
+			s.left(coherency.Agent(a), b, true)
+		}
+	}
+	return errors.Join(s.forgetOnDisk(), s.closeSpaces())
+}
+
+// forgetOnDisk takes a durable span out of the data directory, unless the store
+// is closing: then it waits there for the next daemon.
+func (s *Span) forgetOnDisk() error {
+	if !s.durable() || s.store.closing.Load() {
+		return nil
+	}
+	tx := s.store.files.Begin()
+	tx.Delete(s.ID)
+	if err := tx.Commit(context.Background()); err != nil {
+		return s.fail("free", 0, 0, fmt.Errorf("the data directory still has it, and so will the next daemon: %w", err))
+	}
+	return nil
 }
 
 func (s *Span) closeSpaces() error {
@@ -202,19 +305,29 @@ type Stat struct {
 	Lost    int    // blocks whose current version is lost
 	Unclean int    // blocks a direct writer died on
 	Tiers   map[coherency.Tier]TierStat
-	Direct  int // mappings
-	Shadow  int
-	Locks   int
+	// Read and Written are bytes since the daemon began: read by users, and
+	// changed by commits. What direct mappings read is not known, and what
+	// they store only as the blocks that their releases found changed.
+	Read, Written int64
+	Direct        int // mappings
+	Shadow        int
+	Locks         int
 	// Unpublished: the span has a name that does not find it, not yet or not
 	// any more.
 	Unpublished bool
 	LastErr     error // why a debt could not be paid
 }
 
-// TierStat is one tier's share of a span.
+// TierStat is one tier's share of a span, in blocks but for Bytes.
 type TierStat struct {
-	Current, Stale int   // blocks
+	Current, Stale int   // held at the current version, or at an older one
 	Bytes          int64 // of both
+	// Lowest and Highest are the versions of the blocks held, the least and the
+	// greatest: each block counts its own. 0: never written.
+	Lowest, Highest uint64
+	Dirty           int // current here, and home has yet to be given them
+	Debt            int // at home only: blocks whose version another tier has and home has not
+	Pinned          int // kept here by advice or a mapping
 }
 
 // Stat describes the span now. Its cost grows with the number of blocks.
@@ -224,10 +337,16 @@ func (s *Span) Stat() (Stat, error) {
 	if s.freed {
 		return Stat{}, s.fail("stat", 0, 0, ErrFreed)
 	}
+	dir, err := s.directory()
+	if err != nil {
+		return Stat{}, s.fail("stat", 0, 0, err)
+	}
 	st := Stat{
-		State:   s.dir.SpanState(),
+		State:   dir.SpanState(),
 		Version: s.version,
 		Tiers:   make(map[coherency.Tier]TierStat),
+		Read:    s.read.Load(),
+		Written: s.written,
 		Direct:  len(s.direct),
 		Shadow:  len(s.shadows),
 		Locks:   len(s.locks.held),
@@ -235,20 +354,43 @@ func (s *Span) Stat() (Stat, error) {
 
 		Unpublished: s.Name != "" && !s.published,
 	}
+	home := dir.Home()
+	tiers := make([]TierStat, len(s.store.agents)) // by agent
 	for b := range s.Blocks() {
-		info := s.dir.Block(b)
-		st.Debt += count(info.Debt)
+		info := dir.Block(b)
+		debt := info.Debt && !s.swapped(info)
+		st.Debt += count(debt)
 		st.Lost += count(info.Lost)
 		st.Unclean += count(info.Unclean)
-		for t := range info.Holders.Union(info.Stale).All() {
-			ts := st.Tiers[t]
-			ts.Current += count(info.Holders.Has(t))
-			ts.Stale += count(info.Stale.Has(t))
-			ts.Bytes += s.blockLen(b)
-			st.Tiers[t] = ts
+		tiers[home].Debt += count(debt)
+		for a := range tiers {
+			tiers[a].add(info.Replicas[a], debt, s.blockLen(b))
+		}
+	}
+	for a, ts := range tiers {
+		if ts != (TierStat{}) {
+			st.Tiers[s.store.agents[a].Tier] = ts
 		}
 	}
 	return st, nil
+}
+
+// add counts one block of size bytes, of which the tier has copy r, if any. Debt
+// says that home is owed the block's version.
+func (ts *TierStat) add(r coherency.ReplicaInfo, debt bool, size int64) {
+	ts.Pinned += count(r.Pinned)
+	if !r.Held {
+		return
+	}
+	if ts.Current+ts.Stale == 0 {
+		ts.Lowest = r.Version
+	}
+	ts.Lowest, ts.Highest = min(ts.Lowest, r.Version), max(ts.Highest, r.Version)
+	current := r.State != coherency.Invalid
+	ts.Current += count(current)
+	ts.Stale += count(!current)
+	ts.Bytes += size
+	ts.Dirty += count(current && debt)
 }
 
 func count(b bool) int {
@@ -265,5 +407,25 @@ func (s *Span) State() (coherency.State, error) {
 	if s.freed {
 		return 0, s.fail("state", 0, 0, ErrFreed)
 	}
-	return s.dir.SpanState(), nil
+	dir, err := s.directory()
+	if err != nil {
+		return 0, s.fail("state", 0, 0, err)
+	}
+	return dir.SpanState(), nil
+}
+
+// directory returns the span's directory, one made for the occasion if nobody
+// has used the span yet: to list a hundred thousand spans must not rouse them
+// all. The caller holds mu.
+func (s *Span) directory() (*coherency.Manager, error) {
+	if s.dir != nil {
+		return s.dir, nil
+	}
+	return s.recall()
+}
+
+// swapped reports whether a block that belongs in RAM had to leave it for Disk,
+// where it is as safe: that is no debt.
+func (s *Span) swapped(info coherency.BlockInfo) bool {
+	return s.Home == coherency.Host && info.Holders.Has(coherency.Disk)
 }

@@ -129,7 +129,7 @@ func memory(t testing.TB, p []byte) tier.Memory {
 
 func write(t testing.TB, s *span.Span, off int64, p []byte) {
 	t.Helper()
-	if _, err := s.Write(t.Context(), off, memory(t, p)); err != nil {
+	if _, err := s.Write(t.Context(), off, memory(t, p), false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -257,7 +257,7 @@ func TestRanges(t *testing.T) {
 	s := alloc(t, st, span.Info{Size: 100, Tier: coherency.Host, Home: coherency.Host})
 	m := memory(t, make([]byte, 50))
 	for _, off := range []int64{-1, 51, 100, 1 << 62, -1 << 62} {
-		if _, err := s.Write(t.Context(), off, m); !errors.Is(err, span.ErrRange) {
+		if _, err := s.Write(t.Context(), off, m, false); !errors.Is(err, span.ErrRange) {
 			t.Errorf("write at %d: %v", off, err)
 		}
 		if err := s.Read(t.Context(), off, m); !errors.Is(err, span.ErrRange) {
@@ -407,7 +407,7 @@ func TestPolicyDebt(t *testing.T) {
 	s := alloc(t, st, span.Info{Size: block, Tier: coherency.Host, Home: coherency.VRAM, Policy: coherency.WriteThrough})
 	sh := openShadow(t, s)
 	flush := func() (span.Committed, error) {
-		return sh.Flush(t.Context(), 0, span.AnyVersion, []span.Run{{Offset: 0, Length: 4}}, memory(t, []byte("data")))
+		return sh.Flush(t.Context(), 0, span.AnyVersion, []span.Run{{Offset: 0, Length: 4}}, memory(t, []byte("data")), false)
 	}
 	done, err := flush()
 	if err != nil || done.Holders != coherency.MaskOf(coherency.Host, coherency.VRAM) {
@@ -457,7 +457,7 @@ func TestLoss(t *testing.T) {
 	if !errors.As(err, &loss) || loss.Lost != 2 || loss.Survivor != 1 {
 		t.Fatalf("read of a lost block: %v", err)
 	}
-	if _, err := s.Write(t.Context(), 1, m); !errors.Is(err, coherency.ErrDataLoss) {
+	if _, err := s.Write(t.Context(), 1, m, false); !errors.Is(err, coherency.ErrDataLoss) {
 		t.Fatalf("partial write to a lost block: %v", err)
 	}
 	if stat, _ := s.Stat(); stat.Lost != 2 {
@@ -488,7 +488,7 @@ func TestFreed(t *testing.T) {
 	m := memory(t, make([]byte, 1))
 	_, mapErr := s.MapDirect(t.Context(), 0, 1, true, nothing)
 	_, lockErr := func() (any, error) { _, _, err := s.Lock(t.Context(), 1, 0, 1, true); return nil, err }()
-	_, writeErr := s.Write(t.Context(), 0, m)
+	_, writeErr := s.Write(t.Context(), 0, m, false)
 	for op, err := range map[string]error{
 		"free": s.Free(), "read": s.Read(t.Context(), 0, m), "write": writeErr, "map": mapErr, "lock": lockErr,
 	} {
@@ -516,7 +516,7 @@ func TestBlocksAreNeverTorn(t *testing.T) {
 								t.Error(err)
 							}
 						}
-						if _, err := s.Write(t.Context(), off, mine); err != nil {
+						if _, err := s.Write(t.Context(), off, mine, false); err != nil {
 							t.Error(err)
 							return
 						}

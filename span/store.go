@@ -16,7 +16,9 @@ import (
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/residency"
 	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/tier/host"
 )
 
@@ -26,8 +28,12 @@ const hostAgent coherency.Agent = 0
 // Config says what a Store stands on.
 type Config struct {
 	Host *host.Tier
-	// Others are the tiers beside Host. The store does not close them.
+	// Others are the tiers beside Host and Disk. The store does not close
+	// them.
 	Others []tier.Tier
+	// Disk keeps spans that outlive the daemon, and blocks for which RAM has no
+	// room; nil: there is none. The store does not close it.
+	Disk *disk.Tier
 	// Forget, if set, is called before memory that tiers were given to read
 	// or write is unmapped.
 	Forget   func(*memfd.Region)
@@ -39,23 +45,30 @@ type Config struct {
 
 // A Store holds the spans of a daemon. Its methods may be called concurrently.
 type Store struct {
-	host     *host.Tier
-	tiers    []tier.Tier // by agent
-	agents   []coherency.AgentInfo
-	maxSpans int
-	maxSize  int64
-	log      *slog.Logger
-	scratch  *scratch
-	epoch    atomic.Uint64
+	host      *host.Tier
+	files     *disk.Tier      // nil: none
+	disk      coherency.Agent // its number, or NoAgent
+	tiers     []tier.Tier     // by agent
+	agents    []coherency.AgentInfo
+	residents []residents // by agent
+	traffic   []traffic   // by agent
+	maxSpans  int
+	maxSize   int64
+	log       *slog.Logger
+	scratch   *scratch // what is received and sent passes through it
+	moving    *scratch // what moves between tiers: whoever has some waits for nobody
+	epoch     atomic.Uint64
+	closing   atomic.Bool
+	naming    sync.Mutex // held while names change hands, across the data directory's commit
 
 	mu       sync.RWMutex // guards what follows
 	byID     map[ID]*Span
 	byName   map[string]*Span // nil values: names of spans being made
 	building int              // spans being made
 
-	debts  chan struct{} // wakes the goroutine that pays debts; one slot
-	stop   context.CancelFunc
-	paying sync.WaitGroup
+	debtors debtors
+	stop    context.CancelFunc
+	paying  sync.WaitGroup
 }
 
 // ID is a span's name for ever: 128 random bits.
@@ -82,35 +95,83 @@ func NewStore(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("span: staging memory: %w", err)
 	}
+	moving, err := newScratch(scratchWarm, cfg.Forget)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("span: staging memory: %w", err), scratch.close())
+	}
 	st := &Store{
 		host:     cfg.Host,
+		files:    cfg.Disk,
+		disk:     coherency.NoAgent,
 		tiers:    append([]tier.Tier{cfg.Host}, cfg.Others...),
 		maxSpans: cfg.MaxSpans,
 		maxSize:  cfg.MaxSize,
 		log:      cfg.Logger,
 		scratch:  scratch,
+		moving:   moving,
 		byID:     make(map[ID]*Span),
 		byName:   make(map[string]*Span),
-		debts:    make(chan struct{}, 1),
+		debtors:  debtors{wake: make(chan struct{}, 1)},
 	}
+	if cfg.Disk != nil { // last: its copies are read only if no other tier has one
+		st.disk = coherency.Agent(len(st.tiers))
+		st.tiers = append(st.tiers, cfg.Disk)
+	}
+	st.traffic = make([]traffic, len(st.tiers))
 	for _, t := range st.tiers {
 		st.agents = append(st.agents, coherency.AgentInfo{Tier: t.Kind()})
+		st.residents = append(st.residents, residents{queue: residency.New[place]()})
 	}
+	st.recover()
 	ctx, stop := context.WithCancel(context.Background())
 	st.stop = stop
 	st.paying.Go(func() { st.payDebts(ctx) })
 	return st, nil
 }
 
-// Close frees every span. The tiers stay open.
+// Close frees every span; of durable ones it first gives Disk what it is owed,
+// and they stay there. The tiers stay open.
 func (st *Store) Close() error {
 	st.stop()
 	st.paying.Wait()
 	var errs []error
-	for _, s := range st.List() {
+	spans := st.List()
+	for _, s := range spans {
+		if s.durable() {
+			errs = append(errs, s.persistAll(context.Background()), s.persistVersion(context.Background()))
+		}
+	}
+	st.closing.Store(true)
+	for _, s := range spans {
 		errs = append(errs, s.Free())
 	}
-	return errors.Join(append(errs, st.scratch.close())...)
+	return errors.Join(append(errs, st.scratch.close(), st.moving.close())...)
+}
+
+// recover finds the spans that the data directory kept. They take little memory
+// until somebody uses them.
+func (st *Store) recover() {
+	if st.files == nil {
+		return
+	}
+	st.epoch.Store(st.files.Epoch())
+	for _, rec := range st.files.Recovered() {
+		s := &Span{
+			Info: Info{
+				ID: rec.ID, Name: rec.Name, Size: rec.Size, Tier: rec.Tier, Home: rec.Home,
+				Policy: rec.Policy, Placement: rec.Placement, Created: rec.Created,
+			},
+			store: st, version: rec.Version, published: true, announced: true,
+		}
+		prefer, err := st.agentOf(rec.Tier)
+		if err != nil {
+			st.log.Warn("span lives in RAM: this daemon has not the tier it was made for", "span", s.Label(), "tier", rec.Tier)
+			prefer = hostAgent
+		}
+		s.prefer = prefer
+		st.byID[s.ID] = s
+		st.byName[s.Name] = s
+	}
 }
 
 // Tiers returns the tiers that spans can live on.
@@ -143,9 +204,9 @@ func (st *Store) agentOf(kind coherency.Tier) (coherency.Agent, error) {
 // Info is what never changes about a span.
 type Info struct {
 	ID        ID
-	Name      string // empty: freed with its last user
-	Size      int64  // bytes
-	Tier      coherency.Tier
+	Name      string         // empty: freed with its last user
+	Size      int64          // bytes
+	Tier      coherency.Tier // where writes go, until Span.Prefer says otherwise
 	Home      coherency.Tier
 	Policy    coherency.WritePolicy
 	Placement tier.Placement
@@ -194,6 +255,12 @@ func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, e
 		return fail(err)
 	}
 	err = s.build(ctx, home)
+	if err == nil {
+		s.announced = published
+		if err = s.keep(ctx); err != nil {
+			err = errors.Join(err, s.closeSpaces())
+		}
+	}
 	st.built(s, err == nil)
 	if err != nil {
 		return fail(err)
@@ -224,8 +291,8 @@ func (st *Store) Stats() (coherency.Stats, coherency.TieredStats) {
 	var tiered coherency.TieredStats
 	for _, s := range st.List() {
 		s.mu.Lock()
-		if !s.freed {
-			one, blocks := s.dir.Stats()
+		if dir, err := s.directory(); err == nil && !s.freed {
+			one, blocks := dir.Stats()
 			stats.Add(one)
 			tiered.Add(blocks)
 		}
@@ -245,7 +312,7 @@ func (st *Store) Lose(kind coherency.Tier) {
 	for _, s := range st.List() {
 		s.mu.Lock()
 		lost := 0
-		if !s.freed {
+		if !s.freed && s.dir != nil {
 			lost = s.dir.Lose(a)
 		}
 		s.mu.Unlock()
@@ -268,53 +335,21 @@ func (st *Store) Sync(ctx context.Context) (epoch uint64, err error) {
 	if err := errors.Join(errs...); err != nil {
 		return st.epoch.Load(), err
 	}
-	return st.epoch.Add(1), nil
+	return st.endEpoch(ctx)
 }
 
-// Backoff between attempts to pay debts that a policy left.
-const (
-	firstRetry = 50 * time.Millisecond
-	lastRetry  = 30 * time.Second
-)
-
-// payDebts tries again what a write policy asked for and a tier refused.
-func (st *Store) payDebts(ctx context.Context) {
-	wait, armed := firstRetry, false
-	timer := time.NewTimer(wait)
-	timer.Stop()
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-st.debts:
-			// A debt that comes while others wait must not put them off.
-			if !armed {
-				wait, armed = firstRetry, true
-				timer.Reset(wait)
-			}
-			continue
-		case <-timer.C:
-		}
-		owing := false
-		for _, s := range st.List() {
-			if s.retryDue(ctx) {
-				owing = true
-			}
-		}
-		if armed = owing; owing {
-			wait = min(2*wait, lastRetry)
-			timer.Reset(wait)
-		}
+// endEpoch counts a barrier. The count outlives the daemon.
+func (st *Store) endEpoch(ctx context.Context) (uint64, error) {
+	epoch := st.epoch.Add(1)
+	if st.files == nil {
+		return epoch, nil
 	}
-}
-
-// oweLater asks for a debt to be paid in the background.
-func (st *Store) oweLater() {
-	select {
-	case st.debts <- struct{}{}:
-	default: // it is awake already
+	tx := st.files.Begin()
+	tx.Epoch(epoch)
+	if err := tx.Commit(ctx); err != nil {
+		return epoch, fmt.Errorf("note the end of epoch %d: %w", epoch, err)
 	}
+	return epoch, nil
 }
 
 // Scratch returns BlockSize bytes of staging memory that every tier can reach,

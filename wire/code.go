@@ -28,7 +28,7 @@ const (
 	Conflict                        // others changed the same bytes since the flush's base
 	DataLoss                        // the last copy of the current version is gone
 	PeerLost                        // the connection broke
-	Corrupt                         // bytes changed on their way
+	Corrupt                         // bytes are not those that were written: changed on their way, or on disk
 	Stalled                         // no progress within the i/o timeout
 	Closed                          // the server is shutting down
 	Unsupported                     // this server or system cannot do it
@@ -40,6 +40,7 @@ const (
 	Debt                            // committed, but the write policy is not met yet
 	Busy                            // a write or a copy that is in the way is under way
 	WrongState                      // the request is not legal now
+	TierFailed                      // the tier takes no more changes: its disk failed
 
 	codeEnd
 )
@@ -79,7 +80,7 @@ var codes = [codeEnd]struct {
 	Conflict:        {"conflict", "others changed the same bytes", vkUnknown},
 	DataLoss:        {"data-loss", "the last copy of the current version is gone", vkDeviceLost},
 	PeerLost:        {"peer-lost", "the connection broke", vkDeviceLost},
-	Corrupt:         {"corrupt", "bytes changed on their way", vkDeviceLost},
+	Corrupt:         {"corrupt", "bytes are not those that were written", vkDeviceLost},
 	Stalled:         {"stalled", "no progress within the i/o timeout", vkDeviceLost},
 	Closed:          {"closed", "the server is shutting down", vkDeviceLost},
 	Unsupported:     {"unsupported", "this server or system cannot do it", vkFeatureNotPresent},
@@ -91,6 +92,7 @@ var codes = [codeEnd]struct {
 	Debt:            {"debt", "committed, but the write policy is not met yet", vkUnknown},
 	Busy:            {"busy", "another write or copy is under way here: try again", vkUnknown},
 	WrongState:      {"wrong-state", "the request is not legal now", vkUnknown},
+	TierFailed:      {"tier-failed", "the tier takes no more changes: its disk failed", vkUnknown},
 }
 
 func (c Code) known() bool { return 0 < c && c < codeEnd }

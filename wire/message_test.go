@@ -60,7 +60,7 @@ func TestHeadersRefused(t *testing.T) {
 	}{
 		"kind 0":                  {func(h *wire.Header) { h.Kind = 0 }, wire.ErrMalformed},
 		"kind 8":                  {func(h *wire.Header) { h.Kind = 8 }, wire.ErrMalformed},
-		"unknown flag":            {func(h *wire.Header) { h.Flags = 0x10 }, wire.ErrMalformed},
+		"unknown flag":            {func(h *wire.Header) { h.Flags = 0x20 }, wire.ErrMalformed},
 		"error without reply":     {func(h *wire.Header) { h.Flags = wire.FlagError }, wire.ErrMalformed},
 		"sum of nothing":          {func(h *wire.Header) { *h = wire.Header{Kind: wire.KindEvent, Flags: wire.FlagSum} }, wire.ErrMalformed},
 		"unknown encoding":        {func(h *wire.Header) { h.Encoding = 3 }, wire.ErrMalformed},
@@ -331,7 +331,7 @@ func TestErrorText(t *testing.T) {
 }
 
 func TestErrorCrossesTheWire(t *testing.T) {
-	want := wire.Error{Code: wire.DataLoss, Op: "read", Span: "ä \"x\"", Offset: 1 << 40, Length: 2, Version: 1<<64 - 1, Survivor: 3, Message: "why"}
+	want := wire.Error{Code: wire.DataLoss, Op: "read", Span: "ä \"x\"", Offset: 1 << 50, Length: 2, Version: 1<<64 - 1, Survivor: 3, Message: "why"}
 	got, err := wire.ParseError(want.Append(nil))
 	if err != nil || *got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)

@@ -27,13 +27,13 @@ type spanFlags struct {
 
 func (f *spanFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.tier, "tier", "", "`tier` that writes go to: host or vram")
-	flags.StringVar(&f.home, "home", "", "`tier` that write-through writes reach too (default the one of --tier)")
+	flags.StringVar(&f.tier, "tier", "", "`tier` that writes go to: host, vram or disk")
+	flags.StringVar(&f.home, "home", "", "`tier` that the span belongs to, and that write-through writes reach too (default the one of --tier); what belongs to disk outlives the daemon")
 	flags.StringVar(&f.policy, "policy", "", "what a write waits for: write-back (one tier), write-through (home too) or write-all")
 	flags.StringVar(&f.placement, "placement", "", "device memory to use: host-visible or device-local (default any)")
 	for name, values := range map[string][]string{
-		"tier":      {"host", "vram"},
-		"home":      {"host", "vram"},
+		"tier":      {"host", "vram", "disk"},
+		"home":      {"host", "vram", "disk"},
 		"policy":    {"write-back", "write-through", "write-all"},
 		"placement": {"host-visible", "device-local"},
 	} {
@@ -61,7 +61,8 @@ The span is found by its name once all its bytes are there. If putting fails, or
 is killed, nothing is left of it, and with --replace the old span is as it was.`,
 		Example: `  memspan put model.bin --name weights
   memspan put model.bin --name weights --tier vram --replace
-  zstd -dc table.zst | memspan put - --name table --tier vram --home host --policy write-through`,
+  zstd -dc table.zst | memspan put - --name table --tier vram --home host --policy write-through
+  memspan put notes.db --tier host --home disk --policy write-through`,
 		Args: args(cobra.ExactArgs(1), "one file, or - for standard input"),
 	}
 	spec.add(cmd)
@@ -194,8 +195,10 @@ func parseTier(flag, name string) (memspan.Tier, error) {
 		return memspan.Host, nil
 	case "vram":
 		return memspan.VRAM, nil
+	case "disk":
+		return memspan.Disk, nil
 	}
-	return 0, usagef("%s %s: want host or vram", flag, name)
+	return 0, usagef("%s %s: want host, vram or disk", flag, name)
 }
 
 // An input is a file or a stream whose length is known.

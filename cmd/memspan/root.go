@@ -67,8 +67,8 @@ Exit status: 0 all went well, 1 something failed, 2 the command line is wrong;
 	flags.BoolVar(&opts.json, "json", false, "print one JSON document instead of text; an error is one, on standard error")
 
 	root.AddCommand(
-		newServe(opts), newPut(opts), newGet(opts), newList(opts), newStat(opts), newCopy(opts),
-		newRemove(opts), newLock(opts), newAccept(opts), newDoctor(opts), newDemo(opts), newVersion(opts), newWorker(),
+		newServe(opts), newPut(opts), newGet(opts), newList(opts), newStat(opts), newTop(opts), newCopy(opts),
+		newAdvise(opts), newRemove(opts), newLock(opts), newSync(opts), newAccept(opts), newDoctor(opts), newDemo(opts), newVersion(opts), newWorker(),
 		newRun(opts), newICD(), newBench(opts),
 	)
 	return root

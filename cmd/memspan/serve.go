@@ -31,6 +31,8 @@ type serveFlags struct {
 	socket     string
 	vramBudget size
 	hostBudget size
+	data       string
+	dataBudget size
 	vramDevice string
 	noVRAM     bool
 	hide       []string
@@ -51,6 +53,10 @@ SIGTERM. Then clients that have memory mapped are told, work in flight ends, and
 it exits 0. It also lends the machine's GPUs to Vulkan applications that 'memspan
 run' starts here or elsewhere, each through a worker process of its own.
 
+With --data, spans whose home is disk are kept in that directory, whatever
+happens to the daemon or the machine: 'memspan put --tier host --home disk'. It
+also takes what does not fit into RAM.
+
 It listens on a unix socket for this user's processes: $MEMSPAN_SOCKET, else
 memspan.sock in $XDG_RUNTIME_DIR. --listen adds the network:
 
@@ -60,6 +66,7 @@ memspan.sock in $XDG_RUNTIME_DIR. --listen adds the network:
 With a token and no certificate it makes one itself and prints the address with
 the certificate's fingerprint, by which clients recognise it.`,
 		Example: `  memspan serve
+  memspan serve --data ~/spans
   memspan serve --vram-budget 4GiB --host-budget 16GiB
   (umask 077; head -c 32 /dev/urandom | base64 >token)
   memspan serve --listen 127.0.0.1:7070 --token-file token
@@ -80,6 +87,8 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.StringVar(&f.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
 	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
 	flags.Var(&f.hostBudget, "host-budget", "most RAM that spans may take (default half of what is available)")
+	flags.StringVar(&f.data, "data", "", "`directory` where spans with home disk outlive the daemon; made if missing")
+	flags.Var(&f.dataBudget, "data-budget", "most disk space that blocks may take (default what there is)")
 	flags.Var(&f.vramBudget, "vram-budget", "most device memory that spans may take (default 80 % of the device's)")
 	flags.StringVar(&f.vramDevice, "vram-device", "", "GPU to use: its `index`, the beginning of its UUID or part of its name (default the first discrete one)")
 	flags.BoolVar(&f.noVRAM, "no-vram", false, "hold spans in RAM only")
@@ -167,6 +176,8 @@ func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
 		handler = slog.NewJSONHandler(stderr, logOptions)
 	}
 	cfg := server.Config{
+		Data:       f.data,
+		DataBudget: int64(f.dataBudget),
 		HostBudget: int64(f.hostBudget),
 		Token:      token,
 		IOTimeout:  f.ioTimeout,

@@ -126,14 +126,19 @@ func newStat(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "stat [SPAN]",
 		Short: "Describe a span, or count what the daemon holds",
-		Long: `Stat with a span's name or id says all there is to say about it.
+		Long: `Stat with a span's name or id says all there is to say about it. For each tier
+that has some of its blocks: how many are current and how many stale, which
+versions they have (each block counts its own writes), how many are dirty: current
+there, and home has yet to be given them, whose debt they are; and how many are
+pinned, by advice or a mapping.
 
 Without one it counts: spans by coherency state (total, host_only, device_only,
 synced, dirty), and blocks by tier (total_blocks, vram_copies, host_copies,
 disk_copies, dirty_blocks) with the barriers so far (sync_count, epoch). With
 device memory it also counts the bytes that went there and back through memory
 that the CPU can map (mapped) or through the queue (staged), and those that were
-moved within it (device).`,
+moved within it (device). Then it lists the sessions, and what each has read and
+written; of direct mappings only what their releases found changed is known.`,
 		Example: `  memspan stat
   memspan stat weights
   memspan stat --json | jq .tiered.epoch`,
@@ -238,7 +243,29 @@ func printStats(w io.Writer, s memspan.Stats) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
+	if err := printSessions(w, s.SessionList); err != nil {
+		return err
+	}
 	return printApplications(w, s.Vulkan)
+}
+
+// printSessions lists the clients that are connected: at least whoever asks.
+func printSessions(w io.Writer, list []memspan.SessionStat) error {
+	fmt.Fprintln(w)
+	t := newTable(w, "SESSION", "CLIENT", "FROM", "SINCE", "HANDLES", "MAPPINGS", "LOCKS", "READ", "WRITTEN")
+	for _, s := range list {
+		t.row(strconv.FormatUint(s.Session, 10), cmp.Or(s.Client, "?"), origin(s), s.Since.Local().Format(time.TimeOnly),
+			strconv.Itoa(s.Handles), strconv.Itoa(s.Mappings), strconv.Itoa(s.Locks), humanSize(s.Read), humanSize(s.Written))
+	}
+	return t.flush()
+}
+
+// origin says where a session comes from.
+func origin(s memspan.SessionStat) string {
+	if s.PID != 0 {
+		return fmt.Sprintf("process %d", s.PID)
+	}
+	return string(s.Transport) + " " + s.Peer
 }
 
 // printApplications lists Vulkan applications, if there are any.
@@ -256,6 +283,15 @@ func printApplications(w io.Writer, list []memspan.VulkanStat) error {
 }
 
 func printSpan(w io.Writer, s memspan.SpanStat) error {
+	if err := printFields(w, s); err != nil || len(s.Tiers) == 0 {
+		return err
+	}
+	fmt.Fprintln(w)
+	return printTiers(w, s)
+}
+
+// printFields says what there is to say about a span as a whole.
+func printFields(w io.Writer, s memspan.SpanStat) error {
 	t := newTable(w)
 	t.row("name", label(s))
 	t.row("id", s.ID)
@@ -273,20 +309,56 @@ func printSpan(w io.Writer, s memspan.SpanStat) error {
 	t.row("state", s.State.String())
 	t.row("version", strconv.FormatUint(s.Version, 10))
 	t.row("blocks", strconv.Itoa(s.Blocks))
-	for _, tier := range []string{"vram", "host", "disk"} {
-		if copies, ok := s.Tiers[tier]; ok {
-			t.row("  on "+tier, fmt.Sprintf("%d current, %d stale, %s", copies.Current, copies.Stale, humanSize(copies.Bytes)))
-		}
-	}
 	t.row("debt", fmt.Sprintf("%d blocks", s.Debt))
 	t.row("lost", fmt.Sprintf("%d blocks", s.Lost))
 	t.row("unclean", fmt.Sprintf("%d blocks", s.Unclean))
+	t.row("read", humanSize(s.Read))
+	t.row("written", humanSize(s.Written))
 	t.row("mappings", fmt.Sprintf("%d direct, %d shadow", s.Direct, s.Shadow))
 	t.row("locks", strconv.Itoa(s.Locks))
 	if s.Error != "" {
 		t.row("error", s.Error)
 	}
 	return t.flush()
+}
+
+// printTiers says what each tier has of a span, in blocks.
+func printTiers(w io.Writer, s memspan.SpanStat) error {
+	t := newTable(w, tierHeader...)
+	for _, row := range tierRows(s) {
+		t.row(row...)
+	}
+	return t.flush()
+}
+
+var tierHeader = []string{"TIER", "CURRENT", "STALE", "BYTES", "VERSION", "DIRTY", "DEBT", "PINNED"}
+
+// tierRows is a row for each tier that has a share of a span.
+func tierRows(s memspan.SpanStat) (rows [][]string) {
+	for _, tier := range []string{"vram", "host", "disk"} {
+		share, ok := s.Tiers[tier]
+		if !ok {
+			continue
+		}
+		if tier == s.Home.String() {
+			tier += " (home)"
+		}
+		rows = append(rows, []string{tier, strconv.Itoa(share.Current), strconv.Itoa(share.Stale), humanSize(share.Bytes),
+			versions(share), strconv.Itoa(share.Dirty), strconv.Itoa(share.Debt), strconv.Itoa(share.Pinned)})
+	}
+	return rows
+}
+
+// versions returns those of the blocks that a tier holds, from the least to the
+// greatest.
+func versions(t memspan.TierStat) string {
+	switch {
+	case t.Current+t.Stale == 0:
+		return "-"
+	case t.Lowest == t.Highest:
+		return strconv.FormatUint(t.Lowest, 10)
+	}
+	return fmt.Sprintf("%d..%d", t.Lowest, t.Highest)
 }
 
 func newCopy(opts *options) *cobra.Command {

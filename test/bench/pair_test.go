@@ -112,7 +112,7 @@ func ready(a addresses) {
 
 func serve() {
 	ctx := context.Background()
-	srv, err := server.New(ctx, server.Config{Token: token})
+	srv, err := server.New(ctx, server.Config{Token: token, Data: os.Getenv(dataEnv)})
 	if err != nil {
 		fatal(err)
 	}
@@ -140,6 +140,14 @@ func serve() {
 // child starts this binary in a role. It ends with the benchmark.
 func child(b *testing.B, role string) (a addresses, pid int) {
 	b.Helper()
+	a, pid, stop := start(b, role)
+	b.Cleanup(stop)
+	return a, pid
+}
+
+// start is child for those who end it themselves.
+func start(b *testing.B, role string) (a addresses, pid int, stop func()) {
+	b.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role)
 	cmd.Stderr = os.Stderr
@@ -154,14 +162,15 @@ func child(b *testing.B, role string) (a addresses, pid int) {
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
+	stop = func() {
 		in.Close()
 		cmd.Wait()
-	})
+	}
 	if err := json.NewDecoder(out).Decode(&a); err != nil {
+		stop()
 		b.Fatal(err)
 	}
-	return a, cmd.Process.Pid
+	return a, cmd.Process.Pid, stop
 }
 
 // dial connects to a server over one of its transports.

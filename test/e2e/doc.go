@@ -8,5 +8,6 @@
 //
 //	MEMSPAN_BINARY=PATH        the servers are this binary's "memspan serve"
 //	MEMSPAN_SLOW=1             run what takes minutes too
+//	MEMSPAN_SEED=N             random clients do other things
 //	MEMSPAN_TEST_NO_VULKAN=1   skip what needs a Vulkan driver, instead of failing
 package e2e

@@ -5,124 +5,132 @@
 package e2e
 
 import (
-	"bytes"
-	"encoding/binary"
-	"math/rand/v2"
+	"context"
+	"os"
+	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/memspan/memspan"
 )
 
-// An op is a write or a read of a whole block, with the moments between which
-// it took place.
-type op struct {
-	block      int
-	value      uint64
-	write      bool
-	start, end int64
+// acts is how many things each of a test's actors does.
+func acts() int {
+	if slow() {
+		return 600
+	}
+	return 60
 }
 
-// Whole blocks written and read by many clients at once are what one after the
-// other would make of them: a read returns one write, whole, that had begun
-// and that no other had surely replaced.
+// play lets actors act at the same time, one over each transport in turn, while
+// meanwhile, if any, runs, and has the subjects read once more when all is over.
+func play(t *testing.T, d *daemon, h *history, actors []*actor, meanwhile func()) {
+	t.Helper()
+	var work sync.WaitGroup
+	for i, a := range actors {
+		if a.dial == nil {
+			address := d.Addresses[transports[i%len(transports)]]
+			a.dial = func(ctx context.Context) (*memspan.Client, error) {
+				return memspan.Dial(ctx, address, &memspan.Options{Token: token})
+			}
+		}
+		work.Go(func() {
+			defer a.leave()
+			for n := range acts() {
+				if err := a.act(t.Context()); err != nil {
+					t.Errorf("client %d, act %d: %v", a.id, n, err)
+					return
+				}
+			}
+		})
+	}
+	if meanwhile != nil {
+		meanwhile()
+	}
+	work.Wait()
+	judge := newActor(h, len(actors), 0, actors[0].subjects)
+	judge.dial = actors[0].dial
+	defer judge.leave()
+	check(t, judge.readAll(t.Context()))
+	h.check(t)
+	if h.count(writing, done) == 0 || h.count(reading, done) == 0 {
+		t.Error("nothing was tested")
+	}
+}
+
+// seed is of all actors.
+func seed(t *testing.T) uint64 {
+	t.Helper()
+	text := os.Getenv("MEMSPAN_SEED")
+	if text == "" {
+		return 11
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	check(t, err)
+	return n
+}
+
+// short is the length of spans whose last block is a short one.
+const short = block + 5000
+
+// With nothing in their way, blocks are registers, in each tier.
 func TestBlocksAreLinearizable(t *testing.T) {
 	t.Parallel()
 	d := start(t, settings{VRAM: true})
+	c := d.dial(t, "unix")
+	h := new(history)
+	var subjects []subject
 	for _, tier := range []memspan.Tier{memspan.Host, memspan.VRAM} {
-		const nblocks, length, each = 2, block + 5000, 60 // the second block is short
-		s := alloc(t, d.dial(t, "unix"), memspan.SpanConfig{Size: length, Tier: memspan.On(tier)})
-		var clock, value atomic.Int64
-		var mu sync.Mutex
-		var history []op
-		var work sync.WaitGroup
-		for i := range 6 {
-			o := open(t, d.dial(t, transports[i%3]), s)
-			r := rand.New(rand.NewPCG(uint64(i), 11))
-			work.Go(func() {
-				for range each {
-					op := op{block: r.IntN(nblocks), write: r.IntN(2) == 0}
-					p := make([]byte, min(block, length-op.block*block))
-					off := int64(op.block) * block
-					if op.write {
-						op.value = uint64(value.Add(1))
-						for at := 0; at < len(p); at += 8 {
-							binary.LittleEndian.PutUint64(p[at:], op.value)
-						}
-						op.start = clock.Add(1)
-						if _, err := o.WriteAt(t.Context(), p, off); err != nil {
-							t.Error(err)
-							return
-						}
-					} else {
-						op.start = clock.Add(1)
-						if _, err := o.ReadAt(t.Context(), p, off); err != nil {
-							t.Error(err)
-							return
-						}
-						op.value = binary.LittleEndian.Uint64(p)
-						if !bytes.Equal(p[8:], p[:len(p)-8]) {
-							t.Errorf("%v: a read of block %d is a mixture", tier, op.block)
-						}
-					}
-					op.end = clock.Add(1)
-					mu.Lock()
-					history = append(history, op)
-					mu.Unlock()
-				}
-			})
-		}
-		work.Wait()
-		linear(t, history)
+		s := alloc(t, c, memspan.SpanConfig{Size: short, Tier: memspan.On(tier)})
+		subjects = append(subjects, subject{key: s.ID(), size: short, safe: true})
 	}
+	var actors []*actor
+	for i := range 6 {
+		a := newActor(h, i, seed(t), subjects)
+		a.moves = true
+		a.cuts = i > 3
+		actors = append(actors, a)
+	}
+	play(t, d, h, actors, nil)
 }
 
-// linear checks a history of registers of which each value was written once.
-func linear(t *testing.T, history []op) {
-	t.Helper()
-	type register struct {
-		block int
-		value uint64
+// Workers are killed with the newest version of some blocks. What home holds is
+// never lost, what is lost is said to be, and all else are registers.
+func TestBlocksAreLinearizableWhileWorkersDie(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{VRAM: true, Process: true})
+	c := d.dial(t, "unix")
+	h := new(history)
+	onDevice := memspan.On(memspan.VRAM)
+	var subjects []subject
+	for _, cfg := range []memspan.SpanConfig{
+		{Tier: onDevice},
+		{Tier: onDevice, Home: memspan.On(memspan.Host), Policy: memspan.WriteThrough},
+		{Tier: memspan.On(memspan.Host), Home: onDevice},
+	} {
+		cfg.Size = short
+		s := alloc(t, c, cfg)
+		subjects = append(subjects, subject{key: s.ID(), size: short, safe: cfg.Policy == memspan.WriteThrough})
 	}
-	writes := make(map[register]op)
-	for b := range 2 {
-		writes[register{b, 0}] = op{block: b} // zeros, before all else
+	var actors []*actor
+	for i := range 6 {
+		a := newActor(h, i, seed(t), subjects)
+		a.moves = true
+		a.suffers = lossy
+		actors = append(actors, a)
 	}
-	reads := 0
-	for _, o := range history {
-		if o.write {
-			writes[register{o.block, o.value}] = o
-		} else {
-			reads++
-		}
-	}
-	for _, r := range history {
-		if r.write {
-			continue
-		}
-		w, ok := writes[register{r.block, r.value}]
-		if !ok || w.start > r.end {
-			t.Errorf("a read of block %d returned %d, which was not written", r.block, r.value)
-			continue
-		}
-		for _, o := range history {
-			if o.block != r.block || o.end >= r.start {
-				continue
-			}
-			// o was over when r began. If o was, or saw, a write that began
-			// after w was over, then r is too old.
-			seen := o
-			if !o.write {
-				seen = writes[register{o.block, o.value}]
-			}
-			if seen.start > w.end {
-				t.Errorf("a read of block %d in [%d, %d] returned %d, over at %d, but %d, begun at %d, was there by %d",
-					r.block, r.start, r.end, r.value, w.end, seen.value, seen.start, o.end)
+	play(t, d, h, actors, func() {
+		for range acts() / 12 {
+			begun := h.begin()
+			dead := d.killWorker(t)
+			eventually(t, "another worker", func() bool { pid := d.worker(t); return pid != 0 && pid != dead })
+			revived(t, c)
+			for span, s := range subjects {
+				for b := range s.blocks() {
+					h.end(len(actors), begun, action{register: register{span, b}, kind: dying}, answer{outcome: done})
+				}
 			}
 		}
-	}
-	if reads == 0 || len(writes) < 3 {
-		t.Error("nothing was tested")
-	}
+	})
+	t.Logf("%d reads were told of a loss, %d writes failed, %d were owed", h.count(reading, lost), h.count(writing, failed), h.count(writing, owed))
 }

@@ -212,13 +212,9 @@ func (s *state) apply(o *op, seq uint64, log *logFile, base int64, freed []uint3
 	return freed
 }
 
-// reach notes that the block's bytes are of a version.
-func (st *blockState) reach(version uint64) {
-	st.version = version
-	if version >= st.marked {
-		st.marked = 0
-	}
-}
+// reach notes that the block's bytes are of a version, the last there is: puts
+// of a block are serialised, and what comes after this one is marked anew.
+func (st *blockState) reach(version uint64) { st.version, st.marked = version, 0 }
 
 func newPatch(o *op, seq uint64, log *logFile, base int64) patch {
 	return patch{log: log, off: base + o.dataOff, size: uint32(len(o.data)), sum: crc32c.Checksum(o.data), seq: seq, runs: o.runs}

@@ -21,12 +21,14 @@ const idleShare = 8
 
 // A Tier is the RAM of this machine, up to a budget. It implements tier.Tier.
 type Tier struct {
-	budget int64
-	page   int64
-	forget func(*memfd.Region)
+	budget     int64
+	page       int64
+	maxRegions int
+	forget     func(*memfd.Region)
 
 	mu       sync.Mutex
 	used     int64 // bytes of reserved blocks and of idle regions
+	regions  int   // each takes a descriptor and a mapping, of which a process has so many
 	idle     []*memfd.Region
 	idleSize int64
 }
@@ -37,14 +39,44 @@ var _ tier.Tier = (*Tier)(nil)
 // leaves the limit to the machine. Forget, if not nil, is called before a
 // region is unmapped: other tiers may have been given its memory.
 func New(budget int64, forget func(*memfd.Region)) *Tier {
-	return &Tier{budget: budget, page: int64(os.Getpagesize()), forget: forget}
+	return &Tier{budget: budget, page: int64(os.Getpagesize()), maxRegions: memfd.MaxRegions(), forget: forget}
 }
 
 func (t *Tier) unmap(r *memfd.Region) error {
 	if t.forget != nil {
 		t.forget(r)
 	}
+	t.mu.Lock()
+	t.regions--
+	t.mu.Unlock()
 	return r.Close()
+}
+
+// create makes a region, giving up idle ones before it refuses.
+func (t *Tier) create(name string, size int64) (*memfd.Region, error) {
+	if !t.countRegion() {
+		t.dropIdle()
+		if !t.countRegion() {
+			return nil, fmt.Errorf("this process can have %d spans in RAM at a time, raise its limit of open files: %w", t.maxRegions, tier.ErrBudget)
+		}
+	}
+	r, err := memfd.Create(name, size)
+	if err != nil {
+		t.mu.Lock()
+		t.regions--
+		t.mu.Unlock()
+	}
+	return r, err
+}
+
+func (t *Tier) countRegion() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.regions >= t.maxRegions {
+		return false
+	}
+	t.regions++
+	return true
 }
 
 // Kind returns coherency.Host.
@@ -184,7 +216,7 @@ func (s *Space) regionLocked() (*memfd.Region, error) {
 		s.count = len(s.reserved)
 		return r, nil
 	}
-	r, err := memfd.Create("span:"+s.name, size)
+	r, err := s.tier.create("span:"+s.name, size)
 	if err != nil {
 		return nil, fmt.Errorf("tier/host: space %q: %w", s.name, err)
 	}
@@ -361,6 +393,10 @@ func (s *Space) Drop(b int) {
 	// region.
 	_ = s.region.Punch(int64(b)*tier.BlockSize, s.blockPages(b))
 	s.tier.refund(s.blockPages(b))
+	if s.count == 0 && !s.shared { // nobody has a block of it, so nobody its memory
+		s.tier.unmap(s.region)
+		s.region = nil
+	}
 }
 
 // Close drops all blocks. Another process that has the region mapped keeps the

@@ -48,6 +48,7 @@ const (
 	OpSync       Op = "sync"       // Sync -> Synced
 	OpRelease    Op = "release"    // Handle -> nothing
 	OpAccept     Op = "accept"     // Handle -> Committed
+	OpAdvise     Op = "advise"     // Advise -> Advised
 	OpLock       Op = "lock"       // Lock -> Locked
 	OpUnlock     Op = "unlock"     // Unlock -> nothing
 	OpCancel     Op = "cancel"     // Cancel -> nothing
@@ -118,12 +119,12 @@ type Opened struct {
 	Span   SpanInfo `json:"span"`
 }
 
-// SpanInfo is what never changes about a span.
+// SpanInfo is what never changes about a span, but for its Tier.
 type SpanInfo struct {
 	ID        string                `json:"id"` // 128 random bits in hexadecimal
 	Name      string                `json:"name,omitempty"`
 	Size      int64                 `json:"size"`
-	Tier      coherency.Tier        `json:"tier"`
+	Tier      coherency.Tier        `json:"tier"` // where writes go; advice may change it
 	Home      coherency.Tier        `json:"home"`
 	Policy    coherency.WritePolicy `json:"policy"`
 	Placement Placement             `json:"placement,omitempty"`
@@ -301,6 +302,8 @@ type SpanStat struct {
 	Lost    int                 `json:"lost"`    // blocks whose current version is lost
 	Unclean int                 `json:"unclean"` // blocks a direct writer died on
 	Tiers   map[string]TierStat `json:"tiers"`   // by tier name; tiers without a copy are missing
+	Read    int64               `json:"read"`    // bytes since the daemon began, but not through direct mappings
+	Written int64               `json:"written"` // the same; of direct mappings the blocks that releases found changed
 	Direct  int                 `json:"direct"`  // direct mappings
 	Shadow  int                 `json:"shadow"`  // shadow mappings
 	Locks   int                 `json:"locks"`
@@ -309,11 +312,16 @@ type SpanStat struct {
 	Unpublished bool `json:"unpublished,omitempty"`
 }
 
-// TierStat is one tier's share of a span.
+// TierStat is one tier's share of a span, in blocks but for Bytes.
 type TierStat struct {
-	Current int   `json:"current"` // blocks held at their current version
-	Stale   int   `json:"stale"`
-	Bytes   int64 `json:"bytes"`
+	Current int    `json:"current"` // held at their current version
+	Stale   int    `json:"stale"`   // held at an older one
+	Bytes   int64  `json:"bytes"`   // of both
+	Lowest  uint64 `json:"lowest"`  // version of a block held here
+	Highest uint64 `json:"highest"` // the same; each block counts its own, from 0: never written
+	Dirty   int    `json:"dirty"`   // current here, and home has yet to be given them
+	Debt    int    `json:"debt"`    // at home only: another tier has their version, home has not
+	Pinned  int    `json:"pinned"`  // kept here by advice or a mapping
 }
 
 // List asks for the spans whose id is greater than After, in the order of ids.
@@ -332,11 +340,40 @@ type Stats struct {
 	Coherency coherency.Stats       `json:"coherency"` // spans
 	Tiered    coherency.TieredStats `json:"tiered"`    // blocks
 	Sessions  int                   `json:"sessions"`
-	Mappings  int                   `json:"mappings"`
-	Budgets   map[string]Budget     `json:"budgets"` // by tier name
-	VRAM      *VRAM                 `json:"vram,omitempty"`
-	Vulkan    []VulkanStat          `json:"vulkan"` // applications, oldest first
+	// SessionList are those sessions, oldest first; if there are more than
+	// 1024, the newest of them.
+	SessionList []SessionStat     `json:"session_list"`
+	Mappings    int               `json:"mappings"`
+	Budgets     map[string]Budget `json:"budgets"` // by tier name
+	VRAM        *VRAM             `json:"vram,omitempty"`
+	Vulkan      []VulkanStat      `json:"vulkan"` // applications, oldest first
 }
+
+// SessionStat describes one client's connection.
+type SessionStat struct {
+	Session   uint64    `json:"session,string"`
+	Client    string    `json:"client,omitempty"` // what it calls itself
+	Transport Transport `json:"transport"`
+	PID       int       `json:"pid,omitempty"`  // of a process on this machine, by the kernel's word
+	Peer      string    `json:"peer,omitempty"` // its address, over a network
+	Since     time.Time `json:"since"`
+	Handles   int       `json:"handles"`
+	Mappings  int       `json:"mappings"`
+	Locks     int       `json:"locks"`
+	Read      int64     `json:"read"`             // bytes, but not through direct mappings
+	Written   int64     `json:"written"`          // the same; of direct mappings the blocks that releases found changed
+	Vulkan    bool      `json:"vulkan,omitempty"` // it was lent to a Vulkan application
+}
+
+// Transport says what carries a session.
+type Transport string
+
+// The transports.
+const (
+	TransportUnix Transport = "unix" // mappings are direct
+	TransportTCP  Transport = "tcp"
+	TransportTLS  Transport = "tls"
+)
 
 // VRAM counts what the tier of that name has done since the server started.
 // Bytes to and from device memory go through memory that the CPU can map, or
@@ -356,6 +393,8 @@ type VRAM struct {
 type Budget struct {
 	Used   int64 `json:"used"`
 	Budget int64 `json:"budget,omitempty"` // 0: only the machine limits it
+	In     int64 `json:"in"`               // bytes written there and copied to it since the daemon began
+	Out    int64 `json:"out"`              // bytes read there and copied from it
 }
 
 // Event is the payload of a KindEvent frame, sent by the server unasked.
