@@ -366,7 +366,7 @@ func TestStates(t *testing.T) {
 	check(t, s.Release(ctx))
 	is(memspan.HostOnly)
 	holds(t, s, 0, size, 7)
-	if _, ok := stat(t, s).Tiers[memspan.VRAM.String()]; ok {
+	if held := stat(t, s).Tiers[memspan.VRAM.String()]; held.Bytes != 0 {
 		t.Errorf("released, the device still has %+v", stat(t, s).Tiers)
 	}
 	st, err := c.Stats(ctx)

@@ -4,10 +4,15 @@ package disk
 
 import (
 	"context"
+	"errors"
 )
 
-// leastLog is how long the log grows before it is worth a checkpoint, in bytes.
-const leastLog = 64 << 20
+const (
+	// leastLog is how long the log grows before it is worth a checkpoint, in bytes.
+	leastLog = 64 << 20
+	// mostLogs is how many files of it are.
+	mostLogs = 8
+)
 
 // rotate begins a new log file. The caller has the log's turn, or is alone.
 func (t *Tier) rotate() error {
@@ -36,8 +41,8 @@ func (t *Tier) rotate() error {
 	return nil
 }
 
-// checkpoint makes a new index, after which older logs are not needed but for
-// the patches in them.
+// checkpoint moves what lives in the log, makes a new index, and removes what is
+// older. Commits go on meanwhile.
 func (t *Tier) checkpoint(ctx context.Context) error {
 	select {
 	case t.logTurn <- struct{}{}:
@@ -56,6 +61,9 @@ func (t *Tier) checkpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := t.relocate(ctx, number); err != nil {
+		return err
+	}
 	t.mu.RLock()
 	x := t.state.snapshot(number)
 	t.mu.RUnlock()
@@ -69,11 +77,11 @@ func (t *Tier) checkpoint(ctx context.Context) error {
 		<-t.logTurn
 	case <-ctx.Done():
 	}
-	return t.forget(number)
+	return errors.Join(t.forget(number), t.slots.trim())
 }
 
-// forget removes indexes before number, and logs before it that have no bytes of
-// any block.
+// forget removes indexes before number, and logs before it unless they have bytes
+// of blocks yet.
 func (t *Tier) forget(number uint64) error {
 	f, err := listFiles(t.dir)
 	if err != nil {

@@ -70,6 +70,9 @@ func (m *machine) runs(length int64) (runs []disk.Run, total int) {
 		if rapid.Bool().Draw(m.T, "short") {
 			most = min(most, 5000)
 		}
+		if rapid.Bool().Draw(m.T, "shorter") {
+			most = min(most, 5)
+		}
 		n := rapid.Int64Range(1, most).Draw(m.T, "length")
 		runs = append(runs, disk.Run{Offset: uint32(off), Length: uint32(n)})
 		total += int(n)
@@ -339,7 +342,12 @@ func TestModel(t *testing.T) {
 		m.tier = openTier(rt, m.cfg)
 		defer func() { m.tier.Close() }()
 		for range rapid.IntRange(1, 15).Draw(rt, "steps") {
-			switch rapid.IntRange(0, 5).Draw(rt, "step") {
+			switch rapid.IntRange(0, 6).Draw(rt, "step") {
+			case 6:
+				if err := m.tier.Checkpoint(); err != nil {
+					rt.Fatalf("checkpoint: %v", err)
+				}
+				m.check()
 			case 0:
 				m.reopen()
 			case 1:

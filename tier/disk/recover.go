@@ -146,6 +146,9 @@ func (t *Tier) recover(ctx context.Context) error {
 		}
 	}
 	t.sweep(f, number)
+	if t.tail.number-number >= mostLogs {
+		t.wake <- struct{}{}
+	}
 	return nil
 }
 

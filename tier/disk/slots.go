@@ -217,6 +217,31 @@ func (s *slotFile) found(used []uint32) error {
 	return nil
 }
 
+// trim gives the end of the file back that only free slots are in.
+func (s *slotFile) trim() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free := slices.Concat(s.warm, s.cold)
+	slices.Sort(free)
+	end := s.fresh
+	for n := len(free); n > 0 && free[n-1] == end-1; n-- {
+		end--
+	}
+	if end == s.fresh {
+		return nil
+	}
+	// Whoever takes a slot waits: it must not be cut off under him.
+	if err := s.f.Truncate(slotOffset(end)); err != nil {
+		return err
+	}
+	s.fresh = end
+	beyond := func(slot uint32) bool { return slot >= end }
+	s.warm = slices.DeleteFunc(s.warm, beyond)
+	s.cold = slices.DeleteFunc(s.cold, beyond)
+	heap.Init(&s.cold)
+	return nil
+}
+
 // lowest is a heap of slots, the lowest on top: the file's tail can go then.
 type lowest []uint32
 
