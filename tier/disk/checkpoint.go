@@ -18,7 +18,7 @@ const (
 func (t *Tier) rotate() error {
 	next := t.tail.number + 1
 	seq := t.state.seq
-	fresh, err := newLog(t.dir, t.store, next, seq+2)
+	fresh, err := newLog(t.dir, t.store, next, seq+2, t.stamp.Load())
 	if err != nil {
 		return full(err)
 	}

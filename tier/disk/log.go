@@ -29,6 +29,7 @@ type logFile struct {
 	f      file
 	salt   uint64 // in its records, lest bytes of others be taken for them
 	first  uint64 // sequence number of its first record
+	stamp  uint64 // no slot's header had a higher one when the log was begun
 	tail   int64  // where the next record begins
 	size   int64  // of the file
 	live   int    // patches of blocks that are in it; guarded by the tier's mu
@@ -43,14 +44,15 @@ func encodeLogHeader(store ID, l *logFile) []byte {
 	binary.LittleEndian.PutUint64(p[32:], l.number)
 	binary.LittleEndian.PutUint64(p[40:], l.salt)
 	binary.LittleEndian.PutUint64(p[48:], l.first)
+	binary.LittleEndian.PutUint64(p[56:], l.stamp)
 	binary.LittleEndian.PutUint32(p[headerSumAt:], crc32c.Checksum(p))
 	return p
 }
 
-// newLog makes log file number, durable and empty, in whose first record will
-// have sequence number first.
-func newLog(dir directory, store ID, number, first uint64) (*logFile, error) {
-	l := &logFile{number: number, first: first, tail: logHeaderSize, size: logHeaderSize + logGrowth}
+// newLog makes log file number, durable and empty, whose first record will have
+// sequence number first.
+func newLog(dir directory, store ID, number, first, stamp uint64) (*logFile, error) {
+	l := &logFile{number: number, first: first, stamp: stamp, tail: logHeaderSize, size: logHeaderSize + logGrowth}
 	var salt [8]byte
 	rand.Read(salt[:])
 	l.salt = binary.LittleEndian.Uint64(salt[:])
@@ -107,6 +109,7 @@ func (l *logFile) readHeader(store ID) (err error) {
 	}
 	l.salt = binary.LittleEndian.Uint64(p[40:])
 	l.first = binary.LittleEndian.Uint64(p[48:])
+	l.stamp = binary.LittleEndian.Uint64(p[56:])
 	return nil
 }
 

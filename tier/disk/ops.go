@@ -72,13 +72,14 @@ const (
 	opFold                      // a slot takes the place of another and of patches
 	opCarry                     // the bytes here take the place of older patches
 	opEnd                       // the log goes on in the next file
-	opLast    = opEnd
+	opCopy                      // the record of a span, for fsck only: its index may be lost
+	opLast    = opCopy
 )
 
 // An op is one operation of a log record. Which fields count depends on kind.
 type op struct {
 	kind    opKind
-	rec     Record // set
+	rec     Record // set, copy
 	id      ID
 	block   uint32
 	version uint64 // or the epoch, or the next log's number
@@ -117,7 +118,7 @@ func appendRecord(b []byte, r *Record) []byte {
 // append appends the operation's encoding to a payload.
 func (o *op) append(b []byte) []byte {
 	b = append(b, byte(o.kind))
-	if o.kind == opSet {
+	if o.kind == opSet || o.kind == opCopy {
 		return appendRecord(b, &o.rec)
 	}
 	if o.kind != opEpoch && o.kind != opEnd {
@@ -162,9 +163,10 @@ func (o *op) append(b []byte) []byte {
 // A decoder takes values from the front of bytes. After the first that is not
 // there it returns zeros, and fail says so.
 type decoder struct {
-	b    []byte
-	at   int
-	fail error
+	b       []byte
+	at      int
+	fail    error
+	lenient bool // patches' checksums are not verified
 }
 
 var errShort = errors.New("ends within a value")
@@ -264,7 +266,7 @@ func (d *decoder) next() (o op) {
 	if d.fail != nil {
 		return o
 	}
-	if o.kind == opSet {
+	if o.kind == opSet || o.kind == opCopy {
 		o.rec = d.record()
 		o.id = o.rec.ID
 		return o
@@ -302,16 +304,16 @@ func (d *decoder) next() (o op) {
 		o.runs = d.runs(n, total)
 		o.dataOff = int64(d.at)
 		o.data = d.bytes(int(total))
-		if d.fail == nil && crc32c.Checksum(o.data) != sum {
+		if d.fail == nil && !d.lenient && crc32c.Checksum(o.data) != sum {
 			d.fail = errors.New("bytes of a patch have another checksum")
 		}
 	}
 	return o
 }
 
-// decodeOps decodes a record's payload.
-func decodeOps(payload []byte) ([]op, error) {
-	d := decoder{b: payload}
+// decodeOps decodes a record's payload; lenient, of one that is known damaged.
+func decodeOps(payload []byte, lenient bool) ([]op, error) {
+	d := decoder{b: payload, lenient: lenient}
 	var ops []op
 	for d.at < len(payload) {
 		o := d.next()

@@ -195,7 +195,7 @@ func (t *Tier) begin(f *files) error {
 	if missing {
 		return &CorruptError{Block: -1, File: indexName, What: "the index", Expected: "a file", Found: "none"}
 	}
-	l, err := newLog(t.dir, t.store, 1, 1)
+	l, err := newLog(t.dir, t.store, 1, 1, 0)
 	if err != nil {
 		return full(err)
 	}
@@ -255,7 +255,7 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 		}
 		next := uint64(0)
 		clean, err = l.replay(func(r record, at int64) error {
-			ops, err := decodeOps(r.payload)
+			ops, err := decodeOps(r.payload, false)
 			if err != nil {
 				return &CorruptError{Block: -1, File: numbered(logName, number), Offset: at, What: fmt.Sprintf("record %d", r.seq), Found: err.Error()}
 			}

@@ -102,7 +102,7 @@ func (t *Tier) relocateBlock(ctx context.Context, r relocation, fold bool) (o op
 		c = r.sp.content(r.b)
 	}
 	o = op{id: r.id, block: uint32(r.b), space: r.sp, version: c.version, upto: t.state.seq, from: c.slot, fromSum: c.sum}
-	rec := r.sp.rec
+	o.rec = r.sp.rec
 	t.mu.RUnlock()
 	if gone || len(c.patches) == 0 {
 		return op{}, 0, nil
@@ -137,7 +137,7 @@ func (t *Tier) relocateBlock(ctx context.Context, r relocation, fold bool) (o op
 	defer t.pages.Put(head)
 	h := header{
 		store: t.store, block: o.block, version: o.version, stamp: o.stamp, length: uint32(len(block)),
-		rec: rec, sums: pageSums(make([]uint32, 0, blockPages), block),
+		rec: o.rec, sums: pageSums(make([]uint32, 0, blockPages), block),
 	}
 	o.sum = h.encode(head[:])
 	if _, err := t.slots.f.Writev([][]byte{head[:], block}, slotOffset(o.slot)); err != nil {
@@ -154,11 +154,16 @@ func (t *Tier) commitRelocated(ctx context.Context, ops []op) error {
 	}
 	c := &commit{ops: ops, done: make(chan struct{})}
 	var slots []uint32
+	copied := make(map[ID]bool)
 	for i := range ops {
-		c.payload = ops[i].append(c.payload)
-		if ops[i].kind == opFold {
-			slots = append(slots, ops[i].slot)
+		o := &ops[i]
+		if o.kind == opFold {
+			slots = append(slots, o.slot)
+		} else if !copied[o.id] {
+			copied[o.id] = true
+			c.payload = (&op{kind: opCopy, rec: o.rec}).append(c.payload)
 		}
+		c.payload = o.append(c.payload)
 	}
 	var err error
 	if len(slots) > 0 {

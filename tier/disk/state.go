@@ -138,7 +138,7 @@ func (s *state) apply(o *op, seq uint64, log *logFile, base int64, freed []uint3
 	case opEpoch:
 		s.epoch = max(s.epoch, o.version)
 		return freed
-	case opEnd:
+	case opEnd, opCopy:
 		return freed
 	case opSet:
 		sp := s.spans[o.id]

@@ -125,6 +125,23 @@ func lockDirectory(dir string) (*filelock.Lock, error) {
 
 // openDirectory is open for a directory that nobody else uses.
 func openDirectory(ctx context.Context, dir directory, cfg Config) (_ *Tier, err error) {
+	t := newTier(dir, cfg)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.closeFiles())
+		}
+	}()
+	if err := t.recover(ctx); err != nil {
+		return nil, err
+	}
+	keeping, stop := context.WithCancel(context.Background())
+	t.stop = stop
+	t.work.Go(func() { t.keep(keeping) })
+	return t, nil
+}
+
+// newTier returns a tier that knows nothing of its directory yet.
+func newTier(dir directory, cfg Config) *Tier {
 	t := &Tier{
 		dirName:  cfg.Dir,
 		dir:      dir,
@@ -138,18 +155,7 @@ func openDirectory(ctx context.Context, dir directory, cfg Config) (_ *Tier, err
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, t.closeFiles())
-		}
-	}()
-	if err := t.recover(ctx); err != nil {
-		return nil, err
-	}
-	keeping, stop := context.WithCancel(context.Background())
-	t.stop = stop
-	t.work.Go(func() { t.keep(keeping) })
-	return t, nil
+	return t
 }
 
 // keep makes checkpoints until ctx ends.
