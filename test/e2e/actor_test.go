@@ -17,11 +17,12 @@ import (
 
 // A subject is a span that actors act on.
 type subject struct {
-	key  string // its name or id
-	size int
-	safe bool // what is answered as done survives all deaths of the test
-	home bool // its home does, and Sync brings it all there
-	one  bool // a flush is stored whole or not at all
+	key   string // its name or id
+	size  int
+	safe  bool // what is answered as done survives all deaths of the test
+	home  memspan.Tier
+	saves bool // home survives them, and Sync brings all there
+	one   bool // a flush is stored whole or not at all
 }
 
 func (s subject) blocks() int { return (s.size + block - 1) / block }
@@ -458,7 +459,7 @@ func (a *actor) sync(ctx context.Context, span int) error {
 	start := a.history.begin()
 	_, err := a.spans[span].Sync(ctx)
 	for b := range a.subjects[span].blocks() {
-		if err != nil || !a.subjects[span].home {
+		if err != nil || !a.subjects[span].saves {
 			break // who knows what is where
 		}
 		a.history.end(a.id, start, action{register: register{span, b}, kind: saving}, answer{outcome: done})
@@ -483,6 +484,9 @@ func (a *actor) move(ctx context.Context, span int) (err error) {
 	case 3:
 		_, err = s.Advise(ctx, memspan.Advice{Do: memspan.AdvisePrefetch, Tier: tier})
 	case 4:
+		if tier == a.subjects[span].home {
+			return nil // asked for, that is no loss of ours
+		}
 		_, err = s.Advise(ctx, memspan.Advice{Do: memspan.AdviseEvict, Tier: tier})
 	case 5:
 		if tier == memspan.Disk && !a.subjects[span].one {

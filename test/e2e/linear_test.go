@@ -109,7 +109,7 @@ func TestBlocksAreLinearizable(t *testing.T) {
 	var subjects []subject
 	for _, tier := range []memspan.Tier{memspan.Host, memspan.VRAM} {
 		s := alloc(t, c, memspan.SpanConfig{Size: short, Tier: memspan.On(tier)})
-		subjects = append(subjects, subject{key: s.ID(), size: short, safe: true})
+		subjects = append(subjects, subject{key: s.ID(), size: short, safe: true, home: tier})
 	}
 	var actors []*actor
 	for i := range 6 {
@@ -137,7 +137,8 @@ func TestBlocksAreLinearizableWhileWorkersDie(t *testing.T) {
 	} {
 		cfg.Size = short
 		s := alloc(t, c, cfg)
-		subjects = append(subjects, subject{key: s.ID(), size: short, safe: cfg.Policy == memspan.WriteThrough, home: cfg.Policy == memspan.WriteThrough})
+		safe := cfg.Policy == memspan.WriteThrough
+		subjects = append(subjects, subject{key: s.ID(), size: short, safe: safe, home: s.Info().Home, saves: safe})
 	}
 	var actors []*actor
 	for i := range 6 {
@@ -194,7 +195,7 @@ func dieAndComeBack(t *testing.T, set settings, spans []memspan.SpanConfig) {
 		_, err := c.Alloc(t.Context(), cfg)
 		check(t, err)
 		safe := cfg.Policy != memspan.WriteBack
-		subjects = append(subjects, subject{key: cfg.Name, size: size, safe: safe, home: true, one: safe})
+		subjects = append(subjects, subject{key: cfg.Name, size: size, safe: safe, home: memspan.Disk, saves: true, one: safe})
 	}
 	check(t, c.Close())
 	h := new(history)
