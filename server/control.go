@@ -179,6 +179,8 @@ func (s *session) control(ctx context.Context, req control.Request) (any, error)
 		return call(ctx, req.Args, s.accept)
 	case control.OpAdvise:
 		return call(ctx, req.Args, s.advise)
+	case control.OpCheck:
+		return call(ctx, req.Args, s.check)
 	case control.OpLock:
 		return call(ctx, req.Args, s.lock)
 	case control.OpUnlock:

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,6 +111,7 @@ type Server struct {
 	host  *host.Tier
 	vram  *vram.Tier // nil: absent
 	disk  *disk.Tier // nil: absent
+	data  string     // its directory
 
 	vulkan *VulkanConfig // with its defaults; nil: no GPU is lent
 
@@ -179,6 +181,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	srv.host = host.New(cfg.HostBudget, forget)
 	if cfg.Data != "" {
+		if srv.data, err = filepath.Abs(cfg.Data); err != nil {
+			srv.data = cfg.Data
+		}
 		srv.disk, err = disk.Open(ctx, disk.Config{Dir: cfg.Data, Budget: cfg.DataBudget, Logger: cfg.Logger})
 		if err != nil {
 			close(ready)

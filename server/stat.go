@@ -3,6 +3,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"slices"
@@ -17,12 +18,13 @@ const listPage = 256
 
 func (s *session) list(_ context.Context, a control.List) (control.Listed, error) {
 	all := s.srv.store.List()
-	slices.SortFunc(all, func(x, y *span.Span) int { return cmp.Compare(x.ID.String(), y.ID.String()) })
+	slices.SortFunc(all, func(x, y *span.Span) int { return bytes.Compare(x.ID[:], y.ID[:]) }) // as their names in hexadecimal
+	next, seen := slices.BinarySearchFunc(all, a.After, func(sp *span.Span, after string) int { return cmp.Compare(sp.ID.String(), after) })
+	if seen {
+		next++
+	}
 	listed := control.Listed{Spans: []control.SpanStat{}}
-	for _, sp := range all {
-		if sp.ID.String() <= a.After {
-			continue
-		}
+	for _, sp := range all[next:] {
 		if len(listed.Spans) == listPage {
 			listed.More = true
 			break

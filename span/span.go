@@ -330,7 +330,12 @@ type TierStat struct {
 	Pinned          int // kept here by advice or a mapping
 }
 
-// Stat describes the span now. Its cost grows with the number of blocks.
+// statTogether is how many blocks Stat looks at before it lets others use the
+// span.
+const statTogether = 4096
+
+// Stat describes the span now. Its cost grows with the number of blocks, which
+// in a large span are not all of one moment.
 func (s *Span) Stat() (Stat, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -365,6 +370,13 @@ func (s *Span) Stat() (Stat, error) {
 		tiers[home].Debt += count(debt)
 		for a := range tiers {
 			tiers[a].add(info.Replicas[a], debt, s.blockLen(b))
+		}
+		if b%statTogether == statTogether-1 {
+			s.mu.Unlock()
+			s.mu.Lock()
+			if s.freed {
+				return Stat{}, s.fail("stat", 0, 0, ErrFreed)
+			}
 		}
 	}
 	for a, ts := range tiers {

@@ -25,9 +25,9 @@ const (
 	daemonTimeout = 3 * time.Second
 )
 
-// diagnose runs all checks. Each stands alone, so that one that fails hides no
+// diagnose runs all checks, that of a data directory if one is named. Each stands alone, so that one that fails hides no
 // other.
-func diagnose(ctx context.Context, opts *options) *diagnosis {
+func diagnose(ctx context.Context, opts *options, data string) *diagnosis {
 	d := &diagnosis{OK: true, Version: thisVersion(), Devices: []vram.DeviceInfo{}}
 	devices, vulkan := checkVulkan(ctx)
 	d.Devices = append(d.Devices, devices...)
@@ -51,8 +51,11 @@ func diagnose(ctx context.Context, opts *options) *diagnosis {
 			"more keeps long links busy", "sudo sysctl -w net.ipv4.tcp_rmem='4096 131072 33554432'"),
 		checkNumber("TCP send buffer", "/proc/sys/net/ipv4/tcp_wmem", 4<<20,
 			"more keeps long links busy", "sudo sysctl -w net.ipv4.tcp_wmem='4096 65536 33554432'"),
-		checkDaemon(ctx, opts),
 	}
+	if data != "" {
+		d.Checks = append(d.Checks, checkData(data))
+	}
+	d.Checks = append(d.Checks, checkDaemon(ctx, opts))
 	for _, c := range d.Checks {
 		if c.State == stateEssential {
 			d.OK = false

@@ -41,19 +41,23 @@ type diagnosis struct {
 }
 
 func newDoctor(opts *options) *cobra.Command {
-	return &cobra.Command{
+	data := ""
+	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this machine offers, what is missing and how to get it",
 		Long: `Doctor looks at what memspan can use on this machine: Vulkan devices and their
 memory, the kernel's means of sharing and tracking memory, limits, and the
-daemon. What is missing comes with the command that fixes it.
+daemon. What is missing comes with the command that fixes it. With --data it also
+looks at where spans would be kept: the file system, its room, and whether what
+is written there can be made durable.
 
 It exits 1 only if something is missing without which memspan does not work.`,
 		Example: `  memspan doctor
+  memspan doctor --data /var/lib/memspan
   memspan doctor --json | jq '.devices[].name'`,
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d := diagnose(cmd.Context(), opts)
+			d := diagnose(cmd.Context(), opts, data)
 			var err error
 			if opts.json {
 				err = printJSON(cmd.OutOrStdout(), d)
@@ -66,6 +70,8 @@ It exits 1 only if something is missing without which memspan does not work.`,
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&data, "data", "", "look at this data `directory` too")
+	return cmd
 }
 
 func (d *diagnosis) print(w io.Writer) error {

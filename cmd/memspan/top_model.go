@@ -45,6 +45,7 @@ type (
 	sampled struct { // a sample was taken, or could not be
 		sample *topSample
 		err    error
+		took   time.Duration
 	}
 	timeIsUp struct{} // the next sample is due
 )
@@ -59,20 +60,22 @@ func newTopModel(address string, interval time.Duration, first *topSample, next 
 }
 
 // Init implements tea.Model.
-func (m *topModel) Init() tea.Cmd { return m.wait() }
+func (m *topModel) Init() tea.Cmd { return m.wait(0) }
 
-// wait waits until the next sample is due.
-func (m *topModel) wait() tea.Cmd {
+// wait waits until the next sample is due. A daemon that is long in answering,
+// as it has very many spans or blocks, is asked less often: it has other work.
+func (m *topModel) wait(took time.Duration) tea.Cmd {
 	m.pending = true
-	return tea.Tick(m.interval, func(time.Time) tea.Msg { return timeIsUp{} })
+	return tea.Tick(max(m.interval, 4*took), func(time.Time) tea.Msg { return timeIsUp{} })
 }
 
 // take asks for a sample now.
 func (m *topModel) take() tea.Cmd {
 	m.pending = true
 	return func() tea.Msg {
+		start := time.Now()
 		sample, err := m.next()
-		return sampled{sample, err}
+		return sampled{sample, err, time.Since(start)}
 	}
 }
 
@@ -90,7 +93,7 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if m.err = msg.err; msg.err == nil {
 			m.sample = msg.sample
 		}
-		cmd = m.wait()
+		cmd = m.wait(msg.took)
 	case timeIsUp:
 		m.pending = false
 		if !m.paused {

@@ -49,6 +49,7 @@ const (
 	OpRelease    Op = "release"    // Handle -> nothing
 	OpAccept     Op = "accept"     // Handle -> Committed
 	OpAdvise     Op = "advise"     // Advise -> Advised
+	OpCheck      Op = "check"      // Check -> Checked
 	OpLock       Op = "lock"       // Lock -> Locked
 	OpUnlock     Op = "unlock"     // Unlock -> nothing
 	OpCancel     Op = "cancel"     // Cancel -> nothing
