@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/memspan/memspan/coherency"
+	"github.com/memspan/memspan/tier/disk"
 )
 
 // Backoff between attempts to pay debts. The first comes after a wait too: what
@@ -113,6 +114,9 @@ func (s *Span) payDue(ctx context.Context) (failed bool) {
 	var errs []error
 	again := func(err error, syncs ...coherency.Sync) {
 		errs = append(errs, fmt.Errorf("copy to %s: %w", s.store.agents[syncs[0].Target].Tier, err))
+		if errors.Is(err, disk.ErrFailed) {
+			return // for good: the debt stands, and the next daemon finds it noted
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, d := range syncs {

@@ -243,7 +243,7 @@ func (s *Span) dropSwapped(b int, a coherency.Agent) {
 func (s *Span) record(b int, version, author uint64, runs []Run) {
 	delete(s.sums, b)
 	s.countWrite(b, runs)
-	if s.writers == 0 {
+	if s.writers == 0 || s.freed { // Free waits for what is under way
 		return
 	}
 	h := s.history[b]

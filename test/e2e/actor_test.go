@@ -20,6 +20,7 @@ type subject struct {
 	key  string // its name or id
 	size int
 	safe bool // what is answered as done survives all deaths of the test
+	one  bool // a flush is stored whole or not at all
 }
 
 func (s subject) blocks() int { return (s.size + block - 1) / block }
@@ -36,9 +37,10 @@ type actor struct {
 	rand     *rand.Rand
 	subjects []subject
 	dial     func(context.Context) (*memspan.Client, error)
-	suffers  func(error) bool // errors that the test may cause
-	moves    bool             // copies between tiers, too
-	cuts     bool             // its own link, too
+	closing  func() <-chan struct{}    // if set: see mortal
+	suffers  func(subject, error) bool // whether the test may cause an error
+	moves    bool                      // copies between tiers, too
+	cuts     bool                      // its own link, too
 
 	client *memspan.Client
 	spans  []*memspan.Span
@@ -56,7 +58,7 @@ type view struct {
 
 func newActor(h *history, id int, seed uint64, subjects []subject) *actor {
 	return &actor{id: id, history: h, rand: rand.New(rand.NewPCG(seed, uint64(id))), subjects: subjects,
-		suffers: func(error) bool { return false }}
+		suffers: func(subject, error) bool { return false }}
 }
 
 // gone reports whether err says that there is no connection.
@@ -130,6 +132,16 @@ func (a *actor) drop(ctx context.Context, span int) {
 
 // act does one thing. An error is one that nothing in the test explains.
 func (a *actor) act(ctx context.Context) error {
+	if a.closing != nil {
+		if closed := a.closing(); closed != nil {
+			a.leave()
+			select {
+			case <-closed:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
 	if a.client == nil {
 		if err := a.connect(ctx); err != nil {
 			return fmt.Errorf("connect: %w", err)
@@ -150,7 +162,7 @@ func (a *actor) act(ctx context.Context) error {
 	if gone(err) {
 		a.leave()
 	}
-	if err != nil && !a.suffers(err) && !(a.cuts && gone(err)) {
+	if err != nil && !a.suffers(a.subjects[span], err) && !(a.cuts && gone(err)) {
 		return err
 	}
 	return nil
@@ -406,8 +418,9 @@ func (a *actor) flush(ctx context.Context, v *view, actions []action) (disputed 
 	conflicts, rest := split(err)
 	r := answer{outcome: outcomeOf(rest)}
 	for _, do := range actions {
-		off, n := a.subjects[do.span].extent(do.block)
-		if slices.ContainsFunc(conflicts, func(e *memspan.Error) bool { return e.Offset < off+int64(n) && off < e.Offset+e.Length }) {
+		s := a.subjects[do.span]
+		off, n := s.extent(do.block)
+		if len(conflicts) > 0 && s.one || slices.ContainsFunc(conflicts, func(e *memspan.Error) bool { return e.Offset < off+int64(n) && off < e.Offset+e.Length }) {
 			disputed = append(disputed, do)
 		} else {
 			a.history.end(a.id, start, do, r)
@@ -439,6 +452,22 @@ func split(err error) (conflicts []*memspan.Error, rest error) {
 	return conflicts, errors.Join(others...)
 }
 
+// sync has all that a span holds brought to where it is safe.
+func (a *actor) sync(ctx context.Context, span int) error {
+	start := a.history.begin()
+	_, err := a.spans[span].Sync(ctx)
+	for b := range a.subjects[span].blocks() {
+		if err != nil {
+			break // who knows what of it was done
+		}
+		a.history.end(a.id, start, action{register: register{span, b}, kind: saving}, answer{outcome: done})
+	}
+	if errors.Is(err, memspan.ErrDataLoss) {
+		return nil
+	}
+	return err
+}
+
 // move moves copies between tiers. That changes no contents.
 func (a *actor) move(ctx context.Context, span int) (err error) {
 	s := a.spans[span]
@@ -450,9 +479,9 @@ func (a *actor) move(ctx context.Context, span int) (err error) {
 	case 2:
 		err = s.Release(ctx)
 	default:
-		_, err = s.Sync(ctx)
+		return a.sync(ctx, span)
 	}
-	for _, harmless := range []error{memspan.ErrConflict, memspan.ErrBusy, memspan.ErrPinned} {
+	for _, harmless := range []error{memspan.ErrConflict, memspan.ErrBusy, memspan.ErrPinned, memspan.ErrTierAbsent} {
 		if errors.Is(err, harmless) {
 			return nil
 		}

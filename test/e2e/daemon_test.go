@@ -35,18 +35,20 @@ var transports = [...]string{"unix", "tcp", "tls"}
 
 // settings say what daemon a test wants.
 type settings struct {
-	Process      bool // of its own
+	Process      bool   // of its own
+	Dir          string // for its socket and certificate
 	VRAM         bool
 	HideVisible  bool
 	HideCoherent bool
 	HostBudget   int64
 	VRAMBudget   int64
 	IOTimeout    time.Duration
+	Data         string // the directory of the Disk tier, "": none
 }
 
 func (s settings) config(log io.Writer) server.Config {
 	cfg := server.Config{
-		Token: token, HostBudget: s.HostBudget, IOTimeout: s.IOTimeout,
+		Token: token, HostBudget: s.HostBudget, IOTimeout: s.IOTimeout, Data: s.Data,
 		Logger: slog.New(slog.NewTextHandler(log, nil)),
 	}
 	if s.VRAM {
@@ -83,7 +85,7 @@ func start(t testing.TB, s settings) *daemon {
 		d.process.hear(&said)
 		d.Addresses = byTransport(said.Addresses)
 	case s.Process:
-		d.process = child(t, "server", s)
+		d.process = serverProcess(t, s)
 		d.process.hear(&d.Addresses)
 	default:
 		var err error
@@ -99,6 +101,14 @@ func start(t testing.TB, s settings) *daemon {
 		t.Fatal("the server has no VRAM tier: install mesa-vulkan-drivers and libvulkan1, or set MEMSPAN_TEST_NO_VULKAN=1")
 	}
 	return d
+}
+
+// serverProcess starts a server in a process of its own, which will say its
+// addresses.
+func serverProcess(t testing.TB, s settings) *process {
+	t.Helper()
+	s.Dir = t.TempDir() // not the process's to remove: it may be killed
+	return child(t, "server", s)
 }
 
 // serveCommand is the shipped command that runs the daemon.
@@ -119,6 +129,7 @@ func serveCommand(t testing.TB, binary string, s settings) *exec.Cmd {
 	add(s.HideCoherent, "--vram-hide", "host-coherent")
 	add(s.HostBudget > 0, "--host-budget", strconv.FormatInt(s.HostBudget, 10))
 	add(s.VRAMBudget > 0, "--vram-budget", strconv.FormatInt(s.VRAMBudget, 10))
+	add(s.Data != "", "--data", s.Data)
 	add(s.IOTimeout > 0, "--io-timeout", s.IOTimeout.String())
 	return cmd
 }
@@ -143,12 +154,7 @@ func serveRole(_ context.Context, c *console) error {
 	if err := c.hear(&s); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "memspan-e2e-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	addresses, stop, err := embed(s, dir, os.Stderr)
+	addresses, stop, err := embed(s, s.Dir, os.Stderr)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ type history struct {
 	mu    sync.Mutex
 	ops   []porcupine.Operation
 	open  []int // those of ops of which it is not known whether they are over
+	died  int64 // when the last of those died who could still do what was asked before
 }
 
 // ncells is how many cells a block has: a few bytes, what fits a page, two
@@ -63,6 +64,7 @@ const (
 	writing   kind = "write"
 	reading   kind = "read"
 	accepting kind = "accept"
+	saving    kind = "save"  // of the block's contents to where nothing is lost
 	dying     kind = "death" // of what holds the block's volatile copies
 )
 
@@ -147,6 +149,9 @@ func (s contents) after(a action, r answer) []contents {
 			return []contents{accepted}
 		}
 		return []contents{s, accepted}
+	case saving:
+		s.risky = false
+		return []contents{s}
 	default: // dying
 		if !s.risky || s.lost {
 			return []contents{s}
@@ -216,22 +221,24 @@ func (h *history) end(client int, start int64, a action, r answer) {
 	op := porcupine.Operation{ClientId: client, Input: a, Output: r, Call: start, Return: h.clock.Add(1)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if r.outcome == unheard {
+	if r.outcome == unheard && start < h.died {
+		op.Return, op.Output = h.died, answer{outcome: failed}
+	} else if r.outcome == unheard {
 		op.Return = math.MaxInt64
 		h.open = append(h.open, len(h.ops))
 	}
 	h.ops = append(h.ops, op)
 }
 
-// silence says that what is not over now never took place: those who could do
-// it are dead.
-func (h *history) silence() {
+// death records that all those are dead who could do what was asked for until
+// now: what is not over never takes place.
+func (h *history) death() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	now := h.clock.Add(1)
+	h.died = h.clock.Add(1)
 	for _, i := range h.open {
 		op := &h.ops[i]
-		op.Return, op.Output = now, answer{outcome: failed}
+		op.Return, op.Output = h.died, answer{outcome: failed}
 	}
 	h.open = nil
 }
@@ -311,7 +318,7 @@ func TestHistoryIsJudgedRight(t *testing.T) {
 		return action{kind: writing, from: 1, to: 2, value: v, based: true, base: [ncells]uint64{0, base, 0, 0}}
 	}
 	read := action{kind: reading, to: ncells}
-	death, accept := action{kind: dying}, action{kind: accepting}
+	death, accept, save := action{kind: dying}, action{kind: accepting}, action{kind: saving}
 	got := func(v ...uint64) answer { return answer{done, [ncells]uint64(v)} }
 	was := func(o outcome) answer { return answer{outcome: o} }
 	for _, test := range []struct {
@@ -335,6 +342,7 @@ func TestHistoryIsJudgedRight(t *testing.T) {
 		{"lost by a death", true, []op{{1, 2, whole(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}}},
 		{"lost without one", false, []op{{1, 2, whole(7), was(done)}, {5, 6, read, was(lost)}}},
 		{"lost though safe", false, []op{{1, 2, saved(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}}},
+		{"lost though saved", false, []op{{1, 2, whole(7), was(done)}, {3, 4, save, was(done)}, {5, 6, death, was(done)}, {7, 8, read, was(lost)}}},
 		{"lost, being owed", true, []op{{1, 2, saved(7), was(owed)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}}},
 		{"rolled back by a death", false, []op{{1, 2, saved(6), was(done)}, {3, 4, whole(7), was(done)}, {5, 6, death, was(done)}, {7, 8, read, got(6, 6, 6, 6)}}},
 		{"lost and there", false, []op{{1, 2, whole(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}, {7, 8, read, got(7, 7, 7, 7)}}},

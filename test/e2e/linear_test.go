@@ -6,10 +6,13 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/memspan/memspan"
 )
@@ -22,11 +25,21 @@ func acts() int {
 	return 60
 }
 
-// play lets actors act at the same time, one over each transport in turn, while
-// meanwhile, if any, runs, and has the subjects read once more when all is over.
+// play lets actors act at the same time, one over each transport in turn, for as
+// long as meanwhile, if any, runs at least, and has the subjects read once more
+// when all is over.
 func play(t *testing.T, d *daemon, h *history, actors []*actor, meanwhile func()) {
 	t.Helper()
 	var work sync.WaitGroup
+	over := make(chan struct{})
+	goesOn := func() bool {
+		select {
+		case <-over:
+			return false
+		default:
+			return true
+		}
+	}
 	for i, a := range actors {
 		if a.dial == nil {
 			address := d.Addresses[transports[i%len(transports)]]
@@ -36,7 +49,7 @@ func play(t *testing.T, d *daemon, h *history, actors []*actor, meanwhile func()
 		}
 		work.Go(func() {
 			defer a.leave()
-			for n := range acts() {
+			for n := 0; n < acts() || goesOn(); n++ {
 				if err := a.act(t.Context()); err != nil {
 					t.Errorf("client %d, act %d: %v", a.id, n, err)
 					return
@@ -44,9 +57,12 @@ func play(t *testing.T, d *daemon, h *history, actors []*actor, meanwhile func()
 			}
 		})
 	}
-	if meanwhile != nil {
-		meanwhile()
-	}
+	func() {
+		defer close(over)
+		if meanwhile != nil {
+			meanwhile()
+		}
+	}()
 	work.Wait()
 	judge := newActor(h, len(actors), 0, actors[0].subjects)
 	judge.dial = actors[0].dial
@@ -72,6 +88,16 @@ func seed(t *testing.T) uint64 {
 
 // short is the length of spans whose last block is a short one.
 const short = block + 5000
+
+// died records, for a client of no number, that since begun something died that
+// may have had the newest version of any block.
+func died(h *history, client int, begun int64, subjects []subject) {
+	for span, s := range subjects {
+		for b := range s.blocks() {
+			h.end(client, begun, action{register: register{span, b}, kind: dying}, answer{outcome: done})
+		}
+	}
+}
 
 // With nothing in their way, blocks are registers, in each tier.
 func TestBlocksAreLinearizable(t *testing.T) {
@@ -116,7 +142,7 @@ func TestBlocksAreLinearizableWhileWorkersDie(t *testing.T) {
 	for i := range 6 {
 		a := newActor(h, i, seed(t), subjects)
 		a.moves = true
-		a.suffers = lossy
+		a.suffers = func(_ subject, err error) bool { return lossy(err) }
 		actors = append(actors, a)
 	}
 	play(t, d, h, actors, func() {
@@ -125,11 +151,61 @@ func TestBlocksAreLinearizableWhileWorkersDie(t *testing.T) {
 			dead := d.killWorker(t)
 			eventually(t, "another worker", func() bool { pid := d.worker(t); return pid != 0 && pid != dead })
 			revived(t, c)
-			for span, s := range subjects {
-				for b := range s.blocks() {
-					h.end(len(actors), begun, action{register: register{span, b}, kind: dying}, answer{outcome: done})
-				}
+			died(h, len(actors), begun, subjects)
+		}
+	})
+	t.Logf("%d reads were told of a loss, %d writes failed, %d were owed", h.count(reading, lost), h.count(writing, failed), h.count(writing, owed))
+}
+
+// Daemons are killed and started again, with too little RAM for all blocks. What
+// is durable is never lost, what is written back later is there or said to be
+// lost, and all else are registers.
+func TestBlocksAreLinearizableWhileDaemonsDie(t *testing.T) {
+	t.Parallel()
+	const size = 2*block + short
+	m := startMortal(t, settings{HostBudget: 6 * block})
+	c, err := m.dialer("unix")(t.Context())
+	check(t, err)
+	onDisk := memspan.On(memspan.Disk)
+	var subjects []subject
+	for name, cfg := range map[string]memspan.SpanConfig{
+		"through": {Home: onDisk, Policy: memspan.WriteThrough},
+		"back":    {Home: onDisk},
+		"disk":    {Tier: onDisk, Home: onDisk, Policy: memspan.WriteThrough},
+		"all":     {Home: onDisk, Policy: memspan.WriteAll},
+	} {
+		cfg.Name, cfg.Size = name, size
+		_, err := c.Alloc(t.Context(), cfg)
+		check(t, err)
+		safe := cfg.Policy != memspan.WriteBack
+		subjects = append(subjects, subject{key: name, size: size, safe: safe, one: safe})
+	}
+	check(t, c.Close())
+	h := new(history)
+	var actors []*actor
+	for i := range 6 {
+		a := newActor(h, i, seed(t), subjects)
+		a.moves = true
+		a.suffers = func(s subject, err error) bool {
+			return gone(err) || !s.safe && errors.Is(err, memspan.ErrDataLoss)
+		}
+		a.dial, a.closing = m.dialer(transports[i%len(transports)]), m.closing
+		actors = append(actors, a)
+	}
+	play(t, m.d, h, actors, func() {
+		r := rand.New(rand.NewPCG(seed(t), 99))
+		for n := range acts() / 12 {
+			time.Sleep(upTo(r, 200*time.Millisecond))
+			begun := h.begin()
+			if n%3 == 2 {
+				check(t, m.stop()) // which loses nothing
+				h.death()
+			} else {
+				m.kill()
+				h.death()
+				died(h, len(actors), begun, subjects)
 			}
+			m.restart(t, r)
 		}
 	})
 	t.Logf("%d reads were told of a loss, %d writes failed, %d were owed", h.count(reading, lost), h.count(writing, failed), h.count(writing, owed))

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -192,7 +193,8 @@ func (p *process) wait() {
 		return
 	}
 	p.over = true
-	patience := time.AfterFunc(time.Minute, func() { p.cmd.Process.Kill() })
+	// It says where it hangs.
+	patience := time.AfterFunc(time.Minute, func() { p.cmd.Process.Signal(syscall.SIGQUIT) })
 	defer patience.Stop()
 	if err := p.cmd.Wait(); err != nil {
 		p.t.Errorf("process %d: %v", p.pid(), err)

@@ -31,6 +31,7 @@ const (
 	evTruncate
 	evPunch
 	evSync
+	evSyncFailed // what it was to sync is lost, though a later one succeed
 	evCreate
 	evRename
 	evRemove
@@ -71,6 +72,10 @@ func (d *memDisk) do(e event, f *memFile) (n int, err error) {
 	if d.fault != nil {
 		var done int
 		if done, err = d.fault(&e); err != nil {
+			if e.kind == evSync {
+				e.kind = evSyncFailed
+				d.events = append(d.events, e)
+			}
 			if e.kind != evWrite || done == 0 {
 				return 0, err
 			}
@@ -149,12 +154,18 @@ func (f *memFile) load(p []byte, off int64) {
 func (d *memDisk) crash(k int, keep func() bool) *memDisk {
 	after := newMemDisk()
 	byID := make(map[int]*memFile)
-	synced := make(map[int]int) // file to its last sync
+	pending := make(map[int][]int) // events of a file that were not synced yet
+	synced := make([]bool, k)
 	dirSynced := -1
 	for i, e := range d.events[:k] {
 		switch e.kind {
-		case evSync:
-			synced[e.id] = i
+		case evWrite, evTruncate, evPunch:
+			pending[e.id] = append(pending[e.id], i)
+		case evSync, evSyncFailed:
+			for _, i := range pending[e.id] {
+				synced[i] = e.kind == evSync
+			}
+			delete(pending, e.id)
 		case evSyncDir:
 			dirSynced = i
 		case evCreate:
@@ -166,9 +177,8 @@ func (d *memDisk) crash(k int, keep func() bool) *memDisk {
 		e := &d.events[i]
 		switch e.kind {
 		case evWrite, evTruncate, evPunch:
-			last, ok := synced[e.id]
 			switch {
-			case ok && i < last:
+			case synced[i]:
 				byID[e.id].apply(e, nil)
 			case e.kind == evWrite:
 				byID[e.id].apply(e, keep)

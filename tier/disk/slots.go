@@ -232,7 +232,7 @@ func (s *slotFile) trim() error {
 	}
 	// Whoever takes a slot waits: it must not be cut off under him.
 	if err := s.f.Truncate(slotOffset(end)); err != nil {
-		return err
+		return full(err)
 	}
 	s.fresh = end
 	beyond := func(slot uint32) bool { return slot >= end }
