@@ -523,3 +523,34 @@ func TestCorruptBlock(t *testing.T) {
 		t.Error("a new version does not mend it")
 	}
 }
+
+// A device that dies under a read has lost nothing that Disk holds too.
+func TestReadOfADyingDeviceFindsTheOtherCopy(t *testing.T) {
+	files, err := disk.Open(t.Context(), disk.Config{Dir: filepath.Join(t.TempDir(), "data")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ram, dev := host.New(64<<20, nil), &device{Tier: host.New(64<<20, nil)}
+	st, err := span.NewStore(span.Config{Host: ram, Others: []tier.Tier{dev}, Disk: files})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(st.Close(), files.Close(), ram.Close(), dev.Tier.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	f := fixture{st, dev}
+	kept := alloc(t, f, span.Info{Name: "kept", Size: block, Tier: coherency.VRAM, Home: coherency.Disk, Policy: coherency.WriteThrough})
+	alone := alloc(t, f, span.Info{Size: block, Tier: coherency.VRAM, Home: coherency.VRAM})
+	for _, s := range []*span.Span{kept, alone} {
+		write(t, s, 0, pattern(100, 1))
+	}
+	dev.failReads(tier.ErrLost)
+	if got := read(t, kept, 0, 100); !bytes.Equal(got, pattern(100, 1)) {
+		t.Error("the other copy is wrong")
+	}
+	if err := alone.Read(t.Context(), 0, memory(t, make([]byte, 100))); !errors.Is(err, tier.ErrLost) {
+		t.Errorf("read of what the device alone had: %v", err)
+	}
+}
