@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -202,6 +203,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	})
 	srv.store = store
 	close(ready)
+	if srv.disk != nil {
+		debug.FreeOSMemory() // reading a large index takes more than keeping it
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.closeTiers())
 	}
