@@ -70,31 +70,32 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 		return err
 	}
 	s.countRead(a, dst.Len)
-	if a == coherency.NoAgent {
-		clear(dst.Bytes())
-		return nil
+	if a != coherency.NoAgent {
+		s.used(a, b)
 	}
-	s.used(a, b)
 	return s.readFrom(ctx, a, b, off, dst)
 }
 
-// readFrom reads from agent a, which holds block b, or if a just lost its
-// contents and the directory does not know yet, from another that holds it too:
-// nothing is lost then, and nobody shall be told so.
+// readFrom reads from agent a, which holds block b. If that has just lost its
+// contents, and the directory does not know yet, it reads from another: what
+// others hold, or is all zeros, is not lost.
 func (s *Span) readFrom(ctx context.Context, a coherency.Agent, b int, off int64, dst tier.Memory) error {
-	err := s.spaces[a].Read(ctx, b, off, dst)
-	if !errors.Is(err, tier.ErrLost) {
-		return err
-	}
-	s.mu.Lock()
-	others := s.dir.Holders(b) &^ coherency.AgentsOf(a)
-	s.mu.Unlock()
-	for o := range others.All() {
-		if err = s.spaces[o].Read(ctx, b, off, dst); !errors.Is(err, tier.ErrLost) {
+	for a != coherency.NoAgent {
+		err := s.spaces[a].Read(ctx, b, off, dst)
+		if !errors.Is(err, tier.ErrLost) {
+			return err
+		}
+		s.mu.Lock()
+		if s.dir.Discard(b, a) == nil {
+			a, err = s.source(b)
+		}
+		s.mu.Unlock()
+		if err != nil {
 			return err
 		}
 	}
-	return err
+	clear(dst.Bytes())
+	return nil
 }
 
 // promotes reports whether a block that is on Disk alone is to be brought to RAM
@@ -108,8 +109,8 @@ func (s *Span) promotes(b int, n int64) bool {
 // promote brings block b to RAM, if there is room to be made for it.
 func (s *Span) promote(ctx context.Context, b int) error {
 	err := s.fetchBlock(ctx, b, hostAgent)
-	if errors.Is(err, tier.ErrBudget) {
-		return nil // it can be read where it is
+	if errors.Is(err, tier.ErrBudget) || errors.Is(err, tier.ErrLost) {
+		return nil // it can be read where it is, or is found to be lost
 	}
 	return err
 }
