@@ -75,7 +75,26 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 		return nil
 	}
 	s.used(a, b)
-	return s.spaces[a].Read(ctx, b, off, dst)
+	return s.readFrom(ctx, a, b, off, dst)
+}
+
+// readFrom reads from agent a, which holds block b, or if a just lost its
+// contents and the directory does not know yet, from another that holds it too:
+// nothing is lost then, and nobody shall be told so.
+func (s *Span) readFrom(ctx context.Context, a coherency.Agent, b int, off int64, dst tier.Memory) error {
+	err := s.spaces[a].Read(ctx, b, off, dst)
+	if !errors.Is(err, tier.ErrLost) {
+		return err
+	}
+	s.mu.Lock()
+	others := s.dir.Holders(b) &^ coherency.AgentsOf(a)
+	s.mu.Unlock()
+	for o := range others.All() {
+		if err = s.spaces[o].Read(ctx, b, off, dst); !errors.Is(err, tier.ErrLost) {
+			return err
+		}
+	}
+	return err
 }
 
 // promotes reports whether a block that is on Disk alone is to be brought to RAM
@@ -204,7 +223,7 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 	c, err := s.dir.Commit(b, a)
 	if err != nil {
 		s.mu.Unlock()
-		return Committed{}, fmt.Errorf("%w: %w", tier.ErrLost, err)
+		return Committed{}, fmt.Errorf("%w: %v", tier.ErrLost, err) // it died, nothing else
 	}
 	s.record(b, c.Version, from.author, runs)
 	if from.last {

@@ -90,8 +90,8 @@ func with(f *os.File, do func(fd int) error) error {
 			}
 		}
 	})
-	if cerr != nil {
-		return cerr
+	if cerr != nil { // it has no other reason, and an error of its own for it
+		return os.ErrClosed
 	}
 	return err
 }

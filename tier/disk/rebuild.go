@@ -5,6 +5,7 @@ package disk
 import (
 	"cmp"
 	"math"
+	"slices"
 )
 
 // A slotHeader is a header that was found in a slot.
@@ -26,6 +27,10 @@ func (s *salvage) slots(want func(h *header) bool) []slotHeader {
 			continue
 		}
 		h, sum, err := decodeHeader(p)
+		if err != nil && s.rebuilt && slices.ContainsFunc(p, func(b byte) bool { return b != 0 }) {
+			s.r.add(&CorruptError{Block: -1, File: blocksName, Offset: slotOffset(slot), What: "a slot's header", Found: err.Error()}, repairUnknown)
+			s.suspect = true
+		}
 		if err == nil && !h.ephemeral && want(&h) {
 			h.sums = nil
 			found = append(found, slotHeader{h, slot, sum})
@@ -55,6 +60,10 @@ func (s *salvage) rebuild() error {
 	s.deleted = make(map[ID]bool)
 	named := make(map[[2]uint32]bool) // slots that records of the chain name
 	chain := s.chain()
+	if chain == 0 {
+		s.r.add(&CorruptError{Block: -1, File: logName, What: "the log", Expected: "a file", Found: "none"}, repairUnknown)
+		s.suspect = true
+	}
 	since := uint64(math.MaxUint64)
 	for _, n := range s.files.logs {
 		l, err := s.openLog(n)
@@ -142,6 +151,18 @@ func (s *salvage) again(o *op, r record, at int64, l *logFile, inChain bool) {
 		}
 	case opPut, opFold:
 		st.stamp = max(st.stamp, o.stamp)
+		sp, p := st.spans[o.id], place{o.id, int(o.block)}
+		switch {
+		case !inChain || sp == nil || sp.blockLen(p.b) == 0:
+		case s.base[p] < o.version:
+			s.lost[p] = max(s.lost[p], o.version) // its slot is none any more
+		case o.kind == opPut:
+			sp.ref(p.b).marked = 0
+		}
+	case opMark:
+		if inChain {
+			st.apply(o, r.seq, l, at, nil)
+		}
 	default:
 		st.apply(o, r.seq, l, at, nil)
 	}

@@ -282,6 +282,8 @@ func (s *salvage) logs(ctx context.Context, from uint64) error {
 				s.t.state.apply(o, r.seq, l, at, nil)
 			}
 			switch {
+			case s.rebuilt && (o.kind == opPut || o.kind == opFold):
+				s.sure[p] = s.base[p] >= o.version
 			case o.kind == opPut || o.kind == opFold:
 				s.sure[p] = true
 				delete(s.lost, p)

@@ -36,7 +36,7 @@ func (x *Tx) Set(rec Record) {
 func (x *Tx) Delete(id ID) { x.ops = append(x.ops, op{kind: opDelete, id: id}) }
 
 // Mark notes that block b has a version whose bytes Disk does not hold: after a
-// crash its loss is known. A Put of that version or a later one ends it.
+// crash its loss is known. The next Put ends it, whatever its version.
 func (x *Tx) Mark(s *Space, b int, version uint64) {
 	x.block(op{kind: opMark, version: version}, s, b)
 }
