@@ -550,7 +550,7 @@ func TestReadOfADyingDeviceFindsTheOtherCopy(t *testing.T) {
 	if got := read(t, kept, 0, 100); !bytes.Equal(got, pattern(100, 1)) {
 		t.Error("the other copy is wrong")
 	}
-	if err := alone.Read(t.Context(), 0, memory(t, make([]byte, 100))); !errors.Is(err, tier.ErrLost) {
+	if err := alone.Read(t.Context(), 0, memory(t, make([]byte, 100))); !errors.Is(err, coherency.ErrDataLoss) {
 		t.Errorf("read of what the device alone had: %v", err)
 	}
 }

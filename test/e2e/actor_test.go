@@ -417,8 +417,14 @@ func (a *actor) fresh(old []uint64) uint64 {
 func (a *actor) flush(ctx context.Context, v *view, actions []action) (disputed []action, err error) {
 	start := a.history.begin()
 	_, err = v.m.Flush(ctx)
-	conflicts, rest := split(err)
-	r := answer{outcome: outcomeOf(rest)}
+	conflicts, others := split(err)
+	r := answer{outcome: done}
+	for _, e := range others {
+		// What holds for one block need not for another.
+		if o := outcomeOf(e); r.outcome == done || o != owed {
+			r.outcome = o
+		}
+	}
 	for _, do := range actions {
 		s := a.subjects[do.span]
 		off, n := s.extent(do.block)
@@ -431,27 +437,26 @@ func (a *actor) flush(ctx context.Context, v *view, actions []action) (disputed 
 	if len(conflicts) > 0 && len(disputed) == 0 {
 		return nil, fmt.Errorf("a conflict where nothing was stored: %w", err)
 	}
-	return disputed, rest
+	return disputed, errors.Join(others...)
 }
 
 // split parts the conflicts that are joined in err from the rest.
-func split(err error) (conflicts []*memspan.Error, rest error) {
-	if e, ok := err.(*memspan.Error); ok {
-		if e.Code == memspan.ErrConflict {
-			return []*memspan.Error{e}, nil
+func split(err error) (conflicts []*memspan.Error, others []error) {
+	e, ok := err.(*memspan.Error)
+	joined, several := err.(interface{ Unwrap() []error })
+	switch {
+	case err == nil:
+	case ok && e.Code == memspan.ErrConflict:
+		conflicts = []*memspan.Error{e}
+	case ok || !several:
+		others = []error{err}
+	default:
+		for _, e := range joined.Unwrap() {
+			c, o := split(e)
+			conflicts, others = append(conflicts, c...), append(others, o...)
 		}
-		return nil, err
 	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return nil, err
-	}
-	var others []error
-	for _, e := range joined.Unwrap() {
-		c, other := split(e)
-		conflicts, others = append(conflicts, c...), append(others, other)
-	}
-	return conflicts, errors.Join(others...)
+	return conflicts, others
 }
 
 // sync has all that a span holds brought to where it is safe.
