@@ -19,22 +19,6 @@ import (
 	"github.com/memspan/memspan/tier/disk"
 )
 
-// newSpan makes a durable span and its space.
-func newSpan(t testing.TB, d *disk.Tier, name string, size int64) *disk.Space {
-	t.Helper()
-	rec := record(name, size)
-	s, err := d.Durable(rec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	x := d.Begin()
-	x.Set(rec)
-	if err := x.Commit(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // median returns the middle of what each of two functions takes, called in
 // turns, lest what the machine does meanwhile is one's loss.
 func median(b *testing.B, ours, theirs func()) (time.Duration, time.Duration) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 
@@ -402,10 +403,13 @@ func swap(d *memDisk, a, b uint32) {
 // Damage anywhere: what is not reported has done no harm, and nothing bad is
 // ever served.
 func TestRandomDamage(t *testing.T) {
-	r := rand.New(rand.NewPCG(5, 5))
+	r, count := rand.New(rand.NewPCG(5, 5)), 60
+	if os.Getenv("MEMSPAN_SLOW") != "" {
+		count = 3000
+	}
 	for _, closed := range []bool{true, false} {
 		s := newSite(t, closed)
-		for n := range 150 {
+		for n := range count {
 			d := s.copy()
 			for range 1 + r.IntN(2) {
 				names, _ := d.list()

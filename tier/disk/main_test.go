@@ -39,6 +39,22 @@ func record(name string, size int64) disk.Record {
 	return r
 }
 
+// newSpan makes a durable span and its space.
+func newSpan(t testing.TB, d *disk.Tier, name string, size int64) *disk.Space {
+	t.Helper()
+	rec := record(name, size)
+	s, err := d.Durable(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := d.Begin()
+	x.Set(rec)
+	if err := x.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // region returns memory that spaces can read and write, which the test's end
 // frees.
 func region(t testing.TB, n int64) tier.Memory {

@@ -231,7 +231,7 @@ func (t *Tier) abandon() {
 // directory was opened. Every commit that returned is there, whole, and of the
 // one that had not returned all or nothing.
 func TestPowerLoss(t *testing.T) {
-	seeds, stride := 2, 4
+	seeds, stride := 2, 8
 	if os.Getenv("MEMSPAN_SLOW") != "" {
 		seeds, stride = 12, 1
 	}

@@ -40,10 +40,6 @@ func (s *salvage) repair(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	used, err := t.state.slotsUsed()
-	if err != nil {
-		return err
-	}
 	number := max(slices.Max(append(s.files.logs, 0)), slices.Max(append(s.files.indexes, 0))) + 1
 	if t.tail, err = newLog(t.dir, t.store, number, t.state.seq+1, t.stamp.Load()); err != nil {
 		return err
@@ -62,7 +58,8 @@ func (s *salvage) repair(ctx context.Context) (err error) {
 	if _, err := writeIndex(t.dir, t.store, t.state.snapshot(number)); err != nil {
 		return err
 	}
-	if used, err = t.state.slotsUsed(); err != nil {
+	used, err := t.state.slotsUsed()
+	if err != nil {
 		return err
 	}
 	t.slots.warm, t.slots.cold = nil, nil
