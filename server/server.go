@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -202,6 +203,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	})
 	srv.store = store
 	close(ready)
+	if srv.disk != nil {
+		debug.FreeOSMemory() // reading a large index takes more than keeping it
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.closeTiers())
 	}

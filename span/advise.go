@@ -137,10 +137,11 @@ func (s *Span) Prefer(ctx context.Context, kind coherency.Tier) (was coherency.T
 }
 
 func (s *Span) preferAgent(ctx context.Context, a coherency.Agent) (was coherency.Tier, err error) {
-	// What the data directory has of the span is changed by one at a time, and
-	// not once the span is freed: that waits for whoever has a block.
-	s.store.naming.Lock()
-	defer s.store.naming.Unlock()
+	if s.durable() { // what the data directory has of it is changed by one at a time
+		s.store.naming.Lock()
+		defer s.store.naming.Unlock()
+	}
+	// A span is not freed, there neither, while somebody has a block.
 	if err := s.lockBlock(ctx, 0, false); err != nil {
 		return 0, err
 	}

@@ -450,3 +450,42 @@ func TestAdviceUnderWriters(t *testing.T) {
 }
 
 func errOf[T any](_ T, err error) error { return err }
+
+// A copy within the device goes where it was prepared for, though a client maps
+// its destination meanwhile, or somebody says that writes go elsewhere.
+func TestCopyKeepsToItsPlan(t *testing.T) {
+	st := newStore(t)
+	src := alloc(t, st, span.Info{Size: block, Tier: coherency.VRAM, Home: coherency.VRAM})
+	dst := alloc(t, st, span.Info{Size: 2 * block, Tier: coherency.VRAM, Home: coherency.VRAM})
+	want := pattern(block, 1)
+	write(t, src, 0, want)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for where := 0; ; where++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := dst.Prefer(t.Context(), tiers[where%2]); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	buf := memory(t, make([]byte, block))
+	for i := range 6000 {
+		off := int64(i % 1000)
+		if _, err := dst.Copy(t.Context(), block+off, src, off, 3000); err != nil {
+			t.Error(err)
+			break
+		}
+		if err := dst.Read(t.Context(), block+off, buf.Slice(0, 3000)); err != nil || !bytes.Equal(buf.Bytes()[:3000], want[off:off+3000]) {
+			t.Errorf("copy %d: the destination is not the source: %v", i, err)
+			break
+		}
+	}
+	close(done)
+	wg.Wait()
+}

@@ -165,7 +165,7 @@ func (t *Batch) commit(ctx context.Context) (Committed, error) {
 	for i := range t.done {
 		if err := t.ready(ctx, &t.done[i]); err != nil {
 			t.abort(i)
-			return Committed{}, err
+			return Committed{}, t.done[i].fail(s, err)
 		}
 	}
 	tx := s.store.files.Begin()
@@ -233,6 +233,12 @@ func (t *Batch) ready(ctx context.Context, p *piece) error {
 	}
 	p.staged = staged
 	return nil
+}
+
+// fail gives an error the place of the piece.
+func (p piece) fail(s *Span, err error) error {
+	first, last := p.runs[0], p.runs[len(p.runs)-1]
+	return s.fail("flush", int64(p.block)*tier.BlockSize+int64(first.Offset), int64(last.end()-first.Offset), err)
 }
 
 // abort takes back what ready did for the first n pieces.

@@ -271,6 +271,40 @@ func (s *Span) mark(ctx context.Context, b int) error {
 	return nil
 }
 
+// noteLoss notes on Disk, before anybody is told, that of blocks first to end
+// those versions are lost that agent a alone has. A version that the write policy
+// could not bring to Disk is not marked: after a restart what was there before it
+// would be back, as if nothing had been.
+func (s *Span) noteLoss(ctx context.Context, a coherency.Agent, first, end int) {
+	lost := make(map[int]uint64)
+	s.mu.Lock()
+	if s.disk != nil && s.announced && !s.freed && s.dir != nil {
+		for b := first; b < end; b++ {
+			v := s.dir.Version(b)
+			if s.marks[b] < v && s.dir.Holders(b) == coherency.AgentsOf(a) {
+				lost[b] = v
+			}
+		}
+	}
+	s.mu.Unlock()
+	if len(lost) == 0 {
+		return
+	}
+	tx := s.store.files.Begin()
+	for b, v := range lost {
+		tx.Mark(s.disk, b, v)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		s.store.log.Error("a loss is not noted on disk", "span", s.Label(), "blocks", len(lost), "err", err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b, v := range lost {
+		s.noteMark(b, max(v, s.marks[b]))
+	}
+}
+
 // noteMark remembers a mark; the caller holds mu.
 func (s *Span) noteMark(b int, version uint64) {
 	if s.marks == nil {

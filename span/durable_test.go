@@ -12,8 +12,6 @@ import (
 	"sync"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
@@ -376,65 +374,56 @@ func TestBatch(t *testing.T) {
 // Spans four times as large as RAM, durable ones and others, keep their bytes,
 // and RAM keeps its budget.
 func TestMoreThanRAM(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		const budget = 4 << 20
-		dir, err := os.MkdirTemp(t.TempDir(), "data")
-		if err != nil {
-			t.Fatal(err)
+	const budget = 4 << 20
+	st := openData(t, t.TempDir(), budget)
+	defer st.close(t)
+	type model struct {
+		*span.Span
+		want []byte
+	}
+	var spans []model
+	for _, info := range []span.Info{
+		{Name: "a", Size: 8*block + 1, Tier: coherency.Host, Home: coherency.Host},
+		{Name: "b", Size: 4 * block, Tier: coherency.Host, Home: coherency.Disk},
+		{Name: "c", Size: 4 * block, Tier: coherency.Host, Home: coherency.Disk, Policy: coherency.WriteThrough},
+	} {
+		spans = append(spans, model{st.alloc(t, info), make([]byte, info.Size)})
+	}
+	pinned, err := spans[0].Pin(t.Context(), coherency.Host, 0, block)
+	if err != nil || pinned.Changed != 1 {
+		t.Fatalf("%+v, %v", pinned, err)
+	}
+	r := rand.New(rand.NewPCG(7, 8))
+	for i := range 400 {
+		m := spans[r.IntN(len(spans))]
+		off := r.IntN(len(m.want))
+		n := 1 + r.IntN(min(block, len(m.want)-off))
+		switch what := r.IntN(20); {
+		case what < 9:
+			p := pattern(n, uint64(i))
+			write(t, m.Span, int64(off), p)
+			copy(m.want[off:], p)
+		case what < 19:
+			if !bytes.Equal(read(t, m.Span, int64(off), int64(n)), m.want[off:off+n]) {
+				t.Fatalf("step %d: %s [%d, +%d): other bytes", i, m.Name, off, n)
+			}
+		default:
+			if _, err := st.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
-		st := openData(t, dir, budget)
-		defer st.close(t)
-		type model struct {
-			*span.Span
-			want []byte
+		if u := st.ram.Usage(); u.Used > budget {
+			t.Fatalf("step %d: %d bytes of RAM", i, u.Used)
 		}
-		var spans []model
-		for _, info := range []span.Info{
-			{Name: "a", Size: 8*block + 1, Tier: coherency.Host, Home: coherency.Host},
-			{Name: "b", Size: 4 * block, Tier: coherency.Host, Home: coherency.Disk},
-			{Name: "c", Size: 4 * block, Tier: coherency.Host, Home: coherency.Disk, Policy: coherency.WriteThrough},
-		} {
-			spans = append(spans, model{st.alloc(t, info), make([]byte, info.Size)})
+	}
+	if stat, err := spans[0].Stat(); err != nil || stat.Tiers[coherency.Host].Pinned != 1 {
+		t.Fatalf("%+v, %v", stat, err)
+	}
+	for _, m := range spans {
+		if !bytes.Equal(read(t, m.Span, 0, m.Size), m.want) {
+			t.Errorf("%s: other bytes", m.Name)
 		}
-		pinned, err := spans[0].Pin(t.Context(), coherency.Host, 0, block)
-		if err != nil || pinned.Changed != 1 {
-			t.Fatalf("%+v, %v", pinned, err)
-		}
-		ctx := t.Context()
-		rt.Repeat(map[string]func(*rapid.T){
-			"write": func(rt *rapid.T) {
-				m := rapid.SampledFrom(spans).Draw(rt, "span")
-				off := rapid.IntRange(0, len(m.want)-1).Draw(rt, "off")
-				n := rapid.IntRange(1, min(3*block, len(m.want)-off)).Draw(rt, "n")
-				p := pattern(n, rapid.Uint64().Draw(rt, "seed"))
-				for at := 0; at < n; at += block { // as much as a request has
-					write(t, m.Span, int64(off+at), p[at:min(n, at+block)])
-				}
-				copy(m.want[off:], p)
-			},
-			"read": func(rt *rapid.T) {
-				m := rapid.SampledFrom(spans).Draw(rt, "span")
-				off := rapid.IntRange(0, len(m.want)-1).Draw(rt, "off")
-				n := rapid.IntRange(1, min(2*block, len(m.want)-off)).Draw(rt, "n")
-				if !bytes.Equal(read(t, m.Span, int64(off), int64(n)), m.want[off:off+n]) {
-					rt.Fatalf("%s [%d, +%d): other bytes", m.Name, off, n)
-				}
-			},
-			"sync": func(rt *rapid.T) {
-				if _, err := st.Sync(ctx); err != nil {
-					rt.Fatal(err)
-				}
-			},
-			"": func(rt *rapid.T) {
-				if u := st.ram.Usage(); u.Used > budget {
-					rt.Fatalf("%d bytes of RAM", u.Used)
-				}
-				if stat, err := spans[0].Stat(); err != nil || stat.Tiers[coherency.Host].Pinned != 1 {
-					rt.Fatalf("%+v, %v", stat, err)
-				}
-			},
-		})
-	})
+	}
 }
 
 // When a barrier returns home has every version that was committed before it,
@@ -532,5 +521,36 @@ func TestCorruptBlock(t *testing.T) {
 	write(t, s, block, pattern(block, 9)) // whole
 	if !bytes.Equal(read(t, s, block, block), pattern(block, 9)) {
 		t.Error("a new version does not mend it")
+	}
+}
+
+// A device that dies under a read has lost nothing that Disk holds too.
+func TestReadOfADyingDeviceFindsTheOtherCopy(t *testing.T) {
+	files, err := disk.Open(t.Context(), disk.Config{Dir: filepath.Join(t.TempDir(), "data")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ram, dev := host.New(64<<20, nil), &device{Tier: host.New(64<<20, nil)}
+	st, err := span.NewStore(span.Config{Host: ram, Others: []tier.Tier{dev}, Disk: files})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(st.Close(), files.Close(), ram.Close(), dev.Tier.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	f := fixture{st, dev}
+	kept := alloc(t, f, span.Info{Name: "kept", Size: block, Tier: coherency.VRAM, Home: coherency.Disk, Policy: coherency.WriteThrough})
+	alone := alloc(t, f, span.Info{Size: block, Tier: coherency.VRAM, Home: coherency.VRAM})
+	for _, s := range []*span.Span{kept, alone} {
+		write(t, s, 0, pattern(100, 1))
+	}
+	dev.failReads(tier.ErrLost)
+	if got := read(t, kept, 0, 100); !bytes.Equal(got, pattern(100, 1)) {
+		t.Error("the other copy is wrong")
+	}
+	if err := alone.Read(t.Context(), 0, memory(t, make([]byte, 100))); !errors.Is(err, coherency.ErrDataLoss) {
+		t.Errorf("read of what the device alone had: %v", err)
 	}
 }

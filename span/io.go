@@ -70,12 +70,33 @@ func (s *Span) readBlock(ctx context.Context, b int, off int64, dst tier.Memory)
 		return err
 	}
 	s.countRead(a, dst.Len)
-	if a == coherency.NoAgent {
-		clear(dst.Bytes())
-		return nil
+	if a != coherency.NoAgent {
+		s.used(a, b)
 	}
-	s.used(a, b)
-	return s.spaces[a].Read(ctx, b, off, dst)
+	return s.readFrom(ctx, a, b, off, dst)
+}
+
+// readFrom reads from agent a, which holds block b. If that has just lost its
+// contents, and the directory does not know yet, it reads from another: what
+// others hold, or is all zeros, is not lost.
+func (s *Span) readFrom(ctx context.Context, a coherency.Agent, b int, off int64, dst tier.Memory) error {
+	for a != coherency.NoAgent {
+		err := s.spaces[a].Read(ctx, b, off, dst)
+		if !errors.Is(err, tier.ErrLost) {
+			return err
+		}
+		s.noteLoss(ctx, a, b, b+1)
+		s.mu.Lock()
+		if s.dir.Discard(b, a) == nil {
+			a, err = s.source(b)
+		}
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	clear(dst.Bytes())
+	return nil
 }
 
 // promotes reports whether a block that is on Disk alone is to be brought to RAM
@@ -89,8 +110,8 @@ func (s *Span) promotes(b int, n int64) bool {
 // promote brings block b to RAM, if there is room to be made for it.
 func (s *Span) promote(ctx context.Context, b int) error {
 	err := s.fetchBlock(ctx, b, hostAgent)
-	if errors.Is(err, tier.ErrBudget) {
-		return nil // it can be read where it is
+	if errors.Is(err, tier.ErrBudget) || errors.Is(err, tier.ErrLost) {
+		return nil // it can be read where it is, or is found to be lost
 	}
 	return err
 }
@@ -178,7 +199,8 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 	if err := s.beginWrite(ctx, b, a, whole, from, runs); err != nil {
 		return Committed{}, err
 	}
-	if s.unsaved(a) {
+	late := s.marksLate(b, a)
+	if s.unsaved(a) && !late {
 		if err := s.mark(ctx, b); err != nil {
 			s.mu.Lock()
 			_ = s.dir.Abort(b, a, false)
@@ -191,12 +213,18 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 	}
 	// From here to the commit the block is damaged if apply stops half way:
 	// no caller's impatience may do that. Tiers end by themselves.
-	err := apply(context.WithoutCancel(ctx), a)
+	ctx = context.WithoutCancel(ctx)
+	err := apply(ctx, a)
+	gone := errors.Is(err, tier.ErrLost)
+	if err == nil && late {
+		err = s.mark(ctx, b)
+		gone = err != nil // a has not the old bytes any more, but Disk has
+	}
 	s.mu.Lock()
 	if err != nil {
 		// If the agent died meanwhile the directory knows already, and
 		// refuses.
-		_ = s.dir.Abort(b, a, errors.Is(err, tier.ErrLost))
+		_ = s.dir.Abort(b, a, gone)
 		delete(s.sums, b)
 		s.mu.Unlock()
 		return Committed{}, err
@@ -204,7 +232,7 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 	c, err := s.dir.Commit(b, a)
 	if err != nil {
 		s.mu.Unlock()
-		return Committed{}, fmt.Errorf("%w: %w", tier.ErrLost, err)
+		return Committed{}, fmt.Errorf("%w: %v", tier.ErrLost, err) // it died, nothing else
 	}
 	s.record(b, c.Version, from.author, runs)
 	if from.last {
@@ -220,6 +248,18 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 // span's home, has it.
 func (s *Span) unsaved(a coherency.Agent) bool {
 	return s.disk != nil && s.Policy == coherency.WriteBack && a != s.store.disk
+}
+
+// marksLate reports whether a write of block b at agent a is marked when its
+// bytes are there, not before: a device may die under it, and then there never
+// was a version that Disk lacks. A block that is marked already has one.
+func (s *Span) marksLate(b int, a coherency.Agent) bool {
+	if a == hostAgent || !s.unsaved(a) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.marks[b] == 0
 }
 
 // dropSwapped gives up what Disk has of an older version of block b, just

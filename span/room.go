@@ -191,14 +191,24 @@ func (s *Span) leave(ctx context.Context, b int, a coherency.Agent, clean bool) 
 	}
 	defer s.unlockBlock(b, true)
 	s.mu.Lock()
-	others := s.dir.Holders(b)&^coherency.AgentsOf(a) != 0
-	needed := s.dir.Valid(b, a) && s.dir.Version(b) > 0 && !others
+	safe := s.dir.Holders(b)&^coherency.AgentsOf(a) != 0
+	fromHome := a == hostAgent && s.Home == coherency.Host
+	if fromHome { // what belongs in RAM must not depend on a device alone
+		safe = s.dir.Valid(b, s.store.disk)
+	}
+	needed := s.dir.Valid(b, a) && s.dir.Version(b) > 0 && !safe
 	exposed := a == hostAgent && s.exposed(b)
 	s.mu.Unlock()
 	if exposed || clean && needed {
 		return false, nil
 	}
-	if err := s.evict(ctx, b, a); err != nil {
+	if fromHome && needed {
+		err = s.fetch(ctx, b, s.store.disk)
+	}
+	if err == nil {
+		err = s.evict(ctx, b, a)
+	}
+	if err != nil {
 		switch {
 		case errors.Is(err, coherency.ErrPinned):
 			err = nil

@@ -310,6 +310,7 @@ func (st *Store) Lose(kind coherency.Tier) {
 		return
 	}
 	for _, s := range st.List() {
+		s.noteLoss(context.Background(), a, 0, s.Blocks())
 		s.mu.Lock()
 		lost := 0
 		if !s.freed && s.dir != nil {

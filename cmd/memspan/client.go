@@ -100,9 +100,11 @@ func hint(err error) string {
 	}{
 		{memspan.ErrNotFound, "See what there is: memspan ls"},
 		{memspan.ErrExists, "Choose another name, or replace the span: memspan put --replace"},
-		{memspan.ErrTierAbsent, "See what this machine offers: memspan doctor"},
-		{memspan.ErrBudget, "Free spans (memspan rm), or start the daemon with a larger --vram-budget or --host-budget."},
-		{memspan.ErrDataLoss, "The newest bytes were lost with the device that held them. Take what survives: memspan accept; or remove the span and put it again."},
+		{memspan.ErrTierAbsent, "See what this machine offers: memspan doctor. A disk tier needs a directory: memspan serve --data DIR"},
+		{memspan.ErrBudget, "Free spans (memspan rm), or start the daemon with a larger --vram-budget or --host-budget, or with --data DIR to put on disk what does not fit."},
+		{memspan.ErrTierFailed, "The disk failed. Save what can still be read, look at the disk, then restart the daemon: memspan fsck DIR says what the directory holds."},
+		{memspan.ErrCorrupt, "Bytes on disk are damaged. See all that is: memspan fsck DIR; with --repair what can be mended is. Writing the whole block anew mends it, too."},
+		{memspan.ErrDataLoss, "The newest bytes were lost with the device or the daemon that held them. Take what survives: memspan accept; or remove the span and put it again."},
 	} {
 		if errors.Is(err, h.code) {
 			return h.text

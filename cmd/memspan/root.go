@@ -28,9 +28,9 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "memspan",
 		Short: "Memory that lives elsewhere, mapped as if it were yours",
-		Long: `memspan keeps spans of memory in a GPU or in RAM and maps them for programs on
-this machine and on others. 'memspan serve' runs the daemon that holds them;
-the other commands talk to it.
+		Long: `memspan keeps spans of memory in a GPU, in RAM or on disk and maps them for
+programs on this machine and on others. 'memspan serve' runs the daemon that
+holds them; the other commands talk to it.
 
 Exit status: 0 all went well, 1 something failed, 2 the command line is wrong;
 'memspan lock' has that of the command it runs.`,

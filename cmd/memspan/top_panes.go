@@ -32,6 +32,7 @@ type topColumn struct {
 type topRow struct {
 	key   string // tells it from every other
 	cells []string
+	alarm bool // something is wrong with it
 }
 
 // A column is one of a pane whose things are Ts.
@@ -55,6 +56,7 @@ func numberColumn[T any, N cmp.Ordered](title string, drop int, get func(T) N, s
 
 func newTopPane[T any](title string, sort int, of func(*topSample) []T, key func(T) string, columns ...column[T]) topPane {
 	p := topPane{title: title, sort: sort}
+	alarming := func(thing T) bool { a, ok := any(thing).(interface{ alarm() bool }); return ok && a.alarm() }
 	for _, c := range columns {
 		p.columns = append(p.columns, c.topColumn)
 	}
@@ -69,7 +71,7 @@ func newTopPane[T any](title string, sort int, of func(*topSample) []T, key func
 		})
 		rows := make([]topRow, len(things))
 		for i, thing := range things {
-			rows[i] = topRow{key: key(thing), cells: make([]string, len(columns))}
+			rows[i] = topRow{key: key(thing), cells: make([]string, len(columns)), alarm: alarming(thing)}
 			for j, c := range columns {
 				rows[i].cells[j] = c.text(thing)
 			}
@@ -78,6 +80,9 @@ func newTopPane[T any](title string, sort int, of func(*topSample) []T, key func
 	}
 	return p
 }
+
+// alarm reports whether bytes are lost, or cannot be brought where they belong.
+func (s topSpan) alarm() bool { return s.Lost > 0 || s.Debt > 0 && s.Error != "" }
 
 func (s topSession) key() string { return strconv.FormatUint(s.Session, 10) }
 

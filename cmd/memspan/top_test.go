@@ -224,6 +224,20 @@ func TestTopShowsDetails(t *testing.T) {
 	s.shows(t, "Spans 0", "nothing here")
 }
 
+// What is lost, and what cannot be brought home, is told by its colour.
+func TestTopAlarms(t *testing.T) {
+	lost, owed, late := testSpan("lost", 1, 0, 0), testSpan("owed", 1, 0, 0), testSpan("late", 1, 0, 0)
+	lost.Lost, owed.Debt, owed.Error, late.Debt = 1, 2, "no room", 3
+	s := newScreen(t, testSpan("fine", 1, 0, 0), lost, owed, late)
+	for line := range strings.SplitSeq(s.m.View().Content, "\n") {
+		for name, want := range map[string]bool{"fine": false, "late": false, "lost": true, "owed": true} {
+			if strings.Contains(line, name+" ") && strings.Contains(line, "31m") != want {
+				t.Errorf("an alarm: %v; want %v: %q", !want, want, line)
+			}
+		}
+	}
+}
+
 func TestTopPauses(t *testing.T) {
 	s := newScreen(t)
 	if s.m.Init() == nil {

@@ -119,11 +119,15 @@ func (m *topModel) list() []string {
 		return append(lines, faintStyle.Render("nothing here"))
 	}
 	for i := list.top; i < min(len(rows), list.top+m.room()); i++ {
-		line := joinCells(pane.columns, rows[i].cells, widths)
-		if i == list.cursor {
-			line = selectedStyle.Render(line + strings.Repeat(" ", max(0, m.width-lipgloss.Width(line))))
+		line, style := joinCells(pane.columns, rows[i].cells, widths), lipgloss.NewStyle()
+		if rows[i].alarm {
+			style = alarmStyle
 		}
-		lines = append(lines, line)
+		if i == list.cursor {
+			style = style.Reverse(true)
+			line += strings.Repeat(" ", max(0, m.width-lipgloss.Width(line)))
+		}
+		lines = append(lines, style.Render(line))
 	}
 	return lines
 }

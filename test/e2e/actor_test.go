@@ -17,10 +17,12 @@ import (
 
 // A subject is a span that actors act on.
 type subject struct {
-	key  string // its name or id
-	size int
-	safe bool // what is answered as done survives all deaths of the test
-	one  bool // a flush is stored whole or not at all
+	key   string // its name or id
+	size  int
+	safe  bool // what is answered as done survives all deaths of the test
+	home  memspan.Tier
+	saves bool // home survives them, and Sync brings all there
+	one   bool // a flush is stored whole or not at all
 }
 
 func (s subject) blocks() int { return (s.size + block - 1) / block }
@@ -154,7 +156,7 @@ func (a *actor) act(ctx context.Context) error {
 		err = a.read(ctx, span)
 	case p < 70:
 		err = a.write(ctx, span)
-	case p < 95 || !a.moves:
+	case p < 90 || !a.moves:
 		err = a.useView(ctx, span)
 	default:
 		err = a.move(ctx, span)
@@ -415,8 +417,14 @@ func (a *actor) fresh(old []uint64) uint64 {
 func (a *actor) flush(ctx context.Context, v *view, actions []action) (disputed []action, err error) {
 	start := a.history.begin()
 	_, err = v.m.Flush(ctx)
-	conflicts, rest := split(err)
-	r := answer{outcome: outcomeOf(rest)}
+	conflicts, others := split(err)
+	r := answer{outcome: done}
+	for _, e := range others {
+		// What holds for one block need not for another.
+		if o := outcomeOf(e); r.outcome == done || o != owed {
+			r.outcome = o
+		}
+	}
 	for _, do := range actions {
 		s := a.subjects[do.span]
 		off, n := s.extent(do.block)
@@ -429,27 +437,26 @@ func (a *actor) flush(ctx context.Context, v *view, actions []action) (disputed 
 	if len(conflicts) > 0 && len(disputed) == 0 {
 		return nil, fmt.Errorf("a conflict where nothing was stored: %w", err)
 	}
-	return disputed, rest
+	return disputed, errors.Join(others...)
 }
 
 // split parts the conflicts that are joined in err from the rest.
-func split(err error) (conflicts []*memspan.Error, rest error) {
-	if e, ok := err.(*memspan.Error); ok {
-		if e.Code == memspan.ErrConflict {
-			return []*memspan.Error{e}, nil
+func split(err error) (conflicts []*memspan.Error, others []error) {
+	e, ok := err.(*memspan.Error)
+	joined, several := err.(interface{ Unwrap() []error })
+	switch {
+	case err == nil:
+	case ok && e.Code == memspan.ErrConflict:
+		conflicts = []*memspan.Error{e}
+	case ok || !several:
+		others = []error{err}
+	default:
+		for _, e := range joined.Unwrap() {
+			c, o := split(e)
+			conflicts, others = append(conflicts, c...), append(others, o...)
 		}
-		return nil, err
 	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return nil, err
-	}
-	var others []error
-	for _, e := range joined.Unwrap() {
-		c, other := split(e)
-		conflicts, others = append(conflicts, c...), append(others, other)
-	}
-	return conflicts, errors.Join(others...)
+	return conflicts, others
 }
 
 // sync has all that a span holds brought to where it is safe.
@@ -457,8 +464,8 @@ func (a *actor) sync(ctx context.Context, span int) error {
 	start := a.history.begin()
 	_, err := a.spans[span].Sync(ctx)
 	for b := range a.subjects[span].blocks() {
-		if err != nil {
-			break // who knows what of it was done
+		if err != nil || !a.subjects[span].saves {
+			break // who knows what is where
 		}
 		a.history.end(a.id, start, action{register: register{span, b}, kind: saving}, answer{outcome: done})
 	}
@@ -471,17 +478,30 @@ func (a *actor) sync(ctx context.Context, span int) error {
 // move moves copies between tiers. That changes no contents.
 func (a *actor) move(ctx context.Context, span int) (err error) {
 	s := a.spans[span]
-	switch a.rand.IntN(4) {
+	tier := memspan.Tier(a.rand.IntN(3))
+	switch a.rand.IntN(7) {
 	case 0:
 		_, err = s.Upload(ctx)
 	case 1:
 		_, err = s.Download(ctx)
 	case 2:
 		err = s.Release(ctx)
+	case 3:
+		_, err = s.Advise(ctx, memspan.Advice{Do: memspan.AdvisePrefetch, Tier: tier})
+	case 4:
+		if tier == a.subjects[span].home {
+			return nil // asked for, that is no loss of ours
+		}
+		_, err = s.Advise(ctx, memspan.Advice{Do: memspan.AdviseEvict, Tier: tier})
+	case 5:
+		if tier == memspan.Disk && !a.subjects[span].one {
+			return nil // it would be, from then on
+		}
+		_, err = s.Advise(ctx, memspan.Advice{Do: memspan.AdvisePrefer, Tier: tier})
 	default:
 		return a.sync(ctx, span)
 	}
-	for _, harmless := range []error{memspan.ErrConflict, memspan.ErrBusy, memspan.ErrPinned, memspan.ErrTierAbsent} {
+	for _, harmless := range []error{memspan.ErrConflict, memspan.ErrBusy, memspan.ErrPinned, memspan.ErrTierAbsent, memspan.ErrInvalid} {
 		if errors.Is(err, harmless) {
 			return nil
 		}

@@ -5,10 +5,13 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -262,10 +265,33 @@ func (h *history) check(t *testing.T) {
 		if err := porcupine.VisualizePath(model, info, path); err == nil {
 			t.Logf("block %d of span %d: see %s (go test -artifacts keeps it)", r.block, r.span, path)
 		}
-		for _, op := range part {
+		known := wrongAt(part)
+		t.Logf("no order explains the last answer of these:")
+		for _, op := range known[max(0, len(known)-40):] {
 			t.Logf("client %d [%d, %d] %s", op.ClientId, op.Call, op.Return, describe(op.Input.(action), op.Output.(answer)))
 		}
 	}
+}
+
+// wrongAt returns the shortest beginning of a block's history that is not that
+// of a register, in the order of the answers.
+func wrongAt(ops []porcupine.Operation) []porcupine.Operation {
+	ops = slices.Clone(ops)
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+	n := sort.Search(len(ops), func(n int) bool {
+		known := slices.Clone(ops[:n+1])
+		for _, op := range ops[n+1:] { // not answered by then
+			if op.Call < ops[n].Return && op.Input.(action).kind != reading {
+				if op.Input.(action).kind == writing {
+					op.Output = answer{outcome: unheard}
+				}
+				op.Return = math.MaxInt64
+				known = append(known, op)
+			}
+		}
+		return porcupine.CheckOperationsTimeout(blocks.ToModel(), known, 5*time.Second) == porcupine.Illegal
+	})
+	return ops[:min(n+1, len(ops))]
 }
 
 // count returns how many actions of a kind had an outcome.

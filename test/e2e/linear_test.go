@@ -7,6 +7,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -108,7 +109,7 @@ func TestBlocksAreLinearizable(t *testing.T) {
 	var subjects []subject
 	for _, tier := range []memspan.Tier{memspan.Host, memspan.VRAM} {
 		s := alloc(t, c, memspan.SpanConfig{Size: short, Tier: memspan.On(tier)})
-		subjects = append(subjects, subject{key: s.ID(), size: short, safe: true})
+		subjects = append(subjects, subject{key: s.ID(), size: short, safe: true, home: tier})
 	}
 	var actors []*actor
 	for i := range 6 {
@@ -136,7 +137,8 @@ func TestBlocksAreLinearizableWhileWorkersDie(t *testing.T) {
 	} {
 		cfg.Size = short
 		s := alloc(t, c, cfg)
-		subjects = append(subjects, subject{key: s.ID(), size: short, safe: cfg.Policy == memspan.WriteThrough})
+		safe := cfg.Policy == memspan.WriteThrough
+		subjects = append(subjects, subject{key: s.ID(), size: short, safe: safe, home: s.Info().Home, saves: safe})
 	}
 	var actors []*actor
 	for i := range 6 {
@@ -157,28 +159,43 @@ func TestBlocksAreLinearizableWhileWorkersDie(t *testing.T) {
 	t.Logf("%d reads were told of a loss, %d writes failed, %d were owed", h.count(reading, lost), h.count(writing, failed), h.count(writing, owed))
 }
 
-// Daemons are killed and started again, with too little RAM for all blocks. What
-// is durable is never lost, what is written back later is there or said to be
-// lost, and all else are registers.
+// Daemons are killed, or stopped, and started again, with too little RAM for all
+// blocks. What is durable is never lost, what is written back later is there or
+// said to be lost, and all else are registers.
 func TestBlocksAreLinearizableWhileDaemonsDie(t *testing.T) {
 	t.Parallel()
+	onDisk := memspan.On(memspan.Disk)
+	dieAndComeBack(t, settings{HostBudget: 6 * block}, []memspan.SpanConfig{
+		{Home: onDisk, Policy: memspan.WriteThrough},
+		{Home: onDisk},
+		{Tier: onDisk, Home: onDisk, Policy: memspan.WriteThrough},
+		{Home: onDisk, Policy: memspan.WriteAll},
+	})
+}
+
+// The same with device memory too, whose workers are killed in between.
+func TestBlocksAreLinearizableInThreeTiers(t *testing.T) {
+	t.Parallel()
+	onDevice, onDisk := memspan.On(memspan.VRAM), memspan.On(memspan.Disk)
+	dieAndComeBack(t, settings{VRAM: true, VRAMBudget: 6 * block, HostBudget: 6 * block}, []memspan.SpanConfig{
+		{Tier: onDevice, Home: onDisk, Policy: memspan.WriteThrough},
+		{Tier: onDevice, Home: onDisk},
+		{Tier: onDevice, Home: onDisk, Policy: memspan.WriteAll},
+	})
+}
+
+func dieAndComeBack(t *testing.T, set settings, spans []memspan.SpanConfig) {
 	const size = 2*block + short
-	m := startMortal(t, settings{HostBudget: 6 * block})
+	m := startMortal(t, set)
 	c, err := m.dialer("unix")(t.Context())
 	check(t, err)
-	onDisk := memspan.On(memspan.Disk)
 	var subjects []subject
-	for name, cfg := range map[string]memspan.SpanConfig{
-		"through": {Home: onDisk, Policy: memspan.WriteThrough},
-		"back":    {Home: onDisk},
-		"disk":    {Tier: onDisk, Home: onDisk, Policy: memspan.WriteThrough},
-		"all":     {Home: onDisk, Policy: memspan.WriteAll},
-	} {
-		cfg.Name, cfg.Size = name, size
+	for i, cfg := range spans {
+		cfg.Name, cfg.Size = fmt.Sprint("mortal-", i), size
 		_, err := c.Alloc(t.Context(), cfg)
 		check(t, err)
 		safe := cfg.Policy != memspan.WriteBack
-		subjects = append(subjects, subject{key: name, size: size, safe: safe, one: safe})
+		subjects = append(subjects, subject{key: cfg.Name, size: size, safe: safe, home: memspan.Disk, saves: true, one: safe})
 	}
 	check(t, c.Close())
 	h := new(history)
@@ -187,7 +204,7 @@ func TestBlocksAreLinearizableWhileDaemonsDie(t *testing.T) {
 		a := newActor(h, i, seed(t), subjects)
 		a.moves = true
 		a.suffers = func(s subject, err error) bool {
-			return gone(err) || !s.safe && errors.Is(err, memspan.ErrDataLoss)
+			return gone(err) || set.VRAM && lossy(err) || !s.safe && errors.Is(err, memspan.ErrDataLoss)
 		}
 		a.dial, a.closing = m.dialer(transports[i%len(transports)]), m.closing
 		actors = append(actors, a)
@@ -197,15 +214,21 @@ func TestBlocksAreLinearizableWhileDaemonsDie(t *testing.T) {
 		for n := range acts() / 12 {
 			time.Sleep(upTo(r, 200*time.Millisecond))
 			begun := h.begin()
-			if n%3 == 2 {
+			switch {
+			case n%3 == 2:
 				check(t, m.stop()) // which loses nothing
 				h.death()
-			} else {
+				m.restart(t, r)
+			case n%3 == 1 && set.VRAM:
+				dead := m.d.killWorker(t)
+				eventually(t, "another worker", func() bool { pid := m.d.worker(t); return pid != 0 && pid != dead })
+				died(h, len(actors), begun, subjects)
+			default:
 				m.kill()
 				h.death()
 				died(h, len(actors), begun, subjects)
+				m.restart(t, r)
 			}
-			m.restart(t, r)
 		}
 	})
 	t.Logf("%d reads were told of a loss, %d writes failed, %d were owed", h.count(reading, lost), h.count(writing, failed), h.count(writing, owed))

@@ -37,7 +37,11 @@ func TestHostileMessages(t *testing.T) {
 		"no generation":    func(c *client, w workload) { c.postNew(w, 30) },
 		"index far away":   func(c *client, w workload) { c.postNew(w, 1<<32|1<<31) },
 		"no such recorded": func(c *client, w workload) { c.postRecord(w, uint16(len(registry.Commands))) },
-		"create recorded":  func(c *client, w workload) { c.postRecord(w, uint16(registry.VkCreateBuffer)) },
+		"results too far apart": func(c *client, w workload) {
+			pool := c.made(registry.VkQueryPool, registry.VkCreateQueryPool, w.device, c.mem(11, 0, 2<<32, 3), 0)
+			c.post(registry.VkGetQueryPoolResults, w.device, pool, 0, 3, 24, c.mem(make([]uint64, 3)...), 1<<20, 1)
+		},
+		"create recorded": func(c *client, w workload) { c.postRecord(w, uint16(registry.VkCreateBuffer)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := begin(t, Config{Log: quiet})

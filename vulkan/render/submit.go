@@ -265,7 +265,16 @@ func settle(done <-chan struct{}) error {
 // queryResults asks for the results of queries, aside if they are to be waited
 // for.
 func (r *renderer) queryResults(c *call) error {
-	const wait = 2
+	const (
+		wait                = 2
+		least               = 4 // bytes of a result
+		count, size, stride = 3, 4, 6
+	)
+	// The driver believes the stride, and would write beyond the room that the
+	// size asked for.
+	if n := c.args[count]; n > 1 && (c.args[size] < least || c.args[stride] > (c.args[size]-least)/(n-1)) {
+		return fmt.Errorf("%w: results of %d queries %d bytes apart in %d bytes", errMalformed, n, c.args[stride], c.args[size])
+	}
 	if c.args[len(c.Params)-1]&wait != 0 {
 		return r.runAside(c)
 	}
