@@ -86,7 +86,9 @@ func (a *actor) connect(ctx context.Context) error {
 	a.leave()
 	for {
 		err := a.try(ctx)
-		if err == nil || !gone(err) || ctx.Err() != nil {
+		// A daemon that died may have left its port to another.
+		again := gone(err) || errors.Is(err, memspan.ErrUnauthenticated)
+		if err == nil || !again || ctx.Err() != nil {
 			return err
 		}
 		select {
@@ -241,7 +243,7 @@ func values(p []byte, off int64, edges [ncells + 1]int, from, to int, out *[ncel
 func (a *actor) accept(ctx context.Context, span int) error {
 	start := a.history.begin()
 	_, err := a.spans[span].Accept(ctx)
-	r := answer{outcome: outcomeOf(err)}
+	r := answer{outcome: outcomeOf(err), err: err}
 	for b := range a.subjects[span].blocks() {
 		a.history.end(a.id, start, action{register: register{span, b}, kind: accepting}, r)
 	}
@@ -282,8 +284,12 @@ func (a *actor) write(ctx context.Context, span int) error {
 	}
 	start := a.history.begin()
 	_, err := a.spans[span].WriteAt(ctx, p, begin)
+	r := answer{outcome: outcomeOf(err), err: err}
+	if r.outcome == failed && len(actions) > 1 {
+		r.outcome = unheard // later parts are on their way: see WriteAt
+	}
 	for _, do := range actions {
-		a.history.end(a.id, start, do, answer{outcome: outcomeOf(err)})
+		a.history.end(a.id, start, do, r)
 	}
 	return err
 }
@@ -332,7 +338,7 @@ func (a *actor) look(ctx context.Context, span int, v *view, acquire func() erro
 		return err
 	}
 	for b := range v.seen {
-		a.history.end(a.id, start, action{register: register{span, b}, kind: reading, to: ncells}, answer{done, v.seen[b]})
+		a.history.end(a.id, start, action{register: register{span, b}, kind: reading, to: ncells}, answer{outcome: done, values: v.seen[b]})
 	}
 	return nil
 }
@@ -418,7 +424,7 @@ func (a *actor) flush(ctx context.Context, v *view, actions []action) (disputed 
 	start := a.history.begin()
 	_, err = v.m.Flush(ctx)
 	conflicts, others := split(err)
-	r := answer{outcome: done}
+	r := answer{outcome: done, err: err}
 	for _, e := range others {
 		// What holds for one block need not for another.
 		if o := outcomeOf(e); r.outcome == done || o != owed {

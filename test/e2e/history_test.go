@@ -75,6 +75,7 @@ const (
 type answer struct {
 	outcome outcome
 	values  [ncells]uint64 // of a read
+	err     error
 }
 
 type outcome string
@@ -213,6 +214,9 @@ func describe(a action, r answer) string {
 	if a.kind == reading && r.outcome == done {
 		fmt.Fprintf(&b, " %x", r.values[a.from:a.to])
 	}
+	if r.err != nil {
+		fmt.Fprintf(&b, ": %v", r.err)
+	}
 	return b.String()
 }
 
@@ -225,7 +229,7 @@ func (h *history) end(client int, start int64, a action, r answer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r.outcome == unheard && start < h.died {
-		op.Return, op.Output = h.died, answer{outcome: failed}
+		op.Return, op.Output = h.died, answer{outcome: failed, err: r.err}
 	} else if r.outcome == unheard {
 		op.Return = math.MaxInt64
 		h.open = append(h.open, len(h.ops))
@@ -345,7 +349,7 @@ func TestHistoryIsJudgedRight(t *testing.T) {
 	}
 	read := action{kind: reading, to: ncells}
 	death, accept, save := action{kind: dying}, action{kind: accepting}, action{kind: saving}
-	got := func(v ...uint64) answer { return answer{done, [ncells]uint64(v)} }
+	got := func(v ...uint64) answer { return answer{outcome: done, values: [ncells]uint64(v)} }
 	was := func(o outcome) answer { return answer{outcome: o} }
 	for _, test := range []struct {
 		name string
