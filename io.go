@@ -134,7 +134,7 @@ func (s *Span) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 		defer func() { <-s.writing }()
 	}
 	n, err := s.write(ctx, p, off)
-	if err != nil && !errors.Is(err, ErrDebt) && s.durable() && s.info.Policy != WriteBack {
+	if err != nil && !errors.Is(err, ErrDebt) && s.durable() { // none, where it is durable first
 		n = 0
 	}
 	return n, s.failed("write", off, int64(len(p)), err)
@@ -187,14 +187,14 @@ func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err er
 
 // partFlags are the flags of a frame that is the first of a write or flush, or
 // has more of it after it.
-func partFlags(first, more bool) wire.Flags {
-	switch {
-	case first && more:
-		return wire.FlagFirst | wire.FlagMore
-	case more:
-		return wire.FlagMore
+func partFlags(first, more bool) (flags wire.Flags) {
+	if first {
+		flags |= wire.FlagFirst
 	}
-	return 0
+	if more {
+		flags |= wire.FlagMore
+	}
+	return flags
 }
 
 func (l *link) sendTransfer(c *call, handle uint64, off int64, data []byte, flags wire.Flags) error {

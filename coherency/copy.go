@@ -135,6 +135,22 @@ func (m *Manager) Counts(c Copy) bool {
 	return m.flight(c.Block, c.Dst).ticket == c.Ticket && !m.doing(c.Block).void.Has(c.Dst)
 }
 
+// Received reports that all bytes of c have left its source, as they were at
+// c.Version, for a place where c.Dst will find them: what becomes of the source
+// from now on does not matter. It returns c as it has to be completed now. It is
+// false if c does not count any more; it must be completed all the same.
+func (m *Manager) Received(c Copy) (Copy, bool) {
+	if !m.Counts(c) {
+		return c, false
+	}
+	if c.Src != NoAgent {
+		m.syncs++
+	}
+	m.flight(c.Block, c.Dst).src = NoAgent
+	c.Src = NoAgent
+	return c, true
+}
+
 // Complete reports that c was carried out: ok if every byte of it arrived at
 // c.Dst. It must be called for every copy, whatever came of it: until then
 // c.Dst is busy. valid says whether c.Dst holds the block's current version

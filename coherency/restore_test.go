@@ -78,3 +78,46 @@ func TestRestore(t *testing.T) {
 		}
 	})
 }
+
+// What has left its source arrives whatever becomes of that.
+func TestReceived(t *testing.T) {
+	const ram, vram, disk = 0, 1, 2
+	begin := func() (*coherency.Manager, coherency.Copy) {
+		m, err := coherency.NewManager(coherency.Config{
+			Agents: []coherency.AgentInfo{{Tier: coherency.Host}, {Tier: coherency.VRAM}, {Tier: coherency.Disk}},
+			Home:   disk, Blocks: 1,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ready, err := m.BeginWrite(0, vram, true, coherency.AnyVersion); err != nil || !ready {
+			t.Fatal(ready, err)
+		}
+		if _, err := m.Commit(0, vram); err != nil {
+			t.Fatal(err)
+		}
+		c, _, err := m.Acquire(0, disk)
+		if err != nil || c.Src != vram {
+			t.Fatal(c, err)
+		}
+		return m, c
+	}
+	m, c := begin()
+	received, ok := m.Received(c)
+	if lost := m.Lose(vram); !ok || lost != 1 {
+		t.Fatalf("Received: %v; %d lost", ok, lost)
+	}
+	if valid, err := m.Complete(received, true); !valid || err != nil || m.Block(0).Lost {
+		t.Errorf("Complete: %v, %v; %+v", valid, err, m.Block(0))
+	}
+
+	m, c = begin()
+	m.Lose(vram)
+	received, ok = m.Received(c)
+	if ok {
+		t.Error("it was received from an agent that is dead")
+	}
+	if valid, err := m.Complete(received, false); valid || err != nil {
+		t.Errorf("Complete: %v, %v", valid, err)
+	}
+}

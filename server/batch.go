@@ -26,6 +26,9 @@ func (s *session) joinBatch(id uint64, h wire.Header, sp *span.Span, begin func(
 		if h.Flags&wire.FlagMore != 0 && sp.Atomic() {
 			b := &batch{Batch: begin()}
 			if len(s.batches) >= maxBatches {
+				s.dropOrphans()
+			}
+			if len(s.batches) >= maxBatches {
 				b.err = &wire.Error{Code: wire.Limit, Span: sp.Label(), Message: fmt.Sprintf("%d writes of the session are half done: finish one", maxBatches)}
 			}
 			s.batches[id] = b
@@ -37,6 +40,18 @@ func (s *session) joinBatch(id uint64, h wire.Header, sp *span.Span, begin func(
 // maxBatches is how many writes and flushes of a session may be half done: each
 // has up to a block in memory.
 const maxBatches = 16
+
+// dropOrphans drops batches whose handle or mapping was closed.
+func (s *session) dropOrphans() {
+	for id := range s.batches {
+		s.mu.Lock()
+		known := s.handles[id] != nil || s.mappings[id] != nil
+		s.mu.Unlock()
+		if !known {
+			s.dropBatch(id)
+		}
+	}
+}
 
 func (s *session) dropBatch(id uint64) {
 	if b := s.batches[id]; b != nil {

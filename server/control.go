@@ -226,12 +226,12 @@ func (s *session) open(_ context.Context, a control.Open) (control.Opened, error
 	return opened, errors.Join(err, sp.Forsake()) // the handle is a user now, if there is one
 }
 
-func (s *session) publish(_ context.Context, a control.Publish) (none, error) {
+func (s *session) publish(ctx context.Context, a control.Publish) (none, error) {
 	sp, err := s.span(a.Handle)
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, s.srv.store.Publish(sp, a.Replace)
+	return none{}, s.srv.store.Publish(ctx, sp, a.Replace)
 }
 
 func (s *session) addHandle(sp *span.Span) (control.Opened, error) {

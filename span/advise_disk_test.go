@@ -47,7 +47,7 @@ func TestPreferIsDurable(t *testing.T) {
 		for _, f := range []func() error{
 			func() error { return gone.Free() },
 			func() error { _, err := gone.Prefer(t.Context(), coherency.Disk); return err },
-			func() error { return st.Publish(draft, true) },
+			func() error { return st.Publish(t.Context(), draft, true) },
 			func() error { _, err := draft.Prefer(t.Context(), coherency.Disk); return err },
 		} {
 			wg.Go(func() {

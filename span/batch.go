@@ -23,7 +23,12 @@ type Batch struct {
 	author uint64
 	done   []piece
 	next   pending
+	runs   int // of all pieces
 }
+
+// maxBatchRuns bounds what a batch takes of memory: its runs are remembered
+// until it is committed.
+const maxBatchRuns = 1 << 20
 
 // A piece is one block's share of a batch, staged.
 type piece struct {
@@ -77,6 +82,9 @@ func (t *Batch) add(ctx context.Context, b int, base uint64, runs []Run, data ti
 		if err := t.settle(ctx); err != nil {
 			return err
 		}
+	}
+	if t.runs += len(runs); t.runs > maxBatchRuns {
+		return fmt.Errorf("%w: more than %d runs in one flush: flush fewer ranges at once", ErrLimit, maxBatchRuns)
 	}
 	if n := len(t.done); n > 0 && t.done[n-1].block >= b {
 		return fmt.Errorf("%w: block %d comes after block %d in one flush", ErrInvalid, b, t.done[n-1].block)

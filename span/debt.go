@@ -21,15 +21,21 @@ const (
 	lastRetry  = 30 * time.Second
 )
 
-// saveTogether is how many blocks of a span are written back in one step: their
+// maxTogether is how many blocks of a span are written back in one step: their
 // locks are held meanwhile.
-const saveTogether = 32
+const maxTogether = 32
 
-// debtors are the spans with copies that are due, oldest debt first.
+// debtors are the spans with copies that are due.
 type debtors struct {
 	mu    sync.Mutex
-	spans []*Span
+	spans []debtor
 	wake  chan struct{} // one slot
+}
+
+// A debtor is a span and when it is tried next.
+type debtor struct {
+	span *Span
+	at   time.Time
 }
 
 // owe notes a copy that is due and lets it be tried again in the background.
@@ -43,9 +49,10 @@ func (s *Span) owe(sync coherency.Sync) {
 		return
 	}
 	s.owing = true
+	wait := min(firstRetry<<min(s.failures, 10), lastRetry)
 	d := &s.store.debtors
 	d.mu.Lock()
-	d.spans = append(d.spans, s)
+	d.spans = append(d.spans, debtor{s, time.Now().Add(wait)})
 	d.mu.Unlock()
 	select {
 	case d.wake <- struct{}{}:
@@ -65,48 +72,53 @@ func (s *Span) writeBackLater(b int, a coherency.Agent, version uint64) {
 // yet: those that a tier refused, and those that may come later.
 func (st *Store) payDebts(ctx context.Context) {
 	d := &st.debtors
-	wait, armed := firstRetry, false
-	timer := time.NewTimer(wait)
-	timer.Stop()
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.wake:
-			// A debt that comes while others wait must not put them off.
-			if !armed {
-				wait, armed = firstRetry, true
-				timer.Reset(wait)
-			}
-			continue
 		case <-timer.C:
 		}
-		d.mu.Lock()
-		spans := d.spans
-		d.spans = nil
-		d.mu.Unlock()
-		failed := false
-		for _, s := range spans {
-			failed = s.payDue(ctx) || failed
+		for _, s := range d.ready(time.Now()) {
+			s.payDue(ctx)
 		}
-		d.mu.Lock()
-		armed = len(d.spans) > 0
-		d.mu.Unlock()
-		if failed {
-			wait = min(2*wait, lastRetry)
-		} else {
-			wait = firstRetry
-		}
-		if armed {
-			timer.Reset(wait)
+		if next, ok := d.next(); ok {
+			timer.Reset(time.Until(next))
 		}
 	}
 }
 
-// payDue makes the copies of the span that are due. It reports whether some
-// could not be made; these are due again.
-func (s *Span) payDue(ctx context.Context) (failed bool) {
+// ready takes the spans whose time has come.
+func (d *debtors) ready(now time.Time) (spans []*Span) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.spans = slices.DeleteFunc(d.spans, func(o debtor) bool {
+		come := !o.at.After(now)
+		if come {
+			spans = append(spans, o.span)
+		}
+		return come
+	})
+	return spans
+}
+
+// next returns when the next span is to be tried, if there is one.
+func (d *debtors) next() (at time.Time, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, o := range d.spans {
+		if i == 0 || o.at.Before(at) {
+			at = o.at
+		}
+	}
+	return at, len(d.spans) > 0
+}
+
+// payDue makes the copies of the span that are due. Those that could not be made
+// are due again, after twice the time.
+func (s *Span) payDue(ctx context.Context) {
 	s.mu.Lock()
 	due := s.due.Drain()
 	s.owing = false
@@ -119,6 +131,9 @@ func (s *Span) payDue(ctx context.Context) (failed bool) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if len(errs) == 1 {
+			s.failures++
+		}
 		for _, d := range syncs {
 			s.owe(d)
 		}
@@ -134,30 +149,50 @@ func (s *Span) payDue(ctx context.Context) (failed bool) {
 		}
 	}
 	slices.SortFunc(saves, func(a, b coherency.Sync) int { return a.Block - b.Block })
-	for some := range slices.Chunk(saves, saveTogether) {
+	for some := range slices.Chunk(saves, maxTogether) {
 		blocks := make([]int, len(some))
 		for i, d := range some {
 			blocks[i] = d.Block
 		}
-		if err := s.saveBlocks(ctx, blocks); err != nil {
-			again(err, some...)
+		if failed, err := s.saveBlocks(ctx, blocks); err != nil {
+			again(err, slices.DeleteFunc(slices.Clone(some), func(d coherency.Sync) bool {
+				return !slices.Contains(failed, d.Block)
+			})...)
 		}
 	}
 	err := errors.Join(errs...)
 	if errors.Is(err, ErrFreed) || len(due) == 0 {
-		return false
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lastErr = err; err != nil && s.Policy == coherency.WriteBack {
+	s.lastErr = err
+	if err == nil {
+		s.failures = 0
+	}
+	if err != nil && s.Policy == coherency.WriteBack {
 		s.unreported = err
 	}
-	return err != nil
 }
 
-// saveBlocks gives Disk the current versions of blocks, which ascend, all at
-// once.
-func (s *Span) saveBlocks(ctx context.Context, blocks []int) error {
+// saveBlocks gives Disk the current versions of blocks, which ascend: all at
+// once, or if that fails one by one. It returns those that could not be saved, and
+// why.
+func (s *Span) saveBlocks(ctx context.Context, blocks []int) (failed []int, err error) {
+	if err := s.saveTogether(ctx, blocks); err == nil || len(blocks) == 1 || errors.Is(err, ErrFreed) || s.writable() != nil {
+		return blocks, err
+	}
+	var errs []error
+	for _, b := range blocks {
+		if err := s.saveTogether(ctx, []int{b}); err != nil {
+			failed = append(failed, b)
+			errs = append(errs, err)
+		}
+	}
+	return failed, errors.Join(errs...)
+}
+
+func (s *Span) saveTogether(ctx context.Context, blocks []int) error {
 	unlock, err := s.lockBlocks(ctx, blocks)
 	if err != nil {
 		return err

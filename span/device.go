@@ -328,7 +328,7 @@ func (s *Span) transferBlock(ctx context.Context, b int, src, dst coherency.Agen
 		return err
 	}
 	if s.dir.State(b) == ahead && s.dir.Version(b) != 0 {
-		if s.unsaved(src) {
+		for s.unsaved(src) && s.announced && s.marks[b] <= s.dir.Version(b) {
 			s.mu.Unlock()
 			if err := s.mark(ctx, b); err != nil {
 				return err
@@ -381,7 +381,7 @@ func (s *Span) refresh(ctx context.Context) error {
 	if asleep {
 		return nil
 	}
-	if err := s.persistAll(ctx); err != nil {
+	if err := errors.Join(s.persistAll(ctx), s.persistVersion(ctx)); err != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.lastErr = err

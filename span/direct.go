@@ -3,6 +3,7 @@
 package span
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -267,15 +268,23 @@ func (d *Direct) commitStored(ctx context.Context, b int, unclean bool) (commit 
 	if ok && known == sum {
 		return coherency.Commit{}, false, nil
 	}
-	if s.unsaved(hostAgent) {
-		if err := s.mark(ctx, b); err != nil {
-			return coherency.Commit{}, false, err
-		}
+	if err := s.writable(); err != nil {
+		return coherency.Commit{}, false, err
+	}
+	// RAM is current and nothing is under way: there is nothing to fetch.
+	s.mu.Lock()
+	_, _, err = s.dir.BeginWrite(b, hostAgent, false, AnyVersion)
+	s.mu.Unlock()
+	if err != nil {
+		return coherency.Commit{}, false, err
+	}
+	if s.unsaved(hostAgent) { // after BeginWrite: whoever publishes the span knows of the write
+		err = s.mark(ctx, b)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// RAM is current and nothing is under way: there is nothing to fetch.
-	if _, _, err = s.dir.BeginWrite(b, hostAgent, false, AnyVersion); err != nil {
+	if err != nil {
+		_ = s.dir.Abort(b, hostAgent, false)
 		return coherency.Commit{}, false, err
 	}
 	if commit, err = s.dir.Commit(b, hostAgent); err != nil {
@@ -321,36 +330,45 @@ func (d *Direct) releaseTogether(ctx context.Context, extents []Extent, unclean 
 			stored += s.blockLen(b)
 		}
 	}
+	ctx = context.WithoutCancel(ctx)
+	var debt error
 	if len(changed) > 0 {
 		s.CountCommit()
-		ctx = context.WithoutCancel(ctx)
-		if perr := s.persist(ctx, changed); perr != nil && err == nil {
-			err = s.owed(commits, blocks, perr)
+		if perr := s.persist(ctx, changed); perr != nil {
+			debt = s.owed(ctx, commits, blocks, perr)
 		}
 	}
+	saved := debt == nil
 	done := Committed{Version: s.Version(), Holders: s.store.Tiers(), Stored: stored}
 	for i, b := range blocks {
 		c := d.held(b)
-		if commits[i].Version != 0 && err == nil {
-			c, err = s.push(ctx, b, hostAgent, commits[i], nil)
-		}
-		if commits[i].Version != 0 {
-			done.Stored += s.blockLen(b)
+		if commits[i].Version != 0 && saved { // to the other tiers that the policy names
+			var perr error
+			c, perr = s.push(ctx, b, hostAgent, commits[i], nil)
+			debt = cmp.Or(debt, perr)
 		}
 		done.Holders = done.Holders.Intersect(c.Holders)
 	}
-	return done, err
+	return done, cmp.Or(err, debt)
 }
 
 // owed notes that Disk is owed the commits, and returns that as an error.
-func (s *Span) owed(commits []coherency.Commit, blocks []int, err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *Span) owed(ctx context.Context, commits []coherency.Commit, blocks []int, err error) error {
 	for i, b := range blocks {
-		if v := commits[i].Version; v != 0 {
-			s.owe(coherency.Sync{Block: b, From: hostAgent, Target: s.store.disk, Version: v})
+		v := commits[i].Version
+		if v == 0 {
+			continue
+		}
+		s.mu.Lock()
+		s.owe(coherency.Sync{Block: b, From: hostAgent, Target: s.store.disk, Version: v})
+		s.mu.Unlock()
+		if merr := s.mark(ctx, b); merr != nil { // else a crash would take it back in silence
+			err = errors.Join(err, merr)
+			break
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.lastErr = err
 	return fmt.Errorf("%w: %s asks for more: %w", ErrDebt, s.Policy, err)
 }

@@ -54,6 +54,15 @@ func (s *Span) savesFirst() bool {
 	return s.disk != nil && (s.Policy != coherency.WriteBack || s.prefer == s.store.disk)
 }
 
+// writable reports why the span takes no changes: the data directory takes none,
+// and nothing could note that Disk has not the newest version.
+func (s *Span) writable() error {
+	if s.disk == nil {
+		return nil
+	}
+	return s.store.files.Err()
+}
+
 // diskRecord is what the data directory keeps of the span. The caller holds mu.
 func (s *Span) diskRecord(published bool) disk.Record {
 	return disk.Record{
@@ -136,16 +145,29 @@ func (s *Span) save(ctx context.Context, steps []saving) error {
 	if len(steps) == 0 {
 		return nil
 	}
+	steps = slices.Clone(steps) // completed as they are when they are staged
 	tx := s.store.files.Begin()
 	stale := make(map[int]bool) // exposed blocks that clients stored to meanwhile
 	err := func() error {
-		for _, step := range steps {
-			staged, changed, err := s.stage(ctx, step)
+		for i := range steps {
+			step := &steps[i]
+			staged, changed, err := s.stage(ctx, *step)
 			if err != nil {
 				return err
 			}
 			stale[step.Block] = changed
 			tx.Put(staged, step.Version)
+			s.mu.Lock()
+			from := step.Src
+			received, counts := s.dir.Received(step.Copy)
+			step.Copy = received
+			s.mu.Unlock()
+			if !counts {
+				return fmt.Errorf("block %d: %w while it was copied to disk", step.Block, tier.ErrLost)
+			}
+			if from != coherency.NoAgent {
+				s.store.traffic[from].out.Add(s.savedBytes(*step))
+			}
 		}
 		return nil
 	}()
@@ -158,25 +180,30 @@ func (s *Span) save(ctx context.Context, steps []saving) error {
 	} else {
 		tx.Discard()
 	}
+	committed := err == nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, step := range steps {
 		if stale[step.Block] {
 			delete(s.sums, step.Block) // see carryLocked
 		}
-		if _, cerr := s.dir.Complete(step.Copy, err == nil); err == nil && cerr != nil {
+		if _, cerr := s.dir.Complete(step.Copy, committed); err == nil {
 			err = cerr
 		}
-		if err == nil {
+		if committed { // on Disk the marks have ended, whatever became of the copies here
 			delete(s.marks, step.Block)
-			n := s.blockLen(step.Block)
-			if step.runs != nil {
-				n = total(step.runs)
-			}
-			s.countCopy(step.Copy, n)
+			s.countCopy(step.Copy, s.savedBytes(step))
 		}
 	}
 	return err
+}
+
+// savedBytes is how many bytes a copy to Disk moves.
+func (s *Span) savedBytes(step saving) int64 {
+	if step.runs != nil {
+		return total(step.runs)
+	}
+	return s.blockLen(step.Block)
 }
 
 // abandonLocked gives up copies that nobody began. The caller holds mu.
@@ -313,14 +340,14 @@ func (s *Span) noteMark(b int, version uint64) {
 	s.marks[b] = version
 }
 
-// marksDue returns the blocks of a span that is about to be found by its name
-// whose versions Disk does not have, or will not have in a moment. The caller
-// holds mu.
-func (s *Span) marksDue() map[int]uint64 {
-	due := make(map[int]uint64)
+// unmarked returns the blocks of a span that is about to be found by its name
+// whose versions Disk does not have, or will not have in a moment, in order. The
+// caller holds mu.
+func (s *Span) unmarked() (due []int) {
 	for b := range s.Blocks() {
-		if info := s.dir.Block(b); info.Debt || info.Writer != coherency.NoAgent && info.Writer != s.store.disk {
-			due[b] = info.Version + 1 + markAhead
+		info := s.dir.Block(b)
+		if s.disk != nil && (info.Debt || info.Writer != coherency.NoAgent && info.Writer != s.store.disk) {
+			due = append(due, b)
 		}
 	}
 	return due
@@ -375,32 +402,51 @@ func (s *Span) countDurably(ctx context.Context) (uint64, error) {
 	if !saves {
 		return version, nil
 	}
-	return version, s.persistVersion(context.WithoutCancel(ctx))
+	if err := s.persistVersion(context.WithoutCancel(ctx)); err != nil {
+		return version, fmt.Errorf("%w: %w", ErrDebt, err)
+	}
+	return version, nil
 }
 
 // persistVersion notes on Disk how many commits a durable span has seen.
 func (s *Span) persistVersion(ctx context.Context) error {
 	s.mu.Lock()
 	version, space := s.version, s.disk
+	known := s.savedVersion == version
 	s.mu.Unlock()
-	if space == nil {
+	if space == nil || known {
 		return nil
 	}
 	tx := s.store.files.Begin()
 	tx.Version(space, version)
 	if err := tx.Commit(ctx); err != nil {
-		return s.fail("save", 0, 0, fmt.Errorf("%w: the span's version is not noted on disk: %w", ErrDebt, err))
+		return s.fail("save", 0, 0, fmt.Errorf("the span's version is not noted on disk: %w", err))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.savedVersion = max(s.savedVersion, version)
 	return nil
 }
 
-// lockBlocks locks blocks, which ascend, for writing.
+// lockBlocks locks blocks, which ascend, for writing. It holds none while it
+// waits for one: whoever has that may be waiting for room, which one of the
+// others could make.
 func (s *Span) lockBlocks(ctx context.Context, blocks []int) (unlock func(), err error) {
-	for i, b := range blocks {
-		if err := s.lockBlock(ctx, b, true); err != nil {
-			s.unlockBlocks(blocks[:i])
+	for held := 0; held < len(blocks); {
+		if s.tryLockBlock(blocks[held]) {
+			held++
+			continue
+		}
+		s.unlockBlocks(blocks[:held])
+		if err := s.lockBlock(ctx, blocks[held], true); err != nil {
 			return nil, err
 		}
+		if held == 0 {
+			held = 1
+			continue
+		}
+		s.unlockBlock(blocks[held], true)
+		held = 0
 	}
 	return func() { s.unlockBlocks(blocks) }, nil
 }
@@ -411,41 +457,45 @@ func (s *Span) unlockBlocks(blocks []int) {
 	}
 }
 
-// acceptOnDisk makes what survives of a lost block its next version, there and
-// on Disk. The caller holds the block's lock for writing.
+// acceptOnDisk makes what survives of a lost block its next version, on Disk
+// first: if that fails the loss stands. The caller holds the block's lock for
+// writing.
 func (s *Span) acceptOnDisk(ctx context.Context, b int) error {
 	scratch, err := s.store.moving.get(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.store.moving.put(scratch)
-	n := s.blockLen(b)
-	// Disk's bytes first: nothing else outlives a crash, and after the death of
-	// another tier they may be what survives.
+	data := scratch.Slice(0, s.blockLen(b))
 	s.mu.Lock()
-	version, from, err := s.dir.Accept(b)
+	info, home := s.dir.Block(b), s.dir.Home()
 	s.mu.Unlock()
-	if err != nil {
-		return err
+	from := coherency.NoAgent
+	for a := range s.store.agents { // as coherency.Accept chooses: home, if it has that version
+		if r := info.Replicas[a]; r.Held && r.Version == info.Survivor && (from != home) {
+			from = coherency.Agent(a)
+		}
 	}
 	if from == coherency.NoAgent {
-		clear(scratch.Bytes()[:n])
-	} else if err := s.spaces[from].Read(ctx, b, 0, scratch.Slice(0, n)); err != nil {
+		clear(data.Bytes())
+	} else if err := s.spaces[from].Read(ctx, b, 0, data); err != nil {
 		return err
 	}
-	staged, err := s.disk.Stage(ctx, b, []disk.Run{{Length: uint32(n)}}, scratch.Slice(0, n))
+	staged, err := s.disk.Stage(ctx, b, []disk.Run{{Length: uint32(data.Len)}}, data)
 	if err != nil {
 		return err
 	}
 	tx := s.store.files.Begin()
-	tx.Put(staged, version)
-	if err := tx.Commit(ctx); err != nil {
+	tx.Put(staged, info.Version+1)
+	tx.Version(s.disk, s.Version()+1) // which the caller counts
+	if err := tx.Commit(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.marks, b)
-	return nil
+	_, _, err = s.dir.Accept(b)
+	return err
 }
 
 // spread copies the bytes of runs, one after the other in src, to their places.
@@ -478,10 +528,11 @@ func (s *Span) persistAll(ctx context.Context) error {
 		owed = slices.Collect(s.dir.Debts())
 	}
 	s.mu.Unlock()
-	for some := range slices.Chunk(owed, saveTogether) {
-		if err := s.saveBlocks(ctx, some); err != nil && !errors.Is(err, ErrFreed) {
-			return s.fail("save", int64(some[0])*tier.BlockSize, tier.BlockSize, err)
+	var errs []error
+	for some := range slices.Chunk(owed, maxTogether) {
+		if _, err := s.saveBlocks(ctx, some); err != nil && !errors.Is(err, ErrFreed) {
+			errs = append(errs, s.fail("save", int64(some[0])*tier.BlockSize, tier.BlockSize, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

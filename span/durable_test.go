@@ -260,7 +260,7 @@ func TestPublishIsDurable(t *testing.T) {
 				t.Errorf("%d spans, want the published one", len(list))
 			}
 		})
-		if err := st.Publish(next, true); err != nil {
+		if err := st.Publish(t.Context(), next, true); err != nil {
 			t.Fatal(err)
 		}
 		after(t, dir, func(st onDisk) {
@@ -552,5 +552,45 @@ func TestReadOfADyingDeviceFindsTheOtherCopy(t *testing.T) {
 	}
 	if err := alone.Read(t.Context(), 0, memory(t, make([]byte, 100))); !errors.Is(err, coherency.ErrDataLoss) {
 		t.Errorf("read of what the device alone had: %v", err)
+	}
+}
+
+// A version that the policy wanted on Disk, and that a full one refused, is known
+// to be lost after a crash.
+func TestDebtIsNotRolledBackSilently(t *testing.T) {
+	dir := t.TempDir()
+	files, err := disk.Open(t.Context(), disk.Config{Dir: dir, Budget: 2 * block})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ram := host.New(64<<20, nil)
+	store, err := span.NewStore(span.Config{Host: ram, Disk: files})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := onDisk{store, files, ram}
+	s := st.alloc(t, through)
+	write(t, s, 0, pattern(2*block, 1)) // all that fits
+	_, err = s.Write(t.Context(), 2*block, memory(t, pattern(block, 2)), false)
+	if !errors.Is(err, span.ErrDebt) || !errors.Is(err, tier.ErrBudget) {
+		t.Fatalf("a write that does not fit: %v", err)
+	}
+	if !bytes.Equal(read(t, s, 2*block, block), pattern(block, 2)) {
+		t.Error("what is owed is not what is read")
+	}
+	after(t, dir, func(st onDisk) {
+		s := st.open(t, "s")
+		if !bytes.Equal(read(t, s, 0, 2*block), pattern(2*block, 1)) {
+			t.Error("other bytes")
+		}
+		if err := s.Read(t.Context(), 2*block, memory(t, make([]byte, 10))); !errors.Is(err, coherency.ErrDataLoss) {
+			t.Errorf("reading what was owed: %v", err)
+		}
+	})
+	if err := st.Close(); !errors.Is(err, tier.ErrBudget) {
+		t.Errorf("a stop that leaves debts: %v", err)
+	}
+	if err := errors.Join(files.Close(), ram.Close()); err != nil {
+		t.Error(err)
 	}
 }

@@ -192,6 +192,9 @@ func (s *Span) changeLocked(ctx context.Context, b int, from origin, runs []Run,
 // changeAt is changeLocked for callers that have asked writeAgent already, and
 // prepared for its answer, since they took the lock.
 func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from origin, runs []Run, apply func(context.Context, coherency.Agent) error) (Committed, error) {
+	if err := s.writable(); err != nil {
+		return Committed{}, err
+	}
 	if err := s.reserve(ctx, a, b); err != nil {
 		return Committed{}, err
 	}
@@ -495,6 +498,9 @@ func (s *Span) push(ctx context.Context, b int, from coherency.Agent, c coherenc
 			s.mu.Lock()
 			s.owe(coherency.Sync{Block: b, From: from, Target: a, Version: c.Version})
 			s.mu.Unlock()
+			if s.disk != nil && a == s.store.disk { // a crash must not take it back in silence
+				errs = append(errs, s.mark(ctx, b))
+			}
 		}
 	}
 	s.mu.Lock()

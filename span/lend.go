@@ -46,6 +46,7 @@ func (s *Span) Lend(ctx context.Context, off, n int64, recall func(), use func(p
 		return false, nil
 	}
 	defer s.takeBack(b, lent)
+	s.used(hostAgent, b)
 	m, err := s.host.Memory(b, blockOff, n)
 	if err != nil {
 		return false, s.fail("read", off, n, err)

@@ -3,10 +3,11 @@
 package span
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"unicode"
 	"unicode/utf8"
@@ -85,8 +86,15 @@ func (st *Store) Open(name string) (*Span, error) {
 	}
 	// Nobody can take the name from a span while mu is held: what was found has
 	// not gone for want of users.
-	if s == nil || s.Retain() != nil {
+	if s == nil {
 		return nil, &Error{Op: "open", Span: name, Err: ErrNotFound}
+	}
+	err := s.Retain()
+	if errors.Is(err, ErrFreed) {
+		return nil, &Error{Op: "open", Span: name, Err: ErrNotFound}
+	}
+	if err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -95,16 +103,12 @@ func (st *Store) Open(name string) (*Span, error) {
 // gets the span that had it, or this one, and never neither. Without replace
 // Publish fails with ErrExists if another span has the name; with it that span
 // goes with its last user. To publish a span that is published does nothing.
-func (st *Store) Publish(s *Span, replace bool) error {
+// Where one of them is durable the next daemon finds the name in the same way.
+func (st *Store) Publish(ctx context.Context, s *Span, replace bool) error {
 	if s.Name == "" {
 		return s.fail("publish", 0, 0, fmt.Errorf("%w: the span was made without a name", ErrInvalid))
 	}
-	st.naming.Lock()
-	defer st.naming.Unlock()
-	if err := st.publishOnDisk(s, replace); err != nil {
-		return s.fail("publish", 0, 0, err)
-	}
-	old, err := st.giveName(s, replace)
+	old, err := st.publish(ctx, s, replace)
 	if err != nil {
 		return s.fail("publish", 0, 0, err)
 	}
@@ -119,42 +123,106 @@ func (st *Store) Publish(s *Span, replace bool) error {
 	return old.freeLocked()
 }
 
-// publishOnDisk makes a durable span found by its name by the next daemon, and
-// the span that has the name not any more, in one step. The caller holds
-// naming.
-func (st *Store) publishOnDisk(s *Span, replace bool) error {
+// publish is Publish but for freeing the span that had the name, which it
+// returns.
+func (st *Store) publish(ctx context.Context, s *Span, replace bool) (old *Span, err error) {
+	st.naming.Lock() // Allocs of durable spans hold it, too: names on disk change one at a time
+	defer st.naming.Unlock()
 	st.mu.RLock()
 	old, taken := st.byName[s.Name]
 	st.mu.RUnlock()
-	if old == s || taken && (!replace || old == nil) {
-		return nil // giveName knows what to say
+	kept := s.durable() || old != nil && old.durable()
+	if old == s || taken && (!replace || old == nil) || !kept {
+		return st.giveName(s, replace)
 	}
-	if s.disk == nil && (old == nil || !old.durable()) {
-		return nil
+	// While a block of each is locked Free waits: what was freed must not be
+	// noted anew.
+	due, unlock, err := st.lockToPublish(ctx, s, old)
+	if err != nil {
+		return nil, err
 	}
+	defer unlock()
+	if err := st.noteNames(s, true, old, due); err != nil {
+		return nil, err
+	}
+	was, err := st.giveName(s, replace)
+	if err != nil { // s was freed meanwhile, or a span that is not durable has the name
+		return nil, errors.Join(err, st.noteNames(s, false, old, nil))
+	}
+	return was, nil
+}
+
+// lockToPublish locks the blocks of a span that is about to be found by its name
+// that owe Disk something, and one of the span that has the name, if that is
+// durable. From here on commits of s are marked. Due are the blocks of s that are
+// not.
+func (st *Store) lockToPublish(ctx context.Context, s, old *Span) (due []int, unlock func(), err error) {
+	type locked struct {
+		span   *Span
+		blocks []int
+	}
+	s.mu.Lock()
+	s.announced = true
+	due = s.unmarked()
+	s.mu.Unlock()
+	order := []locked{{s, due}}
+	if len(due) == 0 {
+		order[0].blocks = []int{0}
+	}
+	if old != nil && old.durable() {
+		if err := old.rouseForLock(); err != nil {
+			return nil, nil, err
+		}
+		order = append(order, locked{old, []int{0}})
+	}
+	slices.SortFunc(order, func(a, b locked) int { return bytes.Compare(a.span.ID[:], b.span.ID[:]) })
+	var held []func()
+	unlock = func() {
+		for _, f := range held {
+			f()
+		}
+	}
+	for _, l := range order {
+		release, err := l.span.lockBlocks(ctx, l.blocks)
+		if err != nil {
+			unlock()
+			if l.span == old && errors.Is(err, ErrFreed) {
+				return st.lockToPublish(ctx, s, nil) // it is going, and its name with it
+			}
+			return nil, nil, err
+		}
+		held = append(held, release)
+	}
+	return due, unlock, nil
+}
+
+// rouseForLock is rouse for callers that do not hold mu.
+func (s *Span) rouseForLock() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rouse()
+}
+
+// noteNames notes on Disk that a span is found by its name and the one that had
+// it is not, or the other way round, and that blocks of the span, which are
+// locked, are newer than on Disk.
+func (st *Store) noteNames(s *Span, published bool, old *Span, due []int) error {
 	tx := st.files.Begin()
 	marks := make(map[int]uint64)
 	if s.disk != nil {
 		s.mu.Lock()
-		s.announced = true // commits from here on are marked
-		due := slices.Sorted(maps.Keys(s.marksDue()))
-		s.mu.Unlock()
-		unlock, err := s.lockBlocks(context.Background(), due) // else one could be saved before its mark
-		if err != nil {
-			return err
+		tx.Set(s.diskRecord(published))
+		for _, b := range due {
+			if s.dir.Block(b).Debt { // else it was saved before it was locked
+				marks[b] = s.dir.Version(b) + 1 + markAhead
+				tx.Mark(s.disk, b, marks[b])
+			}
 		}
-		defer unlock()
-		s.mu.Lock()
-		marks = s.marksDue()
-		tx.Set(s.diskRecord(true))
 		s.mu.Unlock()
-		for b, version := range marks {
-			tx.Mark(s.disk, b, version)
-		}
 	}
 	if old != nil && old.durable() {
 		old.mu.Lock()
-		tx.Set(old.diskRecord(false))
+		tx.Set(old.diskRecord(!published))
 		old.mu.Unlock()
 	}
 	if err := tx.Commit(context.Background()); err != nil {

@@ -21,7 +21,7 @@ func TestNameIsNeverWithoutASpan(t *testing.T) {
 		}
 		spans[i] = s
 	}
-	if err := st.Publish(spans[0], false); err != nil {
+	if err := st.Publish(t.Context(), spans[0], false); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
@@ -46,7 +46,7 @@ func TestNameIsNeverWithoutASpan(t *testing.T) {
 		})
 	}
 	for i := range 20_000 {
-		if err := st.Publish(spans[(i+1)%2], true); err != nil {
+		if err := st.Publish(t.Context(), spans[(i+1)%2], true); err != nil {
 			t.Fatal(err)
 		}
 	}

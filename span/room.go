@@ -109,6 +109,9 @@ func (s *Span) enter(ctx context.Context, a coherency.Agent, b int) error {
 	return err
 }
 
+// roomDepth finds in a context how many tiers must make room for this one.
+type roomDepth struct{}
+
 // roomPatience is how long a tier is waited for in which every block that could
 // leave is in use: whoever uses it may be waiting for room himself.
 const roomPatience = 5 * time.Second
@@ -123,6 +126,11 @@ var (
 // others have, or else the coldest, after writing it back. It waits for nobody
 // else's block, as the caller holds one.
 func (st *Store) makeRoom(ctx context.Context, a coherency.Agent) error {
+	depth, _ := ctx.Value(roomDepth{}).(int)
+	if depth > len(st.tiers) { // tiers whose blocks can go to each other alone, all of them full
+		return errNoRoom
+	}
+	ctx = context.WithValue(ctx, roomDepth{}, depth+1)
 	deadline := time.Now().Add(roomPatience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		gone, err := st.evictOne(ctx, a, candidates)

@@ -8,6 +8,7 @@ import (
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/tier/disk"
 )
 
 // A Shadow is one shadow mapping's place in the span: while it is open, commits
@@ -81,14 +82,18 @@ func (s *Span) flush(ctx context.Context, b int, from origin, runs []Run, data t
 	}
 	defer s.unlockBlock(b, true)
 	a := s.writeAgent(b)
-	if a == hostAgent || len(runs) == 1 || s.disk != nil && a == s.store.disk {
+	if a == s.store.disk {
+		return s.changeAt(ctx, b, a, from, runs, func(ctx context.Context, a coherency.Agent) error {
+			return s.spaces[a].(*disk.Space).WriteRuns(ctx, b, diskRuns(runs), data.Slice(0, total(runs)))
+		})
+	}
+	if a == hostAgent || len(runs) == 1 {
 		return s.changeAt(ctx, b, a, from, runs, func(ctx context.Context, a coherency.Agent) error {
 			return s.writeRuns(ctx, b, s.spaces[a], runs, data)
 		})
 	}
 	// Another tier gets one write, which is done whole or not at all: the runs
-	// are patched into a copy first. What goes to Disk is seen by nobody before
-	// it is whole.
+	// are patched into a copy first.
 	staging, err := s.store.Scratch(ctx)
 	if err != nil {
 		return Committed{}, err

@@ -29,32 +29,34 @@ type Span struct {
 	host   *host.Space  // spaces[hostAgent]
 	disk   *disk.Space  // spaces[store.disk] of a durable span; else nil
 
-	mu         sync.Mutex         // guards what follows
-	dir        *coherency.Manager // nil: nobody has used the span since the daemon began
-	prefer     coherency.Agent    // where writes go, and where build puts the span
-	pins       []blockSet         // by agent: what advice pinned there; nil: nothing
-	written    int64              // bytes of all commits
-	version    uint64             // commits of the span
-	freed      bool
-	drained    chan struct{} // made by Free, closed when no block is in use
-	busy       map[int]*blockLock
-	spare      []*blockLock
-	users      int  // open handles; a span that is not published goes with the last
-	published  bool // its name finds it; changed with the store's mu held, too
-	locks      rangeLocks
-	direct     map[*Direct]struct{}
-	sums       map[int]uint64 // of RAM's bytes at their last commit, where known
-	seed       maphash.Seed
-	writers    int              // shadow mappings that may flush against an old version
-	history    map[int]*history // while writers > 0
-	shadows    map[*Shadow]struct{}
-	lastShadow uint64
-	due        coherency.SyncQueue // copies that a policy asked for and that are not made
-	owing      bool                // the store knows that something is due
-	lastErr    error               // why the last attempt failed
-	unreported error               // the same, until a flush has told
-	announced  bool                // the data directory knows it by its name, or is about to
-	marks      map[int]uint64      // by block: see mark
+	mu           sync.Mutex         // guards what follows
+	dir          *coherency.Manager // nil: nobody has used the span since the daemon began
+	prefer       coherency.Agent    // where writes go, and where build puts the span
+	pins         []blockSet         // by agent: what advice pinned there; nil: nothing
+	written      int64              // bytes of all commits
+	version      uint64             // commits of the span
+	freed        bool
+	drained      chan struct{} // made by Free, closed when no block is in use
+	busy         map[int]*blockLock
+	spare        []*blockLock
+	users        int  // open handles; a span that is not published goes with the last
+	published    bool // its name finds it; changed with the store's mu held, too
+	locks        rangeLocks
+	direct       map[*Direct]struct{}
+	sums         map[int]uint64 // of RAM's bytes at their last commit, where known
+	seed         maphash.Seed
+	writers      int              // shadow mappings that may flush against an old version
+	history      map[int]*history // while writers > 0
+	shadows      map[*Shadow]struct{}
+	lastShadow   uint64
+	due          coherency.SyncQueue // copies that a policy asked for and that are not made
+	owing        bool                // the store knows that something is due
+	failures     int                 // attempts in a row that failed
+	lastErr      error               // why the last attempt failed
+	unreported   error               // the same, until a flush has told
+	announced    bool                // the data directory knows it by its name, or is about to
+	marks        map[int]uint64      // by block: see mark
+	savedVersion uint64              // that persistVersion noted last
 }
 
 // build makes the span's storage and directory, before anybody else can find
@@ -120,6 +122,9 @@ func (s *Span) reserveAll(ctx context.Context) error {
 	// Refused before anything is taken: others may need it meanwhile.
 	if u := s.store.tiers[s.prefer].Usage(); u.Budget > 0 && s.Size > u.Budget-u.Held {
 		return fmt.Errorf("%d bytes do not fit: %d of the %s tier's %d are held: %w", s.Size, u.Held, s.Tier, u.Budget, tier.ErrBudget)
+	}
+	if s.prefer == hostAgent {
+		return s.host.ReserveAll(ctx)
 	}
 	for b := range s.Blocks() {
 		if ctx.Err() != nil {

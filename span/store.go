@@ -251,6 +251,10 @@ func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, e
 	rand.Read(info.ID[:])
 	info.Created = time.Now()
 	s := &Span{Info: info, store: st, prefer: prefer, published: published, busy: make(map[int]*blockLock)}
+	if published && info.durable() { // see publish
+		st.naming.Lock()
+		defer st.naming.Unlock()
+	}
 	if err := st.reserve(s); err != nil {
 		return fail(err)
 	}

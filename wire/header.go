@@ -62,7 +62,7 @@ const (
 	FlagError                   // with FlagReply: the request failed, the data part is a JSON Error
 	FlagMore                    // further frames of the same write or flush follow
 	FlagSum                     // a CRC-32C of the payload follows it; set by Conn
-	FlagFirst                   // the first frame of a write or flush of several
+	FlagFirst                   // the first frame of a write or flush, or the only one
 
 	knownFlags = FlagReply | FlagError | FlagMore | FlagSum | FlagFirst
 )

@@ -20,10 +20,11 @@ import (
 )
 
 // median returns the middle of what each of two functions takes, called in
-// turns, lest what the machine does meanwhile is one's loss.
-func median(b *testing.B, ours, theirs func()) (time.Duration, time.Duration) {
+// turns after prepare, lest what the machine does meanwhile is one's loss.
+func median(b *testing.B, prepare, ours, theirs func()) (time.Duration, time.Duration) {
 	var mine, others []time.Duration
 	for b.Loop() {
+		prepare()
 		start := time.Now()
 		ours()
 		middle := time.Now()
@@ -58,7 +59,7 @@ func BenchmarkDurable4KiB(b *testing.B) {
 	f.Write(make([]byte, 64<<20))
 	f.Sync()
 	version := uint64(0)
-	mine, others := median(b, func() {
+	mine, others := median(b, func() {}, func() {
 		version++
 		st, err := s.Stage(ctx, int(version%64), []disk.Run{{Offset: uint32(version*4096) % (1 << 20), Length: 4096}}, m)
 		if err != nil {
@@ -80,49 +81,83 @@ func BenchmarkDurable4KiB(b *testing.B) {
 	report(b, mine, others)
 }
 
-// A flush of many whole blocks, against writing and syncing a fresh file of the
-// same bytes, in the same pieces.
+// A flush of many whole blocks, against writing and syncing a file of the same
+// bytes in the same pieces: a fresh one, while ours goes to fresh slots, or one
+// that is there, while ours reuses slots.
 func BenchmarkSequential(b *testing.B) {
-	for _, blocks := range []int{1, 16, 256} {
-		b.Run(fmt.Sprintf("%dMiB", blocks), func(b *testing.B) {
-			d := openTier(b, disk.Config{Dir: b.TempDir()})
-			defer d.Close()
-			s := newSpan(b, d, "bench", int64(blocks)<<20)
-			m := region(b, tier.BlockSize)
-			rand.Read(m.Bytes())
-			dir := b.TempDir()
-			version := uint64(0)
-			mine, others := median(b, func() {
-				version++
-				x := d.Begin()
-				for i := range blocks {
-					st, err := s.Stage(ctx, i, []disk.Run{{Offset: 0, Length: 1 << 20}}, m)
-					if err != nil {
-						b.Fatal(err)
-					}
-					x.Put(st, version)
-				}
-				if err := x.Commit(ctx); err != nil {
-					b.Fatal(err)
-				}
-			}, func() {
-				f, err := os.Create(filepath.Join(dir, "file"))
-				if err != nil {
-					b.Fatal(err)
-				}
-				for range blocks {
-					if _, err := f.Write(m.Bytes()); err != nil {
-						b.Fatal(err)
-					}
-				}
-				if err := f.Sync(); err != nil {
-					b.Fatal(err)
-				}
-				f.Close()
-			})
-			report(b, mine, others)
-		})
+	for _, fresh := range []bool{true, false} {
+		for _, blocks := range []int{1, 16, 256} {
+			b.Run(fmt.Sprintf("fresh=%v/%dMiB", fresh, blocks), func(b *testing.B) { sequential(b, blocks, fresh) })
+		}
 	}
+}
+
+func sequential(b *testing.B, blocks int, fresh bool) {
+	d := openTier(b, disk.Config{Dir: b.TempDir()})
+	defer d.Close()
+	var s *disk.Space
+	renew := func() {
+		b.StopTimer()
+		x := d.Begin()
+		for _, rec := range d.Recovered() {
+			x.Delete(rec.ID)
+		}
+		if err := x.Commit(ctx); err != nil {
+			b.Fatal(err)
+		}
+		if err := d.Checkpoint(); err != nil { // which cuts the file's end off
+			b.Fatal(err)
+		}
+		s = newSpan(b, d, "bench", int64(blocks)<<20)
+		b.StartTimer()
+	}
+	m := region(b, tier.BlockSize)
+	rand.Read(m.Bytes())
+	path := filepath.Join(b.TempDir(), "file")
+	version := uint64(0)
+	ours := func() {
+		version++
+		x := d.Begin()
+		for i := range blocks {
+			st, err := s.Stage(ctx, i, []disk.Run{{Offset: 0, Length: 1 << 20}}, m)
+			if err != nil {
+				b.Fatal(err)
+			}
+			x.Put(st, version)
+		}
+		if err := x.Commit(ctx); err != nil {
+			b.Fatal(err)
+		}
+	}
+	theirs := func() {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range blocks {
+			if _, err := f.Write(m.Bytes()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := f.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+	}
+	renew()
+	if !fresh { // both have been there
+		ours()
+		ours()
+		theirs()
+	}
+	prepare := func() {
+		if fresh {
+			renew()
+			os.Remove(path)
+		}
+	}
+	mine, others := median(b, prepare, ours, theirs)
+	report(b, mine, others)
 }
 
 // uncache makes the kernel forget a file's bytes.
@@ -165,7 +200,7 @@ func BenchmarkColdRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	f.Sync()
-	mine, others := median(b, func() {
+	mine, others := median(b, func() {}, func() {
 		uncache(b, filepath.Join(dir, "blocks"))
 		for i := range blocks {
 			if err := s.Read(ctx, i, 0, m); err != nil {

@@ -71,6 +71,7 @@ func (t *Tier) checkpoint(ctx context.Context) error {
 	if err != nil {
 		return full(err)
 	}
+	t.covered = x.seq
 	select {
 	case t.logTurn <- struct{}{}:
 		t.checkpointAt = max(leastLog, size)

@@ -24,7 +24,6 @@ func (t *Tier) Checkpoint() error { return t.checkpoint(context.Background()) }
 // Populate makes spans of blocks that are said to be in slots.
 func Populate(t *Tier, spans, blocks int) error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	for n := range spans {
 		rec := Record{Name: fmt.Sprint("span ", n), Size: int64(blocks) << 20, Published: true}
 		binary.LittleEndian.PutUint32(rec.ID[:], uint32(n))
@@ -34,6 +33,7 @@ func Populate(t *Tier, spans, blocks int) error {
 			t.state.apply(&op{kind: opPut, id: rec.ID, block: uint32(b), version: 1, slot: slot, sum: slot, stamp: 1}, 0, nil, 0, nil)
 		}
 	}
+	t.mu.Unlock()
 	t.slots.fresh = uint32(spans*blocks) + 1
-	return t.slots.f.Truncate(slotOffset(t.slots.fresh))
+	return errors.Join(t.slots.f.Truncate(slotOffset(t.slots.fresh)), t.Checkpoint())
 }

@@ -122,6 +122,7 @@ func (t *Tier) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	t.covered = t.state.seq
 	clean, err := t.replay(ctx, number, f.logs)
 	if err != nil {
 		return err

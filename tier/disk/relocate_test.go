@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/tier"
@@ -230,4 +232,68 @@ func TestReadDuringRelocation(t *testing.T) {
 	}
 	stop()
 	r.ok(<-done)
+}
+
+// However many small changes a block has, what a read has to gather is bounded.
+func TestManyPatches(t *testing.T) {
+	r := newRig(t, 100_000)
+	for i := range 2 * maxPatches {
+		r.put(i*90, 10, byte(i+1))
+		if n := len(r.s.sp.patches[0]); n > maxPatches {
+			t.Fatalf("%d patches", n)
+		}
+	}
+	r.holds()
+	r.open()
+	r.holds()
+}
+
+// A checkpoint that fails is not tried again with every commit.
+func TestFailingCheckpoint(t *testing.T) {
+	r := newRig(t, 100_000)
+	tries := 0
+	r.d.fault = func(e *event) (int, error) {
+		if e.kind == evCreate {
+			tries++
+			return 0, syscall.ENOSPC
+		}
+		return 0, nil
+	}
+	r.t.checkpointAt = r.t.tail.tail
+	r.put(0, 10, 1)
+	deadline := time.Now().Add(30 * time.Second)
+	for wait := true; wait; { // for the goroutine that tries
+		if time.Now().After(deadline) {
+			t.Fatal("the next try is not put off")
+		}
+		r.t.logTurn <- struct{}{}
+		wait = r.t.checkpointAt <= r.t.tail.tail
+		<-r.t.logTurn
+	}
+	for i := range 50 {
+		r.put(i, 10, 2)
+	}
+	r.t.abandon()
+	if tries != 1 {
+		t.Errorf("%d checkpoints were tried", tries)
+	}
+	r.d.fault = nil
+	r.open()
+	r.holds()
+}
+
+// A directory that was only looked at is not written again.
+func TestCloseWithoutChanges(t *testing.T) {
+	r := newRig(t, 100_000)
+	r.put(0, 10, 1)
+	r.ok(r.t.Close())
+	before := r.d.moment()
+	r.open()
+	r.holds()
+	r.ok(r.t.Close())
+	for _, e := range r.d.events[before:] {
+		if e.kind == evWrite || e.kind == evCreate {
+			t.Fatalf("%+v", e)
+		}
+	}
 }

@@ -130,7 +130,7 @@ func pageSums(sums []uint32, data []byte) []uint32 {
 
 // warmSlots free slots keep their room in the file system: taking it anew costs
 // more than writing into it.
-const warmSlots = 64
+const warmSlots = 256
 
 // A slotFile is the file of slots and which of them are free.
 type slotFile struct {

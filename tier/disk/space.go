@@ -211,12 +211,28 @@ func (s *Space) copy(ctx context.Context, b int, off int64, src tier.Space, sb i
 	return s.put(ctx, b, off, p[:n])
 }
 
+// WriteRuns is Write of several runs at once, as Stage takes them: an ephemeral
+// block has all of them from one moment on.
+func (s *Space) WriteRuns(ctx context.Context, b int, runs []Run, data tier.Memory) error {
+	err := s.check(ctx, b, 0, 0)
+	if err == nil {
+		err = checkRuns(runs, s.sp.blockLen(b), data.Len)
+	}
+	if err == nil {
+		err = memoryGuard(func() error { return s.putRuns(ctx, b, append([]Run(nil), runs...), data.Bytes()) })
+	}
+	return s.wrap(err, "write", b, 0, data.Len)
+}
+
 // put writes data to a block whose range was checked.
 func (s *Space) put(ctx context.Context, b int, off int64, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
-	runs := []Run{{uint32(off), uint32(len(data))}}
+	return s.putRuns(ctx, b, []Run{{uint32(off), uint32(len(data))}}, data)
+}
+
+func (s *Space) putRuns(ctx context.Context, b int, runs []Run, data []byte) error {
 	if s.sp.ephemeral {
 		return s.t.publishEphemeral(ctx, s.sp, b, runs, data)
 	}
@@ -241,7 +257,7 @@ func (s *Space) put(ctx context.Context, b int, off int64, data []byte) error {
 	return nil
 }
 
-// Take returns what Write, Fill and Copy have staged for block b of a durable
+// Take returns what Write, WriteRuns, Fill and Copy have staged for block b of a durable
 // space since the last Take, or nil. It is the caller's to put or discard.
 func (s *Space) Take(b int) *Staged {
 	s.mu.Lock()

@@ -15,6 +15,8 @@ import (
 const (
 	maxPatch     = 64 << 10
 	maxPatchRuns = 4096
+	// maxPatches of one block are read one by one; the next is merged with them.
+	maxPatches = 512
 )
 
 // A Staged is bytes of a durable block that nobody sees until a [Tx] puts them.
@@ -136,7 +138,7 @@ func (s *Space) stage(ctx context.Context, b int, prior *Staged, runs []Run, dat
 			st.Discard()
 		}
 	}()
-	if inPatch && size <= maxPatch && count <= maxPatchRuns && t.patchRoom(int64(size)) {
+	if inPatch && size <= maxPatch && count <= maxPatchRuns && t.patchRoom(s.sp, b, int64(size)) {
 		st.runs = append([]Run(nil), runs...)
 		if prior != nil {
 			st.runs = append(append([]Run(nil), prior.runs...), runs...)
@@ -209,10 +211,11 @@ func (t *Tier) roomLocked(n int64) error {
 // committed: beyond it they go to slots.
 const maxStagedPatches = 64 << 20
 
-func (t *Tier) patchRoom(n int64) bool {
+// patchRoom takes room for n bytes of a patch of block b, if there is.
+func (t *Tier) patchRoom(sp *spanState, b int, n int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.stagedPatches > maxStagedPatches-n {
+	if t.stagedPatches > maxStagedPatches-n || len(sp.patches[b]) >= maxPatches {
 		return false
 	}
 	t.stagedPatches += n

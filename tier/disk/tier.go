@@ -51,6 +51,8 @@ type Tier struct {
 	batch        []byte
 	checkpointAt int64 // when the log has grown to here
 
+	covered uint64 // the newest index has all up to here; of the only goroutine that makes them
+
 	queueMu sync.Mutex
 	queue   []*commit
 
@@ -168,6 +170,9 @@ func (t *Tier) keep(ctx context.Context) {
 		}
 		if err := t.checkpoint(ctx); err != nil && ctx.Err() == nil {
 			t.log.Error("the disk tier's log could not be shortened", "dir", t.dirName, "err", err)
+			t.logTurn <- struct{}{}
+			t.checkpointAt = t.tail.tail + leastLog // not with every commit
+			<-t.logTurn
 		}
 	}
 }
@@ -178,7 +183,7 @@ func (t *Tier) Close() error {
 	t.closeOnce.Do(func() {
 		t.stop()
 		t.work.Wait()
-		if t.Err() == nil {
+		if t.Err() == nil && t.covered != t.state.seq {
 			t.closeErr = t.checkpoint(context.Background())
 		}
 		closed := errClosed

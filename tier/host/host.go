@@ -204,24 +204,57 @@ func (s *Space) regionLocked() (*memfd.Region, error) {
 	if s.region != nil {
 		return s.region, nil
 	}
-	size := (s.size + s.tier.page - 1) / s.tier.page * s.tier.page
-	if r := s.tier.takeIdle(size); r != nil {
-		// Another process may be handed all of it: no byte of an earlier span
-		// may be left, beyond the end of this one either.
-		clear(r.Bytes())
-		s.region = r
-		for b := range s.reserved {
-			s.reserved[b] = true
-		}
-		s.count = len(s.reserved)
-		return r, nil
-	}
+	size := s.pages()
 	r, err := s.tier.create("span:"+s.name, size)
 	if err != nil {
 		return nil, fmt.Errorf("tier/host: space %q: %w", s.name, err)
 	}
 	s.region = r
 	return r, nil
+}
+
+// pages returns the bytes of the span in whole pages.
+func (s *Space) pages() int64 { return (s.size + s.tier.page - 1) / s.tier.page * s.tier.page }
+
+// ReserveAll is Reserve for all blocks. Memory that a space of the same size
+// has left behind is taken first: its pages are there already. They are never
+// given to a space whose blocks are reserved one by one, and would all count.
+func (s *Space) ReserveAll(ctx context.Context) error {
+	if s.adoptIdle() {
+		return nil
+	}
+	for b := range s.reserved {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := s.Reserve(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adoptIdle takes an idle region if there is one that fits and no other is in
+// use.
+func (s *Space) adoptIdle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.region != nil {
+		return false
+	}
+	r := s.tier.takeIdle(s.pages())
+	if r == nil {
+		return false
+	}
+	// Another process may be handed all of it: no byte of an earlier span may be
+	// left, beyond the end of this one either.
+	clear(r.Bytes())
+	s.region = r
+	for b := range s.reserved {
+		s.reserved[b] = true
+	}
+	s.count = len(s.reserved)
+	return true
 }
 
 // Share returns a descriptor of the memory of the whole span, byte i of which
