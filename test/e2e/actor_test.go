@@ -329,6 +329,7 @@ func (a *actor) useView(ctx context.Context, span int) error {
 // look takes in a whole span, and records it as a read of each block.
 func (a *actor) look(ctx context.Context, span int, v *view, acquire func() error) error {
 	a.views[span] = nil
+	cached := v.m != nil
 	start := a.history.begin()
 	if err := acquire(); err != nil {
 		if v.m != nil {
@@ -342,7 +343,7 @@ func (a *actor) look(ctx context.Context, span int, v *view, acquire func() erro
 		return err
 	}
 	for b := range v.seen {
-		a.history.end(a.id, start, action{register: register{span, b}, kind: reading, to: ncells}, answer{outcome: done, values: v.seen[b]})
+		a.history.end(a.id, start, action{register: register{span, b}, kind: reading, to: ncells, cached: cached}, answer{outcome: done, values: v.seen[b]})
 	}
 	return nil
 }

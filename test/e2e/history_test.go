@@ -58,6 +58,7 @@ type action struct {
 	value    uint64 // of a write
 	based    bool   // a write that must fail if its cells do not hold base
 	base     [ncells]uint64
+	cached   bool // a read through a mapping that may have had the newest version already
 	safe     bool // a write that is answered when it is where nothing is lost
 }
 
@@ -90,7 +91,7 @@ const (
 
 // contents are the state of a register.
 type contents struct {
-	cells [ncells]uint64
+	cells [ncells]uint64 // even if lost: a mapping may still show them
 	lost  bool
 	risky bool // a death can take them
 }
@@ -131,10 +132,16 @@ func (s contents) after(a action, r answer) []contents {
 		after.risky = !a.safe || r.outcome != done
 		return []contents{after}
 	case reading:
-		if s.lost != (r.outcome == lost) {
+		if r.outcome == lost {
+			if !s.lost {
+				return nil
+			}
+			return []contents{s}
+		}
+		if s.lost && !a.cached {
 			return nil
 		}
-		for i := a.from; i < a.to && !s.lost; i++ {
+		for i := a.from; i < a.to; i++ {
 			if s.cells[i] != survivor && s.cells[i] != r.values[i] {
 				return nil
 			}
@@ -160,7 +167,8 @@ func (s contents) after(a action, r answer) []contents {
 		if !s.risky || s.lost {
 			return []contents{s}
 		}
-		return []contents{s, {lost: true}}
+		gone := contents{cells: s.cells, lost: true}
+		return []contents{s, gone}
 	}
 }
 
@@ -375,6 +383,7 @@ func TestHistoryIsJudgedRight(t *testing.T) {
 		{"lost though saved", false, []op{{1, 2, whole(7), was(done)}, {3, 4, save, was(done)}, {5, 6, death, was(done)}, {7, 8, read, was(lost)}}},
 		{"lost, being owed", true, []op{{1, 2, saved(7), was(owed)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}}},
 		{"rolled back by a death", false, []op{{1, 2, saved(6), was(done)}, {3, 4, whole(7), was(done)}, {5, 6, death, was(done)}, {7, 8, read, got(6, 6, 6, 6)}}},
+		{"lost, but mapped before", true, []op{{1, 2, whole(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}, {7, 8, action{kind: reading, to: ncells, cached: true}, got(7, 7, 7, 7)}}},
 		{"lost and there", false, []op{{1, 2, whole(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}, {7, 8, read, got(7, 7, 7, 7)}}},
 		{"a part of what is lost", false, []op{{1, 2, whole(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}, {7, 8, part(8), was(done)}}},
 		{"lost and overwritten", true, []op{{1, 2, whole(7), was(done)}, {3, 4, death, was(done)}, {5, 6, read, was(lost)}, {7, 8, whole(8), was(done)}, {9, 10, read, got(8, 8, 8, 8)}}},
