@@ -286,7 +286,11 @@ func (a *actor) write(ctx context.Context, span int) error {
 	_, err := a.spans[span].WriteAt(ctx, p, begin)
 	r := answer{outcome: outcomeOf(err), err: err}
 	if r.outcome == failed && len(actions) > 1 {
-		r.outcome = unheard // later parts are on their way: see WriteAt
+		// Later parts may be on their way: see WriteAt. What is asked next over the
+		// same connection comes after them.
+		if _, err := a.spans[span].ReadAt(ctx, make([]byte, 8), 0); gone(err) {
+			r.outcome = unheard
+		}
 	}
 	for _, do := range actions {
 		a.history.end(a.id, start, do, r)
