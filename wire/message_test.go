@@ -45,7 +45,7 @@ func drawHeader(t *rapid.T) wire.Header {
 	case h.Raw > 1 && rapid.Bool().Draw(t, "s2"):
 		h.Encoding, h.Length = wire.EncodingS2, h.Prefix+rapid.Uint32Range(1, h.Raw-1).Draw(t, "encoded")
 	}
-	h.Flags = rapid.SampledFrom([]wire.Flags{0, wire.FlagReply, wire.FlagReply | wire.FlagError, wire.FlagMore}).Draw(t, "flags")
+	h.Flags = rapid.SampledFrom([]wire.Flags{0, wire.FlagReply, wire.FlagReply | wire.FlagError, wire.FlagMore, wire.FlagFirst, wire.FlagFirst | wire.FlagMore}).Draw(t, "flags")
 	if h.Length > 0 && rapid.Bool().Draw(t, "sum") {
 		h.Flags |= wire.FlagSum
 	}

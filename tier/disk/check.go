@@ -111,7 +111,7 @@ func (t *Tier) checkLogs(r *Report) {
 		err := l.readHeader(t.store)
 		if err == nil {
 			l.size = tail
-			_, err = l.replay(func(record, int64) error { return nil })
+			_, err = l.replay(nil, func(record, int64) error { return nil })
 		}
 		if err == nil && l.tail < tail {
 			err = l.damaged(l.tail-logHeaderSize, "a record", "none that is whole")

@@ -289,7 +289,7 @@ func TestPlantedFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = l.replay(func(r record, at int64) error {
+			_, err = l.replay(nil, func(r record, at int64) error {
 				flips[fmt.Sprintf("record %d's magic", r.seq)] = struct {
 					file string
 					at   int64

@@ -25,7 +25,7 @@ func (t *Tier) rotate() error {
 	// Until the end's record is durable the new log is none: recovery goes on
 	// in the old one.
 	end := op{kind: opEnd, version: next}
-	certain, err := t.tail.append(appendLogRecord(nil, t.tail.salt, seq+1, seq, end.append(nil)))
+	certain, err := t.tail.append(appendLogRecord(nil, t.tail.salt, seq+1, seq, 0, end.append(nil)))
 	if err != nil {
 		_ = fresh.f.Close()
 		if !certain {

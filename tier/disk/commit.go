@@ -12,6 +12,7 @@ import (
 // A commit is a transaction on its way into the log.
 type commit struct {
 	ops     []op
+	flags   uint32 // of the record
 	payload []byte
 	done    chan struct{} // closed when err is what became of it
 	err     error
@@ -140,20 +141,31 @@ func (t *Tier) write(batch []*commit) error {
 	bases := make([]int64, len(batch))
 	for i, c := range batch {
 		bases[i] = t.tail.tail + int64(len(buf)) + recordHeader
-		buf = appendLogRecord(buf, t.tail.salt, seq+1+uint64(i), seq, c.payload)
+		buf = appendLogRecord(buf, t.tail.salt, seq+1+uint64(i), seq, c.flags, c.payload)
 	}
 	if cap(buf) <= 2*maxBatch {
 		t.batch = buf
 	}
+	var slots chan error
+	if slices.ContainsFunc(batch, func(c *commit) bool { return c.flags&flagSlots != 0 }) {
+		slots = make(chan error, 1)
+		go func() { slots <- t.syncBlocks(context.Background()) }()
+	}
 	certain, err := t.tail.append(buf)
+	if slots != nil {
+		if serr := <-slots; serr != nil {
+			return serr // for good: the record may be there, or not
+		}
+	}
 	if err != nil && !certain {
 		return t.fail(err)
 	}
 	if err != nil {
 		return err
 	}
+	// Before any slot is wiped that these records have replaced.
+	t.tail.note(seq + uint64(len(batch)))
 	t.publish(batch, bases)
-	t.tail.note(t.state.seq)
 	if t.tail.tail > t.checkpointAt {
 		select {
 		case t.wake <- struct{}{}:

@@ -77,10 +77,10 @@ func FuzzLog(f *testing.F) {
 	for _, o := range sampleOps() {
 		payload = o.append(payload)
 	}
-	records := appendLogRecord(nil, 7, 1, 0, payload)
-	records = appendLogRecord(records, 7, 2, 1, payload)
+	records := appendLogRecord(nil, 7, 1, 0, 0, payload)
+	records = appendLogRecord(records, 7, 2, 1, 0, payload)
 	f.Add(records)
-	f.Add(appendLogRecord(records, 7, 0, 2, nil))
+	f.Add(appendLogRecord(records, 7, 0, 2, 0, nil))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		d := newMemDisk()
 		file, _ := d.open("log.1", true)
@@ -89,7 +89,7 @@ func FuzzLog(f *testing.F) {
 		}
 		l := &logFile{number: 1, f: file, salt: 7, first: 1, size: logHeaderSize + int64(len(p))}
 		last := uint64(0)
-		_, err := l.replay(func(r record, at int64) error {
+		_, err := l.replay(nil, func(r record, at int64) error {
 			if r.seq != last+1 {
 				t.Fatalf("record %d after %d", r.seq, last)
 			}

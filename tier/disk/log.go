@@ -114,12 +114,12 @@ func (l *logFile) readHeader(store ID) (err error) {
 }
 
 // appendLogRecord appends a record, filled up to whole sectors, to a buffer.
-func appendLogRecord(b []byte, salt, seq, durable uint64, payload []byte) []byte {
+func appendLogRecord(b []byte, salt, seq, durable uint64, flags uint32, payload []byte) []byte {
 	start := len(b)
 	b = binary.LittleEndian.AppendUint32(b, recordMagic)
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, flags)
 	b = binary.LittleEndian.AppendUint64(b, seq)
 	b = binary.LittleEndian.AppendUint64(b, durable)
 	b = binary.LittleEndian.AppendUint64(b, salt)
@@ -133,9 +133,13 @@ func appendLogRecord(b []byte, salt, seq, durable uint64, payload []byte) []byte
 type record struct {
 	seq     uint64
 	durable uint64 // the highest sequence number known durable when it was written
+	flags   uint32
 	payload []byte
 	size    int64 // in the file, with header and filling
 }
+
+// flagSlots: the slots that the record names became durable with it, not before.
+const flagSlots = 1
 
 // decodeRecord decodes the record that p begins with. It fails with errNone if
 // there is none of a log with this salt, whole.
@@ -154,6 +158,7 @@ func decodeRecord(p []byte, salt uint64) (r record, err error) {
 	return record{
 		seq:     binary.LittleEndian.Uint64(p[16:]),
 		durable: binary.LittleEndian.Uint64(p[24:]),
+		flags:   binary.LittleEndian.Uint32(p[12:]),
 		payload: p[recordHeader : recordHeader+n],
 		size:    (recordHeader + n + sector - 1) &^ (sector - 1),
 	}, nil
@@ -161,34 +166,57 @@ func decodeRecord(p []byte, salt uint64) (r record, err error) {
 
 var errNone = errors.New("no whole record")
 
+// A placed record is one in a log.
+type placed struct {
+	record
+	at int64 // in the file
+}
+
 // replay calls use with each record of the log, in order, and leaves tail at the
 // end of the last. A record that is not whole ends the log if it may be one
-// whose commit never returned; if a later record says that it was durable it is
-// damaged. Clean reports whether nothing but zeros and other logs' records
-// follow, so that more can be appended.
-func (l *logFile) replay(use func(r record, at int64) error) (clean bool, err error) {
+// whose commit never returned, and so does one whose slots are not whole, which
+// torn tells; if a later record says that it was durable it is damaged. Clean
+// reports whether nothing but zeros and other logs' records follow, so that more
+// can be appended.
+func (l *logFile) replay(torn func(last []placed) int, use func(r record, at int64) error) (clean bool, err error) {
 	p := make([]byte, max(0, l.size-logHeaderSize))
 	if _, err := l.f.Readv([][]byte{p}, logHeaderSize); err != nil {
 		return false, err
 	}
-	next := l.first
+	var all []placed
+	next, durable := l.first, uint64(0)
 	at := int64(0)
 	for {
 		r, err := decodeRecord(p[min(at, int64(len(p))):], l.salt)
-		if err != nil || len(r.payload) == 0 {
+		if err != nil {
+			break
+		}
+		durable = max(durable, r.durable)
+		if len(r.payload) == 0 {
 			break
 		}
 		if r.seq != next {
 			return false, l.damaged(at, fmt.Sprintf("record %d", next), fmt.Sprintf("record %d", r.seq))
 		}
-		if err := use(r, logHeaderSize+at); err != nil {
-			return false, err
-		}
+		all = append(all, placed{r, logHeaderSize + at})
 		at += r.size
 		next++
 	}
-	l.tail = logHeaderSize + at
 	clean = true
+	all, cut := cutTorn(all, durable, torn)
+	if cut {
+		n := len(all)
+		at, next, clean = 0, l.first, false
+		if n > 0 {
+			at, next = all[n-1].at+all[n-1].size-logHeaderSize, all[n-1].seq+1
+		}
+	}
+	for _, r := range all {
+		if err := use(r.record, r.at); err != nil {
+			return false, err
+		}
+	}
+	l.tail = logHeaderSize + at
 	for ; at+recordHeader <= int64(len(p)); at += sector {
 		r, err := decodeRecord(p[at:], l.salt)
 		if err == nil && r.durable >= next {
@@ -200,6 +228,20 @@ func (l *logFile) replay(use func(r record, at int64) error) (clean bool, err er
 		}
 	}
 	return clean, nil
+}
+
+// cutTorn removes from the records of a log the last ones that nothing says are
+// durable, from the first one on that torn finds.
+func cutTorn(all []placed, durable uint64, torn func(last []placed) int) (kept []placed, cut bool) {
+	first := len(all)
+	for first > 0 && all[first-1].seq > durable {
+		first--
+	}
+	if first == len(all) || torn == nil {
+		return all, false
+	}
+	n := first + torn(all[first:])
+	return all[:n], n < len(all)
 }
 
 func (l *logFile) damaged(at int64, expected, found string) error {
@@ -231,7 +273,7 @@ func (l *logFile) append(b []byte) (certain bool, err error) {
 // synced: after the end of the process it is there, after a loss of power maybe.
 func (l *logFile) note(seq uint64) {
 	if l.tail+sector <= l.size {
-		_, _ = l.f.Writev([][]byte{appendLogRecord(nil, l.salt, 0, seq, nil)}, l.tail)
+		_, _ = l.f.Writev([][]byte{appendLogRecord(nil, l.salt, 0, seq, 0, nil)}, l.tail)
 	}
 }
 

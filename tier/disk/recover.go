@@ -188,7 +188,7 @@ func (t *Tier) begin(f *files) error {
 		if err != nil {
 			return err
 		}
-		_, err = l.replay(func(record, int64) error { missing = true; return nil })
+		_, err = l.replay(nil, func(record, int64) error { missing = true; return nil })
 		if err = errors.Join(err, l.f.Close()); err != nil {
 			return err
 		}
@@ -255,7 +255,7 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 				Expected: fmt.Sprintf("record %d", t.state.seq+1), Found: fmt.Sprintf("record %d", l.first)}
 		}
 		next := uint64(0)
-		clean, err = l.replay(func(r record, at int64) error {
+		clean, err = l.replay(t.torn, func(r record, at int64) error {
 			ops, err := decodeOps(r.payload, false)
 			if err != nil {
 				return &CorruptError{Block: -1, File: numbered(logName, number), Offset: at, What: fmt.Sprintf("record %d", r.seq), Found: err.Error()}
@@ -272,7 +272,7 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 			return nil
 		})
 		if err == nil {
-			err = l.f.Sync()
+			err = errors.Join(l.f.Sync(), t.slots.f.Sync())
 		}
 		if err != nil {
 			return false, err
@@ -289,7 +289,7 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 		if err != nil {
 			return false, err
 		}
-		_, err = l.replay(func(r record, at int64) error {
+		_, err = l.replay(nil, func(r record, at int64) error {
 			return &CorruptError{Block: -1, File: numbered(logName, number), Offset: t.tail.tail, What: "the log's last record",
 				Expected: fmt.Sprintf("one that says that %s follows", numbered(logName, number+1)), Found: "none"}
 		})
@@ -299,6 +299,57 @@ func (t *Tier) replay(ctx context.Context, number uint64, have []uint64) (clean 
 		clean = false
 	}
 	return clean, nil
+}
+
+// torn returns how many of the last records of a log, which nothing says are
+// durable, have all the slots that were to become durable with them.
+func (t *Tier) torn(last []placed) int {
+	ops := make([][]op, len(last))
+	for i, r := range last {
+		ops[i], _ = decodeOps(r.payload, true) // what is wrong is reported later
+	}
+	// What a later one of them replaced or deleted may be wiped already.
+	replaced := func(o *op, by [][]op) bool {
+		for _, later := range by {
+			for _, l := range later {
+				if l.id == o.id && (l.kind == opDelete || l.kind == opPut && l.block == o.block) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	n := len(last)
+	for i := 0; i < n; i++ {
+		for j := range ops[i] {
+			o := &ops[i][j]
+			if o.kind != opPut || last[i].flags&flagSlots == 0 || last[i].seq <= t.state.seq || replaced(o, ops[i+1:n]) || t.slotWhole(o) {
+				continue
+			}
+			n, i = i, -1 // and once more: what followed replaces nothing
+			break
+		}
+	}
+	return n
+}
+
+// slotWhole reports whether a slot has all that a put says.
+func (t *Tier) slotWhole(o *op) bool {
+	head := t.page()
+	defer t.pages.Put(head)
+	if _, err := t.slots.f.Readv([][]byte{head[:]}, slotOffset(o.slot)); err != nil {
+		return false
+	}
+	h, sum, err := decodeHeader(head[:])
+	if err != nil || sum != o.sum {
+		return false
+	}
+	buf := t.buffer()
+	defer t.putBuffer(buf)
+	if _, err := t.slots.f.Readv([][]byte{buf[:h.length]}, slotOffset(o.slot)+headerSize); err != nil {
+		return false
+	}
+	return slices.Equal(pageSums(nil, buf[:h.length]), h.sums)
 }
 
 // sweep removes files that nothing needs. What it cannot remove is in nobody's

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -199,6 +200,40 @@ func TestLostRecordBeforeOneThatWasWritten(t *testing.T) {
 	r.d = r.d.crash(r.d.moment(), func() bool { return false })
 	r.open()
 	r.holds()
+}
+
+// A block was put and its span deleted in one write of the log, and the slot wiped,
+// when the power was lost, and with it the note that both were durable: the
+// deletion stands, though the slot does not hold what the put says.
+func TestSlotWipedByTheSameBatch(t *testing.T) {
+	r := newRig(t, 100_000)
+	r.t.logTurn <- struct{}{} // commits wait
+	put, del := r.t.Begin(), r.t.Begin()
+	put.Put(r.stage(0, 100_000, 1), 1)
+	del.Delete(r.rec.ID)
+	for _, x := range []*Tx{put, del} {
+		c, err := x.prepare(r.Context())
+		r.ok(err)
+		r.t.queue = append(r.t.queue, c)
+	}
+	if r.t.queue[0].flags != flagSlots {
+		t.Fatal("the slot was synced before")
+	}
+	r.t.writeBatch()
+	<-r.t.logTurn
+	for i := len(r.d.events) - 1; ; i-- {
+		if e := r.d.events[i]; e.kind == evWrite && len(e.data) == sector {
+			r.d.events = slices.Delete(r.d.events, i, i+1) // the note
+			break
+		}
+	}
+	d := r.d.crash(len(r.d.events), func() bool { return true })
+	after, err := openDirectory(r.Context(), d, Config{})
+	r.ok(err)
+	defer after.abandon()
+	if n := len(after.Recovered()); n != 0 {
+		t.Errorf("%d spans", n)
+	}
 }
 
 // Blocks are read right while their patches are moved, their slots freed and

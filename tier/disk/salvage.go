@@ -101,7 +101,7 @@ func (s *salvage) neverMade() bool {
 		return false
 	}
 	defer l.f.Close()
-	_, err = l.replay(func(record, int64) error { return errNone })
+	_, err = l.replay(nil, func(record, int64) error { return errNone })
 	return err == nil
 }
 
@@ -309,11 +309,7 @@ func (s *salvage) log(l *logFile, seq uint64, use func(o *op, r record, at int64
 	n, _ := l.f.Readv([][]byte{p}, logHeaderSize)
 	p = p[:n]
 	// The records that are whole, and how far something says they are durable.
-	type found struct {
-		record
-		at int64
-	}
-	var all []found
+	var all []placed
 	durable := uint64(0)
 	for at := int64(0); at+recordHeader <= int64(len(p)); {
 		r, err := decodeRecord(p[at:], l.salt)
@@ -323,10 +319,11 @@ func (s *salvage) log(l *logFile, seq uint64, use func(o *op, r record, at int64
 		}
 		durable = max(durable, r.durable)
 		if len(r.payload) > 0 && (len(all) == 0 || r.seq > all[len(all)-1].seq) {
-			all = append(all, found{r, at})
+			all = append(all, placed{r, at})
 		}
 		at += r.size
 	}
+	all, _ = cutTorn(all, durable, s.t.torn)
 	next, at := l.first, int64(0)
 	gap := func(to int64, until uint64) {
 		// Records next to until-1 are missing between at and to.

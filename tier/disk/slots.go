@@ -137,9 +137,9 @@ type slotFile struct {
 	f file
 
 	mu    sync.Mutex
-	fresh uint32   // the first slot that was never used
-	warm  []uint32 // free, with room; the last is taken first
-	cold  lowest   // free, without
+	fresh uint32 // the first slot that was never used
+	warm  lowest // free, with room
+	cold  lowest // free, without
 
 	warmComing int // slots about to become warm
 }
@@ -147,10 +147,9 @@ type slotFile struct {
 func (s *slotFile) take() (uint32, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := len(s.warm); n > 0 {
-		slot := s.warm[n-1]
-		s.warm = s.warm[:n-1]
-		return slot, nil
+	// The lowest first: blocks that are written one after the other are read so.
+	if len(s.warm) > 0 {
+		return heap.Pop(&s.warm).(uint32), nil
 	}
 	if len(s.cold) > 0 {
 		return heap.Pop(&s.cold).(uint32), nil
@@ -184,7 +183,9 @@ func (s *slotFile) give(slots ...uint32) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.warm = append(s.warm, keep...)
+	for _, slot := range keep {
+		heap.Push(&s.warm, slot)
+	}
 	s.warmComing -= len(keep)
 	for _, slot := range rest {
 		heap.Push(&s.cold, slot)
@@ -238,6 +239,7 @@ func (s *slotFile) trim() error {
 	beyond := func(slot uint32) bool { return slot >= end }
 	s.warm = slices.DeleteFunc(s.warm, beyond)
 	s.cold = slices.DeleteFunc(s.cold, beyond)
+	heap.Init(&s.warm)
 	heap.Init(&s.cold)
 	return nil
 }

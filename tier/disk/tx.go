@@ -112,7 +112,11 @@ func (x *Tx) Commit(ctx context.Context) error {
 	return nil
 }
 
-// prepare makes what the record will name durable, and encodes it.
+// maxLate slots become durable at the same time as the record that names them,
+// which spares a commit one fsync. More do before: others wait for the log.
+const maxLate = 8
+
+// prepare writes what the record will name, and encodes it.
 func (x *Tx) prepare(ctx context.Context) (*commit, error) {
 	t := x.t
 	if x.fail != nil {
@@ -130,13 +134,14 @@ func (x *Tx) prepare(ctx context.Context) (*commit, error) {
 	}
 	head := t.page()
 	defer t.pages.Put(head)
-	slots := false
+	slots := 0
+	late := len(t.syncTurn) == 0 // a sync under way may take long: others would wait
 	for i := range x.ops {
 		o := &x.ops[i]
 		if o.kind != opPut {
 			continue
 		}
-		slots = true
+		slots++
 		o.stamp = t.stamp.Add(1)
 		h := header{
 			store: t.store, block: o.block, version: o.version, stamp: o.stamp, length: uint32(o.space.blockLen(int(o.block))),
@@ -147,12 +152,16 @@ func (x *Tx) prepare(ctx context.Context) (*commit, error) {
 			return nil, full(err)
 		}
 	}
-	if slots {
+	late = late && slots <= maxLate
+	if slots > 0 && !late {
 		if err := t.syncBlocks(ctx); err != nil {
 			return nil, err
 		}
 	}
 	c := &commit{ops: x.ops, done: make(chan struct{})}
+	if slots > 0 && late {
+		c.flags = flagSlots
+	}
 	for i := range x.ops {
 		c.payload = x.ops[i].append(c.payload)
 	}
