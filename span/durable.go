@@ -298,6 +298,49 @@ func (s *Span) mark(ctx context.Context, b int) error {
 	return nil
 }
 
+// unmark takes back a mark for a version that never came to be, if Disk has the
+// newest there is: else the next daemon would take that for lost. The caller
+// holds the block's lock for writing.
+func (s *Span) unmark(ctx context.Context, b int) {
+	s.mu.Lock()
+	version := s.dir.Version(b)
+	idle := s.marks[b] != 0 && (version == 0 || s.dir.Valid(b, s.store.disk))
+	s.mu.Unlock()
+	if !idle {
+		return
+	}
+	err := s.saveAgain(ctx, b, version)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.store.log.Warn("a note on disk of a write that failed stays: after a restart the block may count as lost", "span", s.Label(), "block", b, "err", err)
+		return
+	}
+	delete(s.marks, b)
+}
+
+// saveAgain puts what Disk has of block b, which ends its mark.
+func (s *Span) saveAgain(ctx context.Context, b int, version uint64) error {
+	scratch, err := s.store.moving.get(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.store.moving.put(scratch)
+	data := scratch.Slice(0, s.blockLen(b))
+	if version == 0 {
+		clear(data.Bytes())
+	} else if err := s.disk.Read(ctx, b, 0, data); err != nil {
+		return err
+	}
+	staged, err := s.disk.Stage(ctx, b, []disk.Run{{Length: uint32(data.Len)}}, data)
+	if err != nil {
+		return err
+	}
+	tx := s.store.files.Begin()
+	tx.Put(staged, version)
+	return tx.Commit(ctx)
+}
+
 // noteLoss notes on Disk, before anybody is told, that of blocks first to end
 // those versions are lost that agent a alone has. A version that the write policy
 // could not bring to Disk is not marked: after a restart what was there before it

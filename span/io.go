@@ -230,11 +230,13 @@ func (s *Span) changeAt(ctx context.Context, b int, a coherency.Agent, from orig
 		_ = s.dir.Abort(b, a, gone)
 		delete(s.sums, b)
 		s.mu.Unlock()
+		s.unmark(ctx, b)
 		return Committed{}, err
 	}
 	c, err := s.dir.Commit(b, a)
 	if err != nil {
 		s.mu.Unlock()
+		s.unmark(ctx, b)
 		return Committed{}, fmt.Errorf("%w: %v", tier.ErrLost, err) // it died, nothing else
 	}
 	s.record(b, c.Version, from.author, runs)
