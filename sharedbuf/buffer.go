@@ -248,12 +248,12 @@ func (b *Buffer) Free() error {
 // remove gives back all that the buffer has. The lease goes last: while it is
 // there nobody else takes the name.
 func (b *Buffer) remove() error {
-	if b.region != nil {
-		return b.region.Close()
-	}
 	var failed []error
 	if b.mem != nil {
 		failed = append(failed, sharedfile.Unmap(b.mem))
+	}
+	if b.region != nil {
+		return errors.Join(append(failed, b.region.Close())...)
 	}
 	same, err := b.client.dir.Same(b.name, b.file)
 	if err == nil && same { // else somebody has removed it already

@@ -244,24 +244,58 @@ func (c *Client) alloc(ctx context.Context, size int64) (*Buffer, error) {
 }
 
 func (b *Buffer) createNameless() error {
-	if room := memlimit.Read(os.DirFS("/")).Usable(); room > 0 && b.size > room {
-		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("RAM has room for %d bytes only", room)}
-	}
 	b.id = b.client.ids.Add(1)
 	b.path = fmt.Sprintf("%s%d", MemfdPrefix, b.id)
+	if err := inRAM(b.size); err != nil {
+		return err
+	}
 	region, err := memfd.Create(b.path, b.size)
 	if err != nil {
 		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
 	}
-	if err := region.Allocate(0, region.Size()); err != nil {
-		return errors.Join(&Error{Code: ErrNoSpace, Message: "the system does not give that much memory", Err: err}, region.Close())
+	b.region, b.file = region, region.File()
+	if err := b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) }); err != nil {
+		return errors.Join(err, b.remove())
 	}
-	b.region, b.file, b.mem = region, region.File(), region.Bytes()[:b.size]
+	return nil
+}
+
+// inRAM refuses what would take more RAM than there is.
+func inRAM(size int64) error {
+	if room := memlimit.Read(os.DirFS("/")).Usable(); room > 0 && size > room {
+		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("RAM has room for %d bytes only", room)}
+	}
+	return nil
+}
+
+// mapAndReserve maps a file that has its size and takes all of its memory: large
+// pages first where it is in RAM, and what is missing by reserve.
+func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) {
+	if b.mem, err = b.client.mmap(b.file, b.size); err == nil {
+		if volatile {
+			sharedfile.Enlarge(b.file, b.mem)
+		}
+		err = reserve()
+	}
+	if err != nil {
+		return &Error{Code: fileCode(err), Message: "there is no room for it, or it cannot be mapped", Err: err}
+	}
 	return nil
 }
 
 func (b *Buffer) createNamed() (err error) {
 	c := b.client
+	system, err := durable.FileSystemOf(c.dirPath)
+	switch {
+	case err != nil:
+		return &Error{Code: fileCode(err), Err: err}
+	case b.size > system.Free:
+		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("the file system has room for %d bytes only", system.Free)}
+	case system.Volatile:
+		if err := inRAM(b.size); err != nil {
+			return err
+		}
+	}
 	for range maxTries {
 		b.id = c.ids.Add(1)
 		b.name = fmt.Sprintf("%s%d_%d", NamePrefix, b.id, os.Getpid())
@@ -282,11 +316,11 @@ func (b *Buffer) createNamed() (err error) {
 		return &Error{Code: fileCode(err), Message: "the file cannot be made", Err: err}
 	}
 	b.path = filepath.Join(c.dirPath, b.name)
-	if err = sharedfile.Reserve(b.file, b.size); err == nil {
-		b.mem, err = c.mmap(b.file, b.size)
+	if err = b.file.Truncate(b.size); err == nil {
+		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.size) })
 	}
 	if err != nil {
-		return errors.Join(&Error{Code: fileCode(err), Message: "the file cannot be given its size and mapped", Err: err}, b.remove())
+		return errors.Join(err, b.remove())
 	}
 	return nil
 }

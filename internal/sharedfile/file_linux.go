@@ -134,8 +134,9 @@ func (d *Dir) Names(prefix string) ([]string, error) {
 }
 
 // Reserve gives a new file its size in bytes and takes the room for them now,
-// so that no later store in a mapping fails for want of it. It fails with
-// ErrNoSpace. Where the file system cannot do that at once, zeros are written.
+// what of it is not there yet, so that no later store in a mapping fails for want
+// of it. It fails with ErrNoSpace. Where the file system cannot do that at once,
+// zeros are written.
 func Reserve(f *os.File, size int64) error {
 	err := onFD(f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) })
 	if err == unix.EOPNOTSUPP {
@@ -166,31 +167,6 @@ func writeZeros(f *os.File, size int64) error {
 	}
 	return nil
 }
-
-// Map maps the first size bytes of f, shared. With populate the pages that are
-// in memory already are mapped at once, not one by one as they are touched.
-func Map(f *os.File, size int64, writable, populate bool) (mem []byte, err error) {
-	prot, flags := unix.PROT_READ, unix.MAP_SHARED
-	if writable {
-		prot |= unix.PROT_WRITE
-	}
-	if populate {
-		flags |= unix.MAP_POPULATE
-	}
-	if size <= 0 || int64(int(size)) != size {
-		return nil, fmt.Errorf("map %d bytes of %s: not a size", size, f.Name())
-	}
-	if err := onFD(f, func(fd int) error {
-		mem, err = unix.Mmap(fd, 0, int(size), prot, flags)
-		return err
-	}); err != nil {
-		return nil, &fs.PathError{Op: "mmap", Path: f.Name(), Err: err}
-	}
-	return mem, nil
-}
-
-// Unmap gives back what Map returned.
-func Unmap(mem []byte) error { return os.NewSyscallError("munmap", unix.Munmap(mem)) }
 
 // Publish writes what was stored in a mapping through to the file, for a side
 // that does not share its pages.

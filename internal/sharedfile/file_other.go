@@ -45,6 +45,9 @@ func Map(*os.File, int64, bool, bool) ([]byte, error) { return nil, errNeedsLinu
 // Unmap fails on this system.
 func Unmap([]byte) error { return errNeedsLinux }
 
+// Enlarge does nothing.
+func Enlarge(*os.File, []byte) {}
+
 // Publish fails on this system.
 func Publish([]byte) error { return errNeedsLinux }
 

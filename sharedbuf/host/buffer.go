@@ -104,18 +104,21 @@ func (h *Host) mapBuffer(w *work) ([]byte, error) {
 		if id != strconv.FormatUint(uint64(w.request.BufferID), 10) {
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("file_path says buffer %s, buffer_id says %d", id, w.request.BufferID)}
 		}
-		// Sealed: nobody can cut it short.
-		mem, err := memfd.MapRange(w.file, 0, w.request.Size, w.write)
-		if err != nil {
+		// Sealed, nobody can cut it short.
+		if err := memfd.CheckSealed(w.file, w.request.Size); err != nil {
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: "the descriptor that came is not that of a buffer", Err: err}
 		}
-		return mem, nil
+		return w.mapFile(w.file)
 	}
 	f, err := h.open(w)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	return w.mapFile(f)
+}
+
+func (w *work) mapFile(f *os.File) ([]byte, error) {
 	mem, err := sharedfile.Map(f, w.request.Size, w.write, true)
 	if err != nil {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
