@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
-	"github.com/memspan/memspan/internal/sockopt"
 )
 
 // A link is one connection to the host. Its reader goroutine ends with it.
@@ -82,7 +81,7 @@ func dialLink(ctx context.Context, address string) (*link, error) {
 		l.files = fdpass.New(u)
 		l.nc = l.files
 	} else {
-		l.nc = sockopt.Acknowledging(nc)
+		l.nc = nc // replies come in one piece: there is nothing to acknowledge early
 	}
 	l.write <- struct{}{}
 	go l.read()
