@@ -113,7 +113,7 @@ func TestPaths(t *testing.T) {
 	link := filepath.Join(dir, "link")
 	linkedDir := filepath.Join(dir, "up")
 	hard := filepath.Join(dir, "hard")
-	if err := errors.Join(os.Symlink(secret, link), os.Symlink(root, linkedDir), os.Link(secret, hard), os.Mkdir(filepath.Join(dir, "sub"), 0o700)); err != nil {
+	if err := errors.Join(os.Symlink(secret, link), os.Symlink(root, linkedDir), os.Link(write(filepath.Join(root, "other")), hard), os.Mkdir(filepath.Join(dir, "sub"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	good := write(filepath.Join(dir, "good"))

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -218,7 +219,15 @@ func TestOrder(t *testing.T) {
 	ln := unixSocket(t)
 	wait := newHeld()
 	dir := t.TempDir()
-	serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
+	serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{
+		{Name: "wait", Run: wait.run},
+		{Name: "slow", Run: func(*host.Call) (any, error) {
+			for range 10_000 {
+				runtime.Gosched()
+			}
+			return nil, nil
+		}},
+	}})
 	path := filepath.Join(dir, "b")
 	if err := os.WriteFile(path, make([]byte, 10), 0o600); err != nil {
 		t.Fatal(err)
@@ -239,6 +248,16 @@ func TestOrder(t *testing.T) {
 	for _, want := range []string{"1", "0", "3"} {
 		if got := g.receive(); !strings.HasPrefix(got, `{"request_id":`+want+`,"status":"success"`) {
 			t.Errorf("then %s, want %s", got, want)
+		}
+	}
+	// Whatever takes longer.
+	g.send(request(`"request_id":5,`, "process"))
+	g.receive()
+	for range 20 {
+		g.send(request(`"request_id":6,`, "slow"))
+		g.send(request(``, "process"))
+		if one, two := g.receive(), g.receive(); !strings.HasPrefix(one, `{"request_id":6,`) || !strings.HasPrefix(two, `{"request_id":0,`) {
+			t.Fatalf("a request without an id overtook: %s, %s", one, two)
 		}
 	}
 	// An id that is under way is not taken twice.
