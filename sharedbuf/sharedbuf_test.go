@@ -363,7 +363,10 @@ func TestStalledHost(t *testing.T) {
 // A buffer that cannot be mapped leaves no file.
 func TestMappingFails(t *testing.T) {
 	dir := t.TempDir()
-	c := client(t, stub(t, func(*sharedbuf.Request) []byte { return nil }), dir)
+	c := client(t, stub(t, func(r *sharedbuf.Request) []byte { return sharedbuf.AppendReply(nil, r.ID, "", nil) }), dir)
+	if _, err := c.Echo(t.Context(), ""); err != nil { // the stub has its descriptor now
+		t.Fatal(err)
+	}
 	injected := errors.New("injected")
 	sharedbuf.FailMapping(c, injected)
 	before := openFiles(t)
