@@ -178,26 +178,20 @@ func TestPaths(t *testing.T) {
 func TestTruncatedWhileMapped(t *testing.T) {
 	ln, dir := tcp(t), t.TempDir()
 	path := filepath.Join(dir, "buffer")
-	cut := func(c *host.Call) (any, error) {
-		if err := os.Truncate(path, 4096); err != nil {
-			return nil, err
-		}
-		return nil, c.Each(func(_ int64, chunk []byte) error {
-			for i := range chunk {
-				chunk[i]++
-			}
-			return nil
-		})
-	}
+	cut := func(*host.Call) (any, error) { return nil, os.Truncate(path, 4096) }
 	serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{{Name: "cut", Access: host.ReadWrite, Run: cut}}})
 	c := connect(t, ln)
-	for range 2 {
+	pattern := map[string]any{"pattern": 0}
+	for _, then := range []map[string]any{
+		{"operation": "process"}, {"operation": "checksum"},
+		{"operation": "verify", "arguments": pattern}, {"operation": "fill", "arguments": pattern},
+	} {
 		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		request := map[string]any{"api": "shared_buffer", "operation": "cut", "file_path": path, "buffer_size": 1 << 20}
-		if reply := c.ask(request); reply.Code != sharedbuf.ErrTruncated {
-			t.Errorf("%+v, want truncated", reply)
+		request := map[string]any{"api": "shared_buffer", "operation": "cut", "then": []any{then}, "file_path": path, "buffer_size": 1 << 20}
+		if reply := c.ask(request); reply.Code != sharedbuf.ErrTruncated || !strings.Contains(reply.Error, "step 2") {
+			t.Errorf("%v: %+v, want truncated", then, reply)
 		}
 	}
 }

@@ -401,6 +401,30 @@ func TestJobs(t *testing.T) {
 	})
 }
 
+// A host that goes takes its jobs with it, and no buffer.
+func TestJobOfAHostThatGoes(t *testing.T) {
+	kinds(t, func(t *testing.T, ln net.Listener, dir string) {
+		wait := newHeld()
+		_, stop := serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
+		b := alloc(t, dial(t, ln, dir), 100)
+		j, err := b.Start(t.Context(), sharedbuf.Operation("wait", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-wait.begun
+		stop()
+		<-wait.ended
+		for range 2 {
+			if _, err := j.Wait(t.Context()); !errors.Is(err, sharedbuf.ErrPeerLost) {
+				t.Errorf("Wait: %v", err)
+			}
+		}
+		if b.Generation()%2 != 0 {
+			t.Error("the buffer was not given back")
+		}
+	})
+}
+
 // One guest, a thousand buffers, many goroutines.
 func TestManyBuffers(t *testing.T) {
 	kinds(t, func(t *testing.T, ln net.Listener, dir string) {
