@@ -13,7 +13,7 @@ PAIRS       ?= 11
 BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 # What client programs import must compile where the daemon does not run.
-PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./internal/...
+PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./sharedbuf/... ./internal/...
 
 .PHONY: all build driver build-static setup demo test test-apps race search e2e test-slow lint vet generate bench fuzz cover clean
 .NOTPARALLEL:

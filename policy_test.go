@@ -45,6 +45,8 @@ var layers = []struct {
 	{"vulkan/stream", []string{"internal/...", "wire"}},
 	{"vulkan/handover", []string{"internal/...", "wire"}},
 	{"vulkan/...", []string{"internal/...", "wire/...", "mapping", "vulkan/..."}},
+	{"sharedbuf", []string{"internal/...", "wire/dial"}},
+	{"sharedbuf/...", []string{"internal/...", "sharedbuf"}}, // the host's side
 	{"", []string{"internal/...", "coherency", "wire/...", "mapping"}},
 	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "vulkan/handover"}},
 	{"cmd/...", []string{"..."}},

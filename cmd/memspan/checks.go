@@ -25,9 +25,9 @@ const (
 	daemonTimeout = 3 * time.Second
 )
 
-// diagnose runs all checks, that of a data directory if one is named. Each stands alone, so that one that fails hides no
-// other.
-func diagnose(ctx context.Context, opts *options, data string) *diagnosis {
+// diagnose runs all checks, those of a data and a shared directory if they are
+// named. Each stands alone, so that one that fails hides no other.
+func diagnose(ctx context.Context, opts *options, data, shared string) *diagnosis {
 	d := &diagnosis{OK: true, Version: thisVersion(), Devices: []vram.DeviceInfo{}}
 	devices, vulkan := checkVulkan(ctx)
 	d.Devices = append(d.Devices, devices...)
@@ -54,6 +54,9 @@ func diagnose(ctx context.Context, opts *options, data string) *diagnosis {
 	}
 	if data != "" {
 		d.Checks = append(d.Checks, checkData(data))
+	}
+	if shared != "" {
+		d.Checks = append(d.Checks, checkShared(shared))
 	}
 	d.Checks = append(d.Checks, checkDaemon(ctx, opts))
 	for _, c := range d.Checks {

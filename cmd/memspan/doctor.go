@@ -41,7 +41,7 @@ type diagnosis struct {
 }
 
 func newDoctor(opts *options) *cobra.Command {
-	data := ""
+	data, shared := "", ""
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this machine offers, what is missing and how to get it",
@@ -49,7 +49,8 @@ func newDoctor(opts *options) *cobra.Command {
 memory, the kernel's means of sharing and tracking memory, limits, and the
 daemon. What is missing comes with the command that fixes it. With --data it also
 looks at where spans would be kept: the file system, its room, and whether what
-is written there can be made durable.
+is written there can be made durable. With --shared-dir it looks at a directory
+of shared buffers: how the two sides see each other's stores there.
 
 It exits 1 only if something is missing without which memspan does not work.`,
 		Example: `  memspan doctor
@@ -57,7 +58,7 @@ It exits 1 only if something is missing without which memspan does not work.`,
   memspan doctor --json | jq '.devices[].name'`,
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d := diagnose(cmd.Context(), opts, data)
+			d := diagnose(cmd.Context(), opts, data, shared)
 			var err error
 			if opts.json {
 				err = printJSON(cmd.OutOrStdout(), d)
@@ -71,6 +72,7 @@ It exits 1 only if something is missing without which memspan does not work.`,
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", "", "look at this data `directory` too")
+	cmd.Flags().StringVar(&shared, "shared-dir", "", "look at this `directory` of shared buffers too")
 	return cmd
 }
 

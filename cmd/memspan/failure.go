@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/sharedbuf"
 )
 
 // Codes of failures that are none of the daemon's.
@@ -23,7 +24,7 @@ const (
 
 // A failure is why a command failed, as --json has it.
 type failure struct {
-	Code    string `json:"code"` // that of a memspan.Error, or one of those above
+	Code    string `json:"code"` // that of a memspan.Error or sharedbuf.Error, or one of those above
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"` // what can be done about it
 
@@ -38,9 +39,13 @@ func describe(err error, interrupted bool) failure {
 	f := failure{Code: codeFailed, Message: err.Error(), Hint: hint(err), text: err.Error()}
 	var code memspan.Code
 	var usage *usageError
+	var shared sharedbuf.Code
 	switch {
 	case errors.As(err, &usage):
 		f.Code = codeUsage
+	case errors.As(err, &shared):
+		f.Code = string(shared)
+		f.Message = strings.Replace(f.Message, f.Code+": ", "", 1)
 	case errors.As(err, &code):
 		f.Code = code.String()
 		f.Message = strings.Replace(f.Message, f.Code+": ", "", 1) // it need not be said twice

@@ -77,6 +77,7 @@ func TestScript(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":  cmdServe,
+			"host":   cmdHost,
 			"end":    cmdEnd,
 			"exit":   cmdExit,
 			"json":   cmdJSON,
@@ -130,7 +131,18 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: serve NAME [ARG...]")
 	}
-	name := args[0]
+	beginDaemon(ts, "serve", args[0], args[1:])
+}
+
+// host NAME [ARG...] does the same with 'memspan host ARG...'.
+func cmdHost(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: host NAME [ARG...]")
+	}
+	beginDaemon(ts, "host", args[0], args[1:])
+}
+
+func beginDaemon(ts *testscript.TestScript, command, name string, args []string) {
 	os.Remove(ts.MkAbs(name + ".notify")) // of an earlier one of that name
 	manager, err := net.ListenPacket("unixgram", ts.MkAbs(name+".notify"))
 	ts.Check(err)
@@ -140,7 +152,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	defer log.Close()
 	program, err := lookPath(ts, "memspan")
 	ts.Check(err)
-	cmd := exec.Command(program, append([]string{"serve", "--json"}, args[1:]...)...)
+	cmd := exec.Command(program, append([]string{command, "--json"}, args...)...)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = environ(ts, "NOTIFY_SOCKET="+manager.LocalAddr().String())
 	cmd.Stderr = log

@@ -75,7 +75,7 @@ func Create(name string, size int64) (*Region, error) {
 // it. It refuses a descriptor that is not sealed against shrinking, or that is
 // smaller than size bytes. On success the region owns file.
 func Open(file *os.File, size int64) (*Region, error) {
-	if err := checkSealed(file, size); err != nil {
+	if err := CheckSealed(file, size); err != nil {
 		return nil, err
 	}
 	mem, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -85,7 +85,9 @@ func Open(file *os.File, size int64) (*Region, error) {
 	return &Region{file: file, mem: mem}, nil
 }
 
-func checkSealed(file *os.File, size int64) error {
+// CheckSealed fails unless file is one whose first size bytes nobody can take
+// away any more.
+func CheckSealed(file *os.File, size int64) error {
 	got, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0)
 	if err != nil {
 		return os.NewSyscallError("fcntl(F_GET_SEALS)", err)
@@ -225,7 +227,7 @@ func MapRange(file *os.File, off, n int64, writable bool) ([]byte, error) {
 	if off < 0 || n <= 0 || off > 1<<62 || n > 1<<62 {
 		return nil, fmt.Errorf("memfd: map [%d, +%d): not a range", off, n)
 	}
-	if err := checkSealed(file, off+n); err != nil {
+	if err := CheckSealed(file, off+n); err != nil {
 		return nil, err
 	}
 	prot := unix.PROT_READ

@@ -3,6 +3,7 @@
 package sockopt_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -187,5 +188,41 @@ func TestShutdownWakes(t *testing.T) {
 	b.Close()
 	if _, err := s.AwaitReadable(-1); err == nil {
 		t.Error("a closed socket was waited for")
+	}
+}
+
+// A message in two parts, from a sender that waits for the acknowledgement of
+// the first, does not wait for the kernel's timer: hundreds of them would take
+// tens of seconds.
+func TestAcknowledging(t *testing.T) {
+	a, b := dial(t)
+	if err := a.(*net.TCPConn).SetNoDelay(false); err != nil {
+		t.Fatal(err)
+	}
+	c := sockopt.Acknowledging(b)
+	deadline := time.Now().Add(15 * time.Second) // of 20 s and more
+	if err := errors.Join(a.SetDeadline(deadline), b.SetDeadline(deadline)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2)
+	for range 500 {
+		for range 2 {
+			if _, err := a.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := io.ReadFull(c, buf); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(buf); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(a, buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	near, _ := net.Pipe()
+	if sockopt.Acknowledging(near) != near {
+		t.Error("a pipe is none that acknowledges")
 	}
 }

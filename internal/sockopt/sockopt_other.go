@@ -53,3 +53,6 @@ func SendQuietly(syscall.RawConn, []byte, []int) (int, error) { return 0, errors
 
 // QuietOf returns c: how a peer's end shows is this system's affair.
 func QuietOf(c net.Conn) net.Conn { return c }
+
+// Acknowledging returns c: when reads acknowledge is this system's affair.
+func Acknowledging(c net.Conn) net.Conn { return c }

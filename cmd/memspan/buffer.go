@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/memspan/memspan/sharedbuf"
+)
+
+func newBuffer(opts *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "buffer",
+		Short: "Share buffers with a host",
+		Args:  args(cobra.NoArgs, "one of its commands"),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newBufferTest(opts))
+	return cmd
+}
+
+func newBufferTest(opts *options) *cobra.Command {
+	dir := ""
+	cmd := &cobra.Command{
+		Use:   "test [SIZE...]",
+		Short: "Share buffers with a host and look whether they stay as they are",
+		Long: `Test makes a buffer of each size, of 1, 8 and 32 MiB if none is given, fills
+it, has the host process it, looks whether it is unchanged, and frees it.
+
+--address is the host's: HOST:PORT or the path of its unix socket. With --dir
+buffers are files in that directory, which both sides see; without they have no
+name, which needs the unix socket.`,
+		Example: `  memspan buffer test
+  memspan buffer test --dir /dev/shm/buffers 64MiB 4GiB
+  memspan buffer test --address 192.168.122.1:4660 --dir /mnt/c/temp`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			list := []int64{1 << 20, 8 << 20, 32 << 20}
+			if len(args) > 0 {
+				list = nil
+			}
+			for _, text := range args {
+				var n size
+				if err := n.Set(text); err != nil {
+					return usagef("%w", err)
+				}
+				if n == 0 {
+					return usagef("%q: a buffer has at least one byte", text)
+				}
+				list = append(list, int64(n))
+			}
+			return bufferTest(cmd.Context(), opts, dir, list, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "shared `directory`, as this side names it")
+	return cmd
+}
+
+// A bufferReport is what buffer test found out about one buffer.
+type bufferReport struct {
+	Path  string `json:"path"`
+	ID    uint32 `json:"id"`
+	Size  int64  `json:"size"`
+	Bytes int64  `json:"bytes_processed"`
+}
+
+// bufferTest prints what the document's client prints.
+func bufferTest(ctx context.Context, opts *options, dir string, sizes []int64, stdout io.Writer) (err error) {
+	c, err := sharedbuf.Dial(ctx, opts.address, sharedbuf.Options{Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	say := stdout
+	if opts.json {
+		say = io.Discard
+	}
+	reports := []bufferReport{}
+	fmt.Fprintln(say, "=== Dynamic Shared Buffer Test ===")
+	for _, size := range sizes {
+		r, err := tryBuffer(ctx, c, size, say)
+		if err != nil {
+			return err
+		}
+		reports = append(reports, r)
+		fmt.Fprintln(say)
+	}
+	if opts.json {
+		return printJSON(stdout, reports)
+	}
+	_, err = fmt.Fprintln(say, "Dynamic shared buffer tests completed successfully!")
+	return err
+}
+
+func tryBuffer(ctx context.Context, c *sharedbuf.Client, size int64, w io.Writer) (r bufferReport, err error) {
+	fmt.Fprintf(w, "Testing %s dynamic buffer...\n", decimals(size))
+	b, err := c.Alloc(ctx, size)
+	if err != nil {
+		return r, err
+	}
+	path := b.Path()
+	defer func() { err = errors.Join(err, b.Free()) }() // where something failed
+	fmt.Fprintf(w, "✅ Allocated shared buffer: %s (%d bytes)\n", path, size)
+	fmt.Fprintln(w, "  Filling buffer with test pattern...")
+	pattern := []byte(strings.Repeat("\x78\x56\x34\x12", 64<<10))
+	inPieces(b.Bytes(), pattern, func(part, want []byte) bool { return copy(part, want) == len(part) })
+	fmt.Fprintln(w, "  Sending to host for processing...")
+	result, err := b.Process(ctx, sharedbuf.Process())
+	if err != nil {
+		return r, err
+	}
+	fmt.Fprintf(w, "✅ Host processed shared buffer: %s\n", path)
+	fmt.Fprintln(w, "  Verifying buffer integrity...")
+	if at := inPieces(b.Bytes(), pattern, func(part, want []byte) bool { return string(part) == string(want) }); at >= 0 || result.Bytes != size {
+		return r, fmt.Errorf("buffer %s: the host processed %d of %d bytes; the first piece that changed is at %d", path, result.Bytes, size, at)
+	}
+	fmt.Fprintln(w, "  ✅ Buffer integrity verified")
+	if err := b.Free(); err != nil {
+		return r, err
+	}
+	fmt.Fprintf(w, "✅ Cleaned up shared buffer: %s\n", path)
+	_, err = fmt.Fprintln(w, "  ✅ Buffer cleaned up")
+	return bufferReport{path, b.ID(), size, result.Bytes}, err
+}
+
+// inPieces calls f with pieces of mem and as much of the pattern, until one is
+// not as it should be: it returns where that is, or -1.
+func inPieces(mem, pattern []byte, f func(part, want []byte) bool) int {
+	for at := 0; at < len(mem); at += len(pattern) {
+		part := mem[at:min(at+len(pattern), len(mem))]
+		if !f(part, pattern[:len(part)]) {
+			return at
+		}
+	}
+	return -1
+}
+
+// decimals returns n as the document prints sizes, in binary units that it
+// calls by decimal names.
+func decimals(n int64) string {
+	for _, unit := range []struct {
+		bytes int64
+		name  string
+	}{{1 << 30, "GB"}, {1 << 20, "MB"}, {1 << 10, "KB"}} {
+		if n >= unit.bytes {
+			return fmt.Sprintf("%.2f %s", float64(n)/float64(unit.bytes), unit.name)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

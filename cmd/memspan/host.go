@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/memspan/memspan/sharedbuf"
+	"github.com/memspan/memspan/sharedbuf/host"
+)
+
+type hostFlags struct {
+	dir       string
+	socket    string
+	listen    []string
+	trust     []string
+	translate []string
+	maxBuffer size
+	logLevel  slog.Level
+}
+
+func newHost(opts *options) *cobra.Command {
+	f := new(hostFlags)
+	cmd := &cobra.Command{
+		Use:   "host",
+		Short: "Work on the shared buffers of guests",
+		Long: `Host serves guests that share buffers with it: files in a directory that both
+sides see, or, over the unix socket, memory without a name. No byte of a buffer
+is sent; a guest names it and says what to do: process, checksum, verify, fill.
+
+It runs until it is interrupted or gets SIGTERM. Guests keep their buffers and
+find it again when it is restarted. Now and then it removes the files of guests
+that died.
+
+It lets in processes of this user, and root's, of this machine: over the unix
+socket and over --listen on loopback addresses. A guest in a virtual machine comes
+from that one's network; --trust lets in everybody there, in plain and without a
+token. Whoever is let in may have every buffer in the directory read and written
+that belongs to this user.`,
+		Example: `  memspan host --dir /dev/shm/buffers
+  memspan host --dir /srv/shared --listen 192.168.122.1:4660 --trust 192.168.122.0/24 --translate /mnt/c/temp=/srv/shared`,
+		Args: args(cobra.NoArgs, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd.Context(), opts.json, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.dir, "dir", "", "`directory` that buffers are in (default none: buffers without a name only)")
+	flags.StringVar(&f.socket, "socket", "", "`path` of the unix socket (default memspan-host.sock in $XDG_RUNTIME_DIR)")
+	flags.StringArrayVar(&f.listen, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one, guests of the original system want 4660")
+	flags.StringArrayVar(&f.trust, "trust", nil, "network, as in 192.168.122.0/24, that anybody may connect from; may be repeated (`CIDR`)")
+	flags.StringArrayVar(&f.translate, "translate", nil, "what guests call a directory, and what it is here: `GUEST=HOST`, as in /mnt/c=C:\\; may be repeated")
+	flags.Var(&f.maxBuffer, "max-buffer", "largest buffer (default 64 GiB)")
+	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
+	return cmd
+}
+
+// config turns the flags into the host's configuration.
+func (f *hostFlags) config(stderr io.Writer) (host.Config, error) {
+	c := host.Config{
+		Dir:       f.dir,
+		MaxBuffer: int64(f.maxBuffer),
+		Logger:    slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel})),
+	}
+	for _, text := range f.trust {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return host.Config{}, usagef("--trust %s: want a network, like 192.168.122.0/24", text)
+		}
+		c.Trust = append(c.Trust, network.Masked())
+	}
+	for _, text := range f.translate {
+		rule, err := sharedbuf.ParseRule(text)
+		if err != nil {
+			return host.Config{}, usagef("--translate %w", err)
+		}
+		c.Translate = append(c.Translate, rule)
+	}
+	if len(c.Translate) > 0 && f.dir == "" {
+		return host.Config{}, usagef("--translate is for files: add --dir DIRECTORY")
+	}
+	return c, nil
+}
+
+// listeners opens all listeners, or none.
+func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, ln := range open {
+				ln.Close()
+			}
+		}
+	}()
+	for _, address := range f.listen {
+		addr, err := net.ResolveTCPAddr("tcp", address)
+		if err != nil {
+			return open, usagef("--listen %s: %w; want HOST:PORT", address, err)
+		}
+		if !addr.IP.IsLoopback() && !trusts {
+			return open, usagef("--listen %s: it is reachable from other machines; add --trust CIDR with the network that guests come from", address)
+		}
+		var lc net.ListenConfig
+		ln, err := lc.Listen(ctx, "tcp", address)
+		if err != nil {
+			return open, fmt.Errorf("--listen %s: %w", address, err)
+		}
+		open = append(open, listener{ln, "tcp://" + ln.Addr().String()})
+	}
+	socket := f.socket
+	if socket == "" {
+		socket = sharedbuf.DefaultAddress()
+	}
+	ln, err := listenUnix(ctx, socket)
+	if err != nil {
+		return open, err
+	}
+	return append([]listener{ln}, open...), nil
+}
+
+// run serves until ctx ends.
+func (f *hostFlags) run(ctx context.Context, asJSON bool, stdout, stderr io.Writer) (err error) {
+	config, err := f.config(stderr)
+	if err != nil {
+		return err
+	}
+	listeners, err := f.listeners(ctx, len(config.Trust) > 0)
+	if err != nil {
+		return err
+	}
+	h, err := host.New(config)
+	if err != nil {
+		for _, ln := range listeners {
+			ln.Close()
+		}
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, ln := range listeners {
+		group.Go(func() error { return h.Serve(ctx, ln.Listener) })
+	}
+	group.Go(func() error { return f.announce(config, listeners, asJSON, stdout, stderr) })
+	group.Go(func() error {
+		<-ctx.Done()
+		notify(config.Logger, "STOPPING=1")
+		return nil
+	})
+	return errors.Join(group.Wait(), h.Close())
+}
+
+// announce says where the host can be reached, and by whom.
+func (f *hostFlags) announce(config host.Config, listeners []listener, asJSON bool, stdout, stderr io.Writer) error {
+	var addresses []string
+	for _, ln := range listeners {
+		addresses = append(addresses, ln.address)
+		fmt.Fprintln(stderr, "memspan: listening on", ln.address)
+	}
+	for _, network := range config.Trust {
+		fmt.Fprintf(stderr, "memspan: WARNING: anybody in %v may connect, unencrypted and without a token, and have every buffer of this user read and written\n", network)
+	}
+	notify(config.Logger, "READY=1")
+	if !asJSON {
+		return nil
+	}
+	return printJSON(stdout, struct {
+		Addresses []string `json:"addresses"`
+		PID       int      `json:"pid"`
+	}{addresses, os.Getpid()})
+}

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sharedbuf
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/memspan/memspan/internal/durable"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/memlimit"
+	"github.com/memspan/memspan/internal/sharedfile"
+	"github.com/memspan/memspan/wire/dial"
+)
+
+// DefaultAddress returns where the host of this user listens:
+// memspan-host.sock beside the daemon's socket.
+func DefaultAddress() string {
+	return filepath.Join(filepath.Dir(dial.DefaultAddress()), "memspan-host.sock")
+}
+
+// Options say how a client makes its buffers.
+type Options struct {
+	// Dir is the directory that guest and host share, as the guest names it. It
+	// must exist. Empty: buffers have no name in any file system, and their
+	// descriptors travel with the requests, which needs a unix socket.
+	Dir string
+}
+
+// A Client makes shared buffers and asks a host to work on them. Its methods may
+// be called concurrently.
+type Client struct {
+	address string
+	dir     *sharedfile.Dir // nil: buffers without a name
+	dirPath string
+	apart   bool   // the two sides of dir do not share pages
+	boot    string // of this kernel
+
+	ids  atomic.Uint32
+	mmap func(f *os.File, size int64) ([]byte, error) // replaced by tests
+
+	allocs sync.WaitGroup // under way; added to under mu while not closed
+
+	mu      sync.Mutex
+	link    *link // the newest
+	buffers map[*Buffer]struct{}
+	closed  bool
+}
+
+// Dial connects to the host at address: HOST:PORT or tcp://HOST:PORT, or
+// unix:PATH or a path with a slash; empty means DefaultAddress. ctx bounds the
+// dialing alone. When the connection ends later, the next request dials again.
+// The error is an *Error.
+func Dial(ctx context.Context, address string, o Options) (*Client, error) {
+	if address == "" {
+		address = "unix:" + DefaultAddress()
+	}
+	c := &Client{
+		address: address,
+		buffers: make(map[*Buffer]struct{}),
+		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true, false) },
+	}
+	// A random start keeps clear of what other processes have left.
+	c.ids.Store(rand.Uint32())
+	if o.Dir != "" {
+		if err := c.openDir(o.Dir); err != nil {
+			return nil, err
+		}
+	}
+	l, err := dialLink(ctx, address)
+	if err != nil {
+		if c.dir != nil {
+			c.dir.Close()
+		}
+		return nil, err
+	}
+	c.link = l
+	return c, nil
+}
+
+func (c *Client) openDir(path string) error {
+	failed := func(err error) error {
+		return &Error{Code: fileCode(err), Op: "dial", Path: path, Message: "the shared directory cannot be used", Err: err}
+	}
+	// Both sides know buffers by the path: it stays as the user wrote it.
+	if !filepath.IsAbs(path) {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return failed(err)
+		}
+		path = abs
+	}
+	path = filepath.Clean(path)
+	system, err := durable.FileSystemOf(path)
+	if err != nil {
+		return failed(err)
+	}
+	if c.boot, err = sharedfile.BootID(); err != nil {
+		return failed(err)
+	}
+	if c.dir, err = sharedfile.OpenDir(path); err != nil {
+		return failed(err)
+	}
+	c.dirPath, c.apart = path, CoherenceOf(system.Name) != PagesShared
+	return nil
+}
+
+// Close frees all buffers of the client, ends what it has under way and closes
+// the connection. It is idempotent.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	link := c.link
+	c.mu.Unlock()
+	c.allocs.Wait() // there will be no more
+	c.mu.Lock()
+	buffers := slices.Collect(maps.Keys(c.buffers))
+	c.mu.Unlock()
+	var failed []error
+	for _, b := range buffers {
+		failed = append(failed, b.Free())
+	}
+	link.close()
+	if c.dir != nil {
+		failed = append(failed, c.dir.Close())
+	}
+	return errors.Join(failed...)
+}
+
+// connected returns the link, a new one if the last has failed.
+func (c *Client) connected(ctx context.Context) (*link, error) {
+	for {
+		c.mu.Lock()
+		link, closed := c.link, c.closed
+		c.mu.Unlock()
+		if closed {
+			return nil, &Error{Code: ErrClosed, Message: "the client was closed"}
+		}
+		if !link.failed() {
+			return link, nil
+		}
+		fresh, err := dialLink(ctx, c.address)
+		if err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		if c.closed || c.link != link { // or somebody was faster
+			c.mu.Unlock()
+			fresh.close()
+			continue
+		}
+		c.link = fresh
+		c.mu.Unlock()
+		<-link.done
+		return fresh, nil
+	}
+}
+
+// Echo has the host send text back: a round trip, and a look whether it lives.
+// The text takes at most about 64 KiB.
+func (c *Client) Echo(ctx context.Context, text string) (string, error) {
+	input, err := marshal(text)
+	if err != nil {
+		return "", placed(err, "echo", c.address)
+	}
+	l, err := c.connected(ctx)
+	if err != nil {
+		return "", placed(err, "echo", c.address)
+	}
+	raw, err := l.call(ctx, Request{API: APIEcho, Input: input}, nil)
+	if err != nil {
+		return "", placed(err, "echo", c.address)
+	}
+	var back string
+	if err := json.Unmarshal(raw, &back); err != nil {
+		return "", placed(&Error{Code: ErrPeerLost, Message: "the host broke the protocol", Err: err}, "echo", c.address)
+	}
+	return back, nil
+}
+
+// maxTries bounds how many names are tried before all of them are said to be taken.
+const maxTries = 1000
+
+// Alloc makes a buffer of size bytes, which read as zeros. Its room is taken
+// now: no store into it fails later for want of space. Its cost does not depend
+// on size, where the file system can reserve room at once. The buffer is the caller's
+// to Free. The error is an *Error: ErrNoSpace if there is no room.
+func (c *Client) Alloc(ctx context.Context, size int64) (*Buffer, error) {
+	b, err := c.alloc(ctx, size)
+	if err != nil {
+		place := c.dirPath
+		if place == "" {
+			place = "memfd"
+		}
+		return nil, placed(err, fmt.Sprintf("alloc %d bytes in", size), place)
+	}
+	return b, nil
+}
+
+func (c *Client) alloc(ctx context.Context, size int64) (*Buffer, error) {
+	if size <= 0 {
+		return nil, invalidf("a buffer has at least one byte")
+	}
+	if ctx.Err() != nil {
+		return nil, &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, &Error{Code: ErrClosed, Message: "the client was closed"}
+	}
+	c.allocs.Add(1)
+	c.mu.Unlock()
+	defer c.allocs.Done()
+	b := &Buffer{client: c, size: size}
+	b.ctx, b.cancel = context.WithCancelCause(context.Background())
+	var err error
+	if c.dir == nil {
+		err = b.createNameless()
+	} else {
+		err = b.createNamed()
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buffers[b] = struct{}{}
+	return b, nil
+}
+
+func (b *Buffer) createNameless() error {
+	b.id = b.client.ids.Add(1)
+	b.path = fmt.Sprintf("%s%d", MemfdPrefix, b.id)
+	if err := inRAM(b.size); err != nil {
+		return err
+	}
+	region, err := memfd.Create(b.path, b.size)
+	if err != nil {
+		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
+	}
+	b.region, b.file = region, region.File()
+	if err := b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) }); err != nil {
+		return errors.Join(err, b.remove())
+	}
+	return nil
+}
+
+// inRAM refuses what would take more RAM than there is.
+func inRAM(size int64) error {
+	if room := memlimit.Read(os.DirFS("/")).Usable(); room > 0 && size > room {
+		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("RAM has room for %d bytes only", room)}
+	}
+	return nil
+}
+
+// mapAndReserve maps a file that has its size and takes all of its memory: large
+// pages first where it is in RAM, and what is missing by reserve.
+func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) {
+	if b.mem, err = b.client.mmap(b.file, b.size); err == nil {
+		if volatile {
+			sharedfile.Enlarge(b.file, b.mem)
+		}
+		err = reserve()
+	}
+	if err != nil {
+		return &Error{Code: fileCode(err), Message: "there is no room for it, or it cannot be mapped", Err: err}
+	}
+	return nil
+}
+
+func (b *Buffer) createNamed() (err error) {
+	c := b.client
+	system, err := durable.FileSystemOf(c.dirPath)
+	switch {
+	case err != nil:
+		return &Error{Code: fileCode(err), Err: err}
+	case b.size > system.Free:
+		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("the file system has room for %d bytes only", system.Free)}
+	case system.Volatile:
+		if err := inRAM(b.size); err != nil {
+			return err
+		}
+	}
+	for range maxTries {
+		b.id = c.ids.Add(1)
+		b.name = fmt.Sprintf("%s%d_%d", NamePrefix, b.id, os.Getpid())
+		b.lease, err = sharedfile.TakeLease(c.dir, b.name, c.boot)
+		if err == nil {
+			if b.file, err = c.dir.Create(b.name); err == nil {
+				break
+			}
+			if cerr := b.lease.Close(); cerr != nil {
+				return &Error{Code: fileCode(cerr), Message: "the buffer's lease cannot be removed", Err: cerr}
+			}
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	if err != nil {
+		return &Error{Code: fileCode(err), Message: "the file cannot be made", Err: err}
+	}
+	b.path = filepath.Join(c.dirPath, b.name)
+	if err = b.file.Truncate(b.size); err == nil {
+		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.size) })
+	}
+	if err != nil {
+		return errors.Join(err, b.remove())
+	}
+	return nil
+}
+
+// fileCode tells what kind of failure a file's is.
+func fileCode(err error) Code {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return ErrNotFound
+	case errors.Is(err, fs.ErrPermission):
+		return ErrNotOwner
+	case errors.Is(err, fs.ErrExist):
+		return ErrExists
+	case errors.Is(err, sharedfile.ErrNoSpace):
+		return ErrNoSpace
+	case errors.Is(err, errors.ErrUnsupported):
+		return ErrUnsupported
+	}
+	return ErrFailed
+}
+
+// placed says what was asked, on what, in an error that does not say so yet.
+func placed(err error, op, path string) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return &Error{Code: codeOf(err), Op: op, Path: path, Err: err}
+	}
+	if e.Op != "" {
+		return err
+	}
+	at := *e
+	at.Op, at.Path = op, path
+	return &at
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sharedbuf
+
+import "os"
+
+// FailMapping has the next buffers fail to be mapped.
+func FailMapping(c *Client, err error) {
+	c.mmap = func(*os.File, int64) ([]byte, error) { return nil, err }
+}
+
+// NextID makes id the next one that is tried.
+func NextID(c *Client, id uint32) { c.ids.Store(id - 1) }

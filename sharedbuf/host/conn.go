@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/sockopt"
+	"github.com/memspan/memspan/sharedbuf"
+)
+
+// A conn is one guest's connection. Its reader carries out what is short itself
+// and has the rest done by goroutines that it waits for.
+type conn struct {
+	h     *Host
+	nc    net.Conn
+	files *fdpass.Conn // of a unix socket; else nil
+	peer  int
+	r     *bufio.Reader
+	in    []byte // a request's body, reused
+
+	writeMu sync.Mutex
+	out     []byte // a reply's frame, reused
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	slots  chan struct{}  // one token for each request that is carried out
+	work   sync.WaitGroup // requests
+	jobs   jobs
+
+	mu       sync.Mutex
+	underWay map[int64]context.CancelCauseFunc // requests, by id
+}
+
+func newConn(h *Host, nc net.Conn, peer int) *conn {
+	c := &conn{
+		h: h, nc: nc, peer: peer,
+		slots:    make(chan struct{}, h.config.MaxInFlight),
+		underWay: make(map[int64]context.CancelCauseFunc),
+	}
+	if u, ok := nc.(*net.UnixConn); ok {
+		c.files = fdpass.New(u)
+		c.nc = c.files
+	} else {
+		c.nc = sockopt.Acknowledging(nc)
+	}
+	c.r = bufio.NewReaderSize(c.nc, 4+sharedbuf.MaxRequest)
+	return c
+}
+
+// errEnd ends a connection whose place in the stream is lost, or which has ended.
+var errEnd = errors.New("host: the connection ends")
+
+// serve answers requests until the connection or ctx ends.
+func (c *conn) serve(ctx context.Context) {
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	stop := context.AfterFunc(c.ctx, func() { c.nc.Close() }) // a reply that cannot be sent ends it too
+	defer stop()
+	defer c.nc.Close() // with fdpass: the files that nobody took
+	defer c.jobs.work.Wait()
+	defer c.work.Wait()
+	defer c.cancel()
+	for c.ctx.Err() == nil {
+		body, err := c.next()
+		if err != nil {
+			var broken *sharedbuf.Error
+			if errors.As(err, &broken) {
+				c.reply(0, nil, err)
+				linger(c.nc)
+			}
+			return
+		}
+		request, err := sharedbuf.ParseRequest(body)
+		if err != nil {
+			// Whether bytes follow that are no request is not known.
+			id := int64(0)
+			if request != nil {
+				id = request.ID
+			}
+			c.reply(id, nil, err)
+			linger(c.nc)
+			return
+		}
+		if err := c.handle(request); err != nil {
+			linger(c.nc)
+			return
+		}
+	}
+}
+
+// Bounds of linger.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 1 << 20
+)
+
+// linger ends the bytes that go to a guest and reads on for a while what comes:
+// a connection that is closed with bytes unread is reset, and the guest may lose
+// the answer that says why.
+func linger(nc net.Conn) {
+	half, ok := nc.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	nc.SetReadDeadline(time.Now().Add(lingerTime))
+	io.CopyN(io.Discard, nc, lingerBytes) // however that ends
+}
+
+// next reads a request's body. Between requests it waits for ever, within one
+// for as long as bytes come.
+func (c *conn) next() ([]byte, error) {
+	if _, err := c.r.Peek(1); err != nil {
+		return nil, err
+	}
+	if !c.whole() {
+		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
+		defer c.nc.SetReadDeadline(time.Time{})
+	}
+	body, err := sharedbuf.ReadFrame(c.r, c.in, sharedbuf.MaxRequest)
+	if err == nil {
+		c.in = body
+	}
+	return body, err
+}
+
+// whole reports whether the next request is there already.
+func (c *conn) whole() bool {
+	const header = 4
+	if c.r.Buffered() < header {
+		return false
+	}
+	head, err := c.r.Peek(header)
+	return err == nil && uint64(c.r.Buffered()-header) >= uint64(binary.BigEndian.Uint32(head))
+}
+
+// handle answers one request, or sees to it that it is answered. Its error ends
+// the connection.
+func (c *conn) handle(r *sharedbuf.Request) error {
+	if r.ID == 0 { // answered in order: what was asked before comes first
+		c.work.Wait()
+	}
+	switch r.API {
+	case sharedbuf.APIEcho:
+		text, err := echo(r)
+		c.reply(r.ID, text, err)
+	case sharedbuf.APIBufferTest:
+		return c.bufferTest(r)
+	case sharedbuf.APIPerformance:
+		c.do(r, true, func() {}, func(ctx context.Context) (any, error) { return c.h.performance(ctx, r) })
+	case sharedbuf.APIShared:
+		c.shared(r)
+	case sharedbuf.APIJob:
+		c.job(r)
+	case sharedbuf.APICancel:
+		c.mu.Lock()
+		cancel := c.underWay[r.Cancel]
+		c.mu.Unlock()
+		if cancel != nil {
+			cancel(&sharedbuf.Error{Code: sharedbuf.ErrCanceled, Message: "the guest gave it up"})
+		}
+		c.reply(r.ID, map[string]bool{"canceled": cancel != nil}, nil)
+	default:
+		c.reply(r.ID, nil, &sharedbuf.Error{Code: sharedbuf.ErrUnsupported, Message: fmt.Sprintf("there is no api %q here", r.API)})
+	}
+	return nil
+}
+
+// shared carries out operations on a buffer.
+func (c *conn) shared(r *sharedbuf.Request) {
+	name, err := r.OperationName()
+	if err != nil {
+		name = sharedbuf.APIShared
+	}
+	var file *os.File
+	if strings.HasPrefix(r.Path, sharedbuf.MemfdPrefix) {
+		// Descriptors are in the order of the requests that they came with.
+		file, err = c.take()
+	}
+	var w *work
+	if err == nil {
+		if w, err = c.h.prepare(r, file, c.peer); err != nil && file != nil {
+			file.Close()
+		}
+	}
+	if err != nil {
+		c.reply(r.ID, nil, place(err, name, r.Path))
+		return
+	}
+	if r.Background {
+		id, err := c.jobs.start(c, w)
+		if err != nil {
+			w.close()
+			c.reply(r.ID, nil, place(err, name, r.Path))
+			return
+		}
+		c.reply(r.ID, sharedbuf.Result{Operation: name, BufferID: uint32(r.BufferID), Status: "running", Job: id}, nil)
+		return
+	}
+	c.do(r, true, w.close, func(ctx context.Context) (any, error) {
+		result, err := c.h.do(ctx, w)
+		if err != nil {
+			return nil, place(err, name, r.Path)
+		}
+		return result, nil
+	})
+}
+
+func (c *conn) take() (*os.File, error) {
+	if c.files == nil {
+		return nil, &sharedbuf.Error{Code: sharedbuf.ErrUnsupported, Message: "buffers without a name come over unix sockets only"}
+	}
+	f, err := c.files.Take()
+	if err != nil {
+		return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: "the buffer has no name, and no descriptor came with the request", Err: err}
+	}
+	return f, nil
+}
+
+// do carries out a request and answers it: at once if it has no id, else beside
+// the others. Without a slot of its own it is bounded by other means. In the end,
+// whether f was called or not, it calls release.
+func (c *conn) do(r *sharedbuf.Request, slot bool, release func(), f func(ctx context.Context) (any, error)) {
+	if r.ID == 0 {
+		defer release()
+		result, err := f(c.ctx)
+		c.reply(0, result, err)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	c.mu.Lock()
+	_, twice := c.underWay[r.ID]
+	if !twice {
+		c.underWay[r.ID] = cancel
+	}
+	c.mu.Unlock()
+	if twice {
+		// Its answer could not be told from the other's.
+		cancel(nil)
+		release()
+		c.reply(r.ID, nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("request %d is under way already", r.ID)})
+		c.cancel()
+		return
+	}
+	if slot {
+		c.slots <- struct{}{} // requests end: there will be one
+	}
+	c.work.Go(func() {
+		defer cancel(nil)
+		result, err := f(ctx)
+		release()
+		if slot {
+			<-c.slots
+		}
+		c.mu.Lock()
+		delete(c.underWay, r.ID)
+		c.mu.Unlock()
+		c.reply(r.ID, result, err)
+	})
+}
+
+// echo returns the input, which must be a string.
+func echo(r *sharedbuf.Request) (any, error) {
+	var input string
+	if err := json.Unmarshal(r.Input, &input); err != nil {
+		return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Op: r.API, Message: "the input is no string"}
+	}
+	return input, nil
+}
+
+// reply answers a request, in one write. A guest that does not read its answers
+// loses the connection.
+func (c *conn) reply(id int64, result any, err error) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.out = sharedbuf.AppendReply(c.out[:0], id, result, err)
+	c.write(c.out)
+}
+
+// write sends p; c.writeMu is held.
+func (c *conn) write(p []byte) {
+	c.nc.SetWriteDeadline(time.Now().Add(c.h.config.IOTimeout))
+	if _, err := c.nc.Write(p); err != nil {
+		c.cancel()
+	}
+}
+
+// place says in an error what was asked and on what.
+func place(err error, op, path string) error {
+	placed := &sharedbuf.Error{Code: sharedbuf.ErrFailed, Op: op, Path: path, Message: err.Error()}
+	var e *sharedbuf.Error
+	var code sharedbuf.Code
+	switch {
+	case errors.As(err, &e):
+		placed.Code = e.Code
+		if err == error(e) {
+			placed.Message, placed.Err = e.Message, e.Err
+		} else {
+			placed.Message = strings.Replace(placed.Message, string(e.Code)+": ", "", 1)
+		}
+	case errors.As(err, &code):
+		placed.Code = code
+	case canceled(err):
+		placed.Code, placed.Message = sharedbuf.ErrCanceled, "the connection ended, or the host is stopping"
+	}
+	return placed
+}
+
+// isResource reports whether err is for want of something that may come back.
+func isResource(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}

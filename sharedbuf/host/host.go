@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/loopback"
+	"github.com/memspan/memspan/internal/sharedfile"
+	"github.com/memspan/memspan/sharedbuf"
+)
+
+// Limits of a host that a Config does not set.
+const (
+	DefaultMaxBuffer      = 64 << 30 // bytes
+	DefaultMaxConnections = 256
+	DefaultMaxInFlight    = 64               // requests and jobs of a connection, each
+	DefaultIOTimeout      = 30 * time.Second // without a byte moving, within a message
+	DefaultSweep          = 5 * time.Second
+)
+
+// A Config says what a host serves, and whom. The zero value serves buffers
+// without a name, to this user.
+type Config struct {
+	// Dir is the directory that buffers are in, by the host's name for it.
+	// Nothing outside of it is opened. Empty: buffers without a name only.
+	Dir string
+	// Translate turns the guests' paths into the host's; empty: they are the same.
+	Translate sharedbuf.Translation
+	// Operations are what guests may ask for beside the built-in ones: process,
+	// checksum, verify and fill.
+	Operations []Operation
+
+	// Trust are networks from which anybody may connect over TCP, unencrypted and
+	// without proving who he is: the virtual network of a guest. Beside these and
+	// this user's own processes, and root's, nobody is let in.
+	Trust []netip.Prefix
+
+	MaxBuffer      int64         // bytes of the largest buffer; 0: DefaultMaxBuffer
+	MaxConnections int           // at a time; 0: DefaultMaxConnections
+	MaxInFlight    int           // requests of one connection, and jobs; 0: DefaultMaxInFlight
+	IOTimeout      time.Duration // ends a connection that stalls within a message; 0: DefaultIOTimeout
+	Sweep          time.Duration // how often files of dead guests are looked for; 0: DefaultSweep
+
+	Logger *slog.Logger // nil: none
+}
+
+// A Host serves guests. Its methods may be called concurrently.
+type Host struct {
+	config     Config
+	dir        *sharedfile.Dir // nil: none
+	boot       string
+	operations map[string]Operation
+	names      []string // of the operations, sorted
+
+	measuring chan struct{} // has a token while something is measured
+
+	mu    sync.Mutex
+	conns int
+}
+
+// New returns a host, which the caller closes. It fails if the directory cannot
+// be opened or the configuration cannot be meant.
+func New(config Config) (*Host, error) {
+	setDefault(&config.MaxBuffer, DefaultMaxBuffer)
+	setDefault(&config.MaxConnections, DefaultMaxConnections)
+	setDefault(&config.MaxInFlight, DefaultMaxInFlight)
+	setDefault(&config.IOTimeout, DefaultIOTimeout)
+	setDefault(&config.Sweep, DefaultSweep)
+	if config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {
+		return nil, errors.New("host: a limit is negative")
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	h := &Host{config: config, measuring: make(chan struct{}, 1)}
+	var err error
+	if h.operations, err = register(config.Operations); err != nil {
+		return nil, err
+	}
+	h.names = slices.Sorted(maps.Keys(h.operations))
+	if config.Dir == "" {
+		return h, nil
+	}
+	if h.config.Dir, err = filepath.Abs(config.Dir); err != nil {
+		return nil, fmt.Errorf("host: shared directory %s: %w", config.Dir, err)
+	}
+	if h.boot, err = sharedfile.BootID(); err != nil {
+		return nil, fmt.Errorf("host: %w", err)
+	}
+	if h.dir, err = sharedfile.OpenDir(h.config.Dir); err != nil {
+		return nil, fmt.Errorf("host: shared directory: %w", err)
+	}
+	return h, nil
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, to T) {
+	if *v == 0 {
+		*v = to
+	}
+}
+
+// Close closes the shared directory. It must come after all calls of Serve and
+// Sweep have returned.
+func (h *Host) Close() error {
+	if h.dir == nil {
+		return nil
+	}
+	return h.dir.Close()
+}
+
+// Serve serves the guests that connect to ln, until ctx ends or ln fails. Then
+// it closes ln and all connections it accepted, gives up what they asked for, and
+// returns when that has ended: nil if it was ctx that ended. Meanwhile it removes
+// the files of dead guests, now and then.
+func (h *Host) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	defer ln.Close()
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	if h.dir != nil {
+		work.Go(func() { h.sweep(ctx) })
+	}
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if isTemporary(err) {
+				h.config.Logger.Warn("cannot accept a connection", "error", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(acceptPause):
+				}
+				continue
+			}
+			return fmt.Errorf("host: accept: %w", err)
+		}
+		work.Go(func() { h.admit(ctx, nc) })
+	}
+}
+
+// acceptPause is how long Serve waits for descriptors to come free.
+const acceptPause = 50 * time.Millisecond
+
+// isTemporary reports whether accepting may succeed later: the listener itself
+// is not at fault.
+func isTemporary(err error) bool {
+	return !errors.Is(err, net.ErrClosed) && isResource(err)
+}
+
+// admit serves a connection if it may be.
+func (h *Host) admit(ctx context.Context, nc net.Conn) {
+	defer nc.Close()
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	h.mu.Lock()
+	full := h.conns >= h.config.MaxConnections
+	if !full {
+		h.conns++
+	}
+	h.mu.Unlock()
+	peer, err := h.peer(nc)
+	if full {
+		err = &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("there are %d connections already", h.config.MaxConnections)}
+	} else {
+		defer func() {
+			h.mu.Lock()
+			h.conns--
+			h.mu.Unlock()
+		}()
+	}
+	if err != nil {
+		h.config.Logger.Warn("connection refused", "from", nc.RemoteAddr(), "error", err)
+		nc.SetWriteDeadline(time.Now().Add(h.config.IOTimeout))
+		nc.Write(sharedbuf.AppendReply(nil, 0, nil, err)) // it may be gone
+		linger(nc)
+		return
+	}
+	newConn(h, nc, peer).serve(ctx)
+}
+
+// peer returns the user at the other end, -1 if that is not known but he is let
+// in, or why he is not.
+func (h *Host) peer(nc net.Conn) (uid int, err error) {
+	from := "the other end"
+	switch c := nc.(type) {
+	case *net.UnixConn:
+		uid, _, _, err = fdpass.PeerCred(c)
+	default:
+		addr, ok := nc.RemoteAddr().(*net.TCPAddr)
+		if !ok {
+			return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: "who connects can be told over unix sockets and TCP only"}
+		}
+		from = addr.IP.String()
+		ip := addr.AddrPort().Addr().Unmap()
+		trusted := slices.ContainsFunc(h.config.Trust, func(p netip.Prefix) bool { return p.Contains(ip) })
+		if !ip.IsLoopback() {
+			if trusted {
+				return -1, nil
+			}
+			return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("%s is not trusted: the host lets in its own machine, and networks given with --trust", ip)}
+		}
+		uid, err = loopback.PeerUser(nc)
+		if err != nil && trusted {
+			return -1, nil
+		}
+		if err == nil && trusted {
+			return uid, nil
+		}
+	}
+	if err != nil {
+		return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("whose process %s is cannot be told", from), Err: err}
+	}
+	if uid != os.Getuid() && uid != 0 {
+		return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("this is user %d's host, and you are %d", os.Getuid(), uid)}
+	}
+	return uid, nil
+}
+
+// sweep removes the files of dead guests until ctx ends.
+func (h *Host) sweep(ctx context.Context) {
+	tick := time.NewTicker(h.config.Sweep)
+	defer tick.Stop()
+	for {
+		if _, err := h.Sweep(); err != nil {
+			h.config.Logger.Warn("cannot look for files of dead guests", "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Sweep removes the buffers whose guests are dead, in the shared directory itself
+// and not below it, and returns their names. A guest is dead when nobody holds
+// the lock of its buffer's lease. Buffers without a lease, which guests of the
+// original system make, and those of guests on other kernels are left alone.
+func (h *Host) Sweep() (removed []string, err error) {
+	if h.dir == nil {
+		return nil, nil
+	}
+	removed, err = sharedfile.RemoveAbandoned(h.dir, sharedbuf.NamePrefix, h.boot)
+	for _, name := range removed {
+		h.config.Logger.Info("removed the file of a dead guest", "file", name)
+	}
+	return removed, err
+}

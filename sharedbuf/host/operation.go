@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/memspan/memspan/internal/crc32c"
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/sharedbuf"
+)
+
+// Access says how an operation maps buffers.
+type Access int
+
+// The two ways to map a buffer.
+const (
+	ReadOnly Access = iota
+	ReadWrite
+)
+
+// An Operation is something that guests may ask for. Run is called concurrently,
+// once for each request; its result is sent as JSON, nil for none.
+type Operation struct {
+	Name   string
+	Access Access
+	Run    func(c *Call) (any, error)
+}
+
+// A Call is one operation on one buffer. It is valid while Run runs, in its
+// goroutine only.
+type Call struct {
+	ctx       context.Context
+	step      sharedbuf.Step
+	mem       []byte
+	processed int64
+	progress  *atomic.Int64
+}
+
+// Context ends when the request is given up.
+func (c *Call) Context() context.Context { return c.ctx }
+
+// Size returns the buffer's length in bytes.
+func (c *Call) Size() int64 { return int64(len(c.mem)) }
+
+// Arguments decodes what the guest gave with the operation into v. No arguments
+// leave it as it is. The error matches sharedbuf.ErrInvalid.
+func (c *Call) Arguments(v any) error {
+	if len(c.step.Arguments) == 0 {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(c.step.Arguments))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: "the operation does not take these arguments", Err: err}
+	}
+	return nil
+}
+
+// chunkSize is how many bytes an operation sees at a time: they stay in a
+// processor's cache between two looks at them, and it is small enough that a
+// request is given up soon. It is a multiple of eight.
+const chunkSize = 256 << 10
+
+// Each calls f with the buffer's bytes, piece by piece from its beginning: the
+// shared memory itself, of which the guest may change every byte at any time,
+// and writable only if the operation is ReadWrite. f must not keep it, nor touch
+// it in another goroutine: here a fault becomes an error, which matches
+// sharedbuf.ErrTruncated. Each ends with f's first error, or when the request is
+// given up.
+func (c *Call) Each(f func(off int64, chunk []byte) error) (err error) {
+	fault := memfd.Guard(func() {
+		for off := 0; off < len(c.mem); off += chunkSize {
+			if c.ctx.Err() != nil {
+				err = context.Cause(c.ctx)
+				return
+			}
+			end := min(off+chunkSize, len(c.mem))
+			if err = f(int64(off), c.mem[off:end:end]); err != nil {
+				return
+			}
+			c.processed += int64(end - off)
+			c.progress.Add(int64(end - off))
+		}
+	})
+	if fault != nil {
+		return &sharedbuf.Error{Code: sharedbuf.ErrTruncated,
+			Message: "the buffer's memory went away: the file was cut short while it was mapped, or there is no space left for it", Err: fault}
+	}
+	return err
+}
+
+// builtin are the operations that every host has.
+func builtin() []Operation {
+	return []Operation{
+		{"process", ReadOnly, process},
+		{"checksum", ReadOnly, checksum},
+		{"verify", ReadOnly, verify},
+		{"fill", ReadWrite, fill},
+	}
+}
+
+func process(c *Call) (any, error) {
+	_, err := sum(c)
+	return nil, err
+}
+
+func checksum(c *Call) (any, error) { return sum(c) }
+
+// sum reads every byte, at the speed of memory.
+func sum(c *Call) (crc uint32, err error) {
+	if err := c.Arguments(&struct{}{}); err != nil {
+		return 0, err
+	}
+	err = c.Each(func(_ int64, chunk []byte) error {
+		crc = crc32c.Update(crc, chunk)
+		return nil
+	})
+	return crc, err
+}
+
+// patternArguments are those of verify and fill.
+type patternArguments struct {
+	Pattern *sharedbuf.U32 `json:"pattern"`
+}
+
+// patternOf returns a chunk full of the pattern that was asked for.
+func patternOf(c *Call) ([]byte, error) {
+	var a patternArguments
+	if err := c.Arguments(&a); err != nil {
+		return nil, err
+	}
+	if a.Pattern == nil {
+		return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: `the operation takes {"pattern": a number of 32 bits}`}
+	}
+	return repeated(uint32(*a.Pattern), int(min(chunkSize, c.Size()))), nil
+}
+
+// repeated returns n bytes of little-endian words.
+func repeated(word uint32, n int) []byte {
+	b := make([]byte, (n+3)/4*4)
+	for i := 0; i < len(b); i += 4 {
+		binary.LittleEndian.PutUint32(b[i:], word)
+	}
+	return b[:n]
+}
+
+func verify(c *Call) (any, error) {
+	want, err := patternOf(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, c.Each(func(off int64, chunk []byte) error {
+		if bytes.Equal(chunk, want[:len(chunk)]) {
+			return nil
+		}
+		for i := range chunk {
+			if got := chunk[i]; got != want[i] {
+				return &sharedbuf.Error{Code: sharedbuf.ErrMismatch,
+					Message: fmt.Sprintf("byte %d is %#02x; the pattern has %#02x there", off+int64(i), got, want[i])}
+			}
+		}
+		return &sharedbuf.Error{Code: sharedbuf.ErrMismatch,
+			Message: fmt.Sprintf("bytes %d to %d changed while they were compared", off, off+int64(len(chunk))-1)}
+	})
+}
+
+func fill(c *Call) (any, error) {
+	with, err := patternOf(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, c.Each(func(_ int64, chunk []byte) error {
+		memfd.Copy(chunk, with)
+		return nil
+	})
+}
+
+// register makes a table of operations.
+func register(more []Operation) (map[string]Operation, error) {
+	table := make(map[string]Operation)
+	for _, op := range append(builtin(), more...) {
+		if op.Name == "" || op.Run == nil || op.Access != ReadOnly && op.Access != ReadWrite {
+			return nil, fmt.Errorf("host: operation %q: it needs a name, a way of access and a function", op.Name)
+		}
+		if _, taken := table[op.Name]; taken {
+			return nil, fmt.Errorf("host: operation %q is there twice", op.Name)
+		}
+		table[op.Name] = op
+	}
+	return table, nil
+}
+
+// canceled reports whether err says that a request was given up.
+func canceled(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sharedbuf
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// The parts of the channel's vocabulary that both sides spell.
+const (
+	APIEcho        = "echo"
+	APIBufferTest  = "buffer_test"
+	APIPerformance = "performance"
+	APIShared      = "shared_buffer"
+	APIJob         = "shared_buffer_job"
+	APICancel      = "cancel"
+
+	// MemfdPrefix begins the file_path of a buffer without a name. The decimal
+	// id follows; the descriptor travels with the request.
+	MemfdPrefix = "memfd:"
+
+	// NamePrefix begins the names of buffers: the id, _ and the process id follow.
+	NamePrefix = "winapi_shared_buffer_"
+
+	statusSuccess   = "success"
+	statusError     = "error"
+	statusProcessed = "processed"
+)
+
+// A U32 is a 32-bit number. C programs that hold it in an int write it negative:
+// both forms are read.
+type U32 uint32
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (u *U32) UnmarshalJSON(text []byte) error {
+	var n int64
+	if err := json.Unmarshal(text, &n); err != nil {
+		return err
+	}
+	if n < -1<<31 || n > 1<<32-1 {
+		return fmt.Errorf("%d does not fit 32 bits", n)
+	}
+	*u = U32(n)
+	return nil
+}
+
+// A Step is one operation of the host on a buffer.
+type Step struct {
+	Operation string          `json:"operation"`
+	Arguments json.RawMessage `json:"arguments,omitempty"` // what the operation takes, if anything
+}
+
+// A Request is what a client asks. All fields but API depend on it.
+type Request struct {
+	API     string `json:"api"`
+	ID      int64  `json:"request_id,omitempty"` // 0: none; answered in order
+	Version int    `json:"version,omitempty"`    // 0 or 1
+
+	Input json.RawMessage `json:"input,omitempty"` // echo: a string
+
+	// Operation is a string, but a number in buffer_test.
+	Operation  json.RawMessage `json:"operation,omitempty"`
+	Arguments  json.RawMessage `json:"arguments,omitempty"`
+	Then       []Step          `json:"then,omitempty"`        // what follows Operation in a chain
+	Path       string          `json:"file_path,omitempty"`   // as the guest names it
+	Size       int64           `json:"buffer_size,omitempty"` // bytes
+	BufferID   U32             `json:"buffer_id,omitempty"`
+	Generation uint64          `json:"generation,omitempty"` // of the hand-off; 0: not said
+	Background bool            `json:"background,omitempty"` // answer at once, with a job
+
+	Job    int64 `json:"job,omitempty"`    // shared_buffer_job: which
+	Cancel int64 `json:"cancel,omitempty"` // cancel: the request_id to give up
+
+	Pattern     U32   `json:"test_pattern,omitempty"`    // buffer_test
+	PayloadSize int64 `json:"payload_size,omitempty"`    // buffer_test: bytes
+	Transfer    *bool `json:"socket_transfer,omitempty"` // buffer_test: nil means true
+	TestType    int   `json:"test_type,omitempty"`       // performance: 1 latency, 2 throughput
+	Iterations  int64 `json:"iterations,omitempty"`      // performance
+	TargetBytes int64 `json:"target_bytes,omitempty"`    // performance
+}
+
+// ParseRequest decodes a request's JSON. Unknown fields are ignored. The error
+// is an *Error with ErrInvalid, or ErrUnsupported for another version; with it
+// the request is nil or what could be understood of it.
+func ParseRequest(body []byte) (*Request, error) {
+	r := new(Request)
+	if err := json.Unmarshal(body, r); err != nil {
+		return nil, &Error{Code: ErrInvalid, Message: "the request is not the JSON that was expected", Err: err}
+	}
+	switch {
+	case r.API == "":
+		return r, invalidf("the request names no api")
+	case r.Version != 0 && r.Version != 1:
+		return r, &Error{Code: ErrUnsupported, Message: fmt.Sprintf("version %d of the channel; this side speaks version 1", r.Version)}
+	case r.Size < 0 || r.PayloadSize < 0 || r.Iterations < 0 || r.TargetBytes < 0:
+		return r, invalidf("a size or count is negative")
+	}
+	return r, nil
+}
+
+// OperationName returns the operation as a string.
+func (r *Request) OperationName() (string, error) {
+	var name string
+	if err := json.Unmarshal(r.Operation, &name); err != nil || name == "" {
+		return "", invalidf("the request names no operation")
+	}
+	return name, nil
+}
+
+// OperationNumber returns the operation as a number.
+func (r *Request) OperationNumber() (int, error) {
+	var n int
+	if err := json.Unmarshal(r.Operation, &n); err != nil {
+		return 0, invalidf("the operation is no number")
+	}
+	return n, nil
+}
+
+// Chain returns all operations that the request asks for, at least one.
+func (r *Request) Chain() ([]Step, error) {
+	name, err := r.OperationName()
+	if err != nil {
+		return nil, err
+	}
+	return append([]Step{{name, r.Arguments}}, r.Then...), nil
+}
+
+// A Reply answers a request. Exactly one of Result and Error is set.
+type Reply struct {
+	ID     int64           `json:"request_id"` // the request's; 0 if it had none
+	Status string          `json:"status"`     // success or error
+	Result json.RawMessage `json:"result,omitempty"`
+	Error  string          `json:"error,omitempty"`
+	Code   Code            `json:"code,omitempty"` // the kind of the error
+}
+
+// AppendReply appends the frame that answers the request id with result, or
+// with err if that is not nil. A result that is too long is answered with
+// ErrLimit instead. An error's text is cut to fit.
+func AppendReply(dst []byte, id int64, result any, err error) []byte {
+	if err == nil {
+		raw, merr := marshal(result)
+		if merr == nil {
+			var body []byte
+			if body, merr = marshal(Reply{ID: id, Status: statusSuccess, Result: raw}); merr == nil {
+				var frame []byte
+				if frame, merr = AppendFrame(dst, body, MaxResponse); merr == nil {
+					return frame
+				}
+			}
+		}
+		err = merr
+	}
+	const maxText = 4096 // each byte takes at most six in JSON
+	text := strings.ToValidUTF8(err.Error(), "?")
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "..."
+	}
+	body, merr := marshal(Reply{ID: id, Status: statusError, Error: text, Code: codeOf(err)})
+	if merr != nil {
+		panic(merr) // strings and a number
+	}
+	frame, merr := AppendFrame(dst, body, MaxResponse)
+	if merr != nil {
+		panic(merr) // bounded above
+	}
+	return frame
+}
+
+// ParseReply decodes a reply's JSON. The error says that the host broke the
+// protocol; what the host refuses is in the reply.
+func ParseReply(body []byte) (*Reply, error) {
+	r := new(Reply)
+	if err := json.Unmarshal(body, r); err != nil {
+		return nil, &Error{Code: ErrInvalid, Message: "the reply is not the JSON that was expected", Err: err}
+	}
+	if r.Status != statusSuccess && r.Status != statusError {
+		return nil, invalidf("the reply's status is %q", r.Status)
+	}
+	return r, nil
+}
+
+// Failure returns what the host refused with, or nil.
+func (r *Reply) Failure() *Error {
+	if r.Status == statusSuccess {
+		return nil
+	}
+	e := &Error{Code: r.Code, Message: r.Error}
+	if e.Code == "" { // an original host
+		e.Code = ErrFailed
+	}
+	// The text was for people: what it was about and its code are said again.
+	if _, why, ok := strings.Cut(e.Message, string(e.Code)+": "); ok {
+		e.Message = why
+	}
+	return e
+}
+
+// A Result says what the host has done.
+type Result struct {
+	Operation string          `json:"operation"` // the first of the chain
+	BufferID  uint32          `json:"buffer_id"`
+	Bytes     int64           `json:"bytes_processed"` // read or written by the operations, together
+	Status    string          `json:"status"`          // "processed"; "running" for a job
+	Value     json.RawMessage `json:"value,omitempty"` // what the last operation found, if anything
+	Steps     []StepResult    `json:"steps,omitempty"` // one for each operation of a chain
+	Job       int64           `json:"job,omitempty"`   // the background job that was begun
+}
+
+// A StepResult is what one operation of a chain has done.
+type StepResult struct {
+	Operation string          `json:"operation"`
+	Bytes     int64           `json:"bytes_processed"`
+	Value     json.RawMessage `json:"value,omitempty"`
+}
+
+// JobStatus says how far a background job is.
+type JobStatus struct {
+	Job   int64 `json:"job"`
+	Done  bool  `json:"done"`            // its result is there
+	Bytes int64 `json:"bytes_processed"` // so far
+	Total int64 `json:"bytes_total"`     // at the end, if each operation passes over the buffer once
+}
+
+// marshal is json.Marshal without the escapes that are meant for web pages: an
+// answer has to fit.
+func marshal(v any) (json.RawMessage, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
