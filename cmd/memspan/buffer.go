@@ -20,8 +20,8 @@ func newBuffer(opts *options) *cobra.Command {
 		Short: "Share buffers with a host",
 		Example: `  memspan buffer test
   memspan buffer test --dir /dev/shm/buffers 64MiB`,
-		Args:  args(cobra.NoArgs, "one of its commands"),
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args: args(cobra.NoArgs, "one of its commands"),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newBufferTest(opts))
 	return cmd
