@@ -325,7 +325,7 @@ func (t *Tier) publishEphemeral(ctx context.Context, sp *spanState, b int, runs 
 	defer t.pages.Put(head)
 	h := header{
 		store: t.store, block: uint32(b), ephemeral: true, stamp: t.stamp.Add(1), length: uint32(len(block)),
-		rec: Record{Size: sp.rec.Size}, sums: pageSums(make([]uint32, 0, blockPages), block),
+		rec: Record{Size: sp.size}, sums: pageSums(make([]uint32, 0, blockPages), block),
 	}
 	sum := h.encode(head[:])
 	slot, err := t.slots.take()

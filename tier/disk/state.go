@@ -50,8 +50,11 @@ func (c content) same(o content) bool {
 const chunkBlocks = 64
 
 // A spanState is the state of one span, or of an ephemeral space. The tier's mu
-// guards it.
+// guards it, but for what never changes.
 type spanState struct {
+	id   ID
+	size int64
+
 	rec       Record
 	ephemeral bool
 	known     bool // its record is durable
@@ -63,17 +66,17 @@ type spanState struct {
 
 func newSpanState(rec Record) *spanState {
 	blocks := (rec.Size-1)/tier.BlockSize + 1
-	return &spanState{rec: rec, chunks: make([][]blockState, (blocks-1)/chunkBlocks+1)}
+	return &spanState{id: rec.ID, size: rec.Size, rec: rec, chunks: make([][]blockState, (blocks-1)/chunkBlocks+1)}
 }
 
-func (s *spanState) blocks() int { return int((s.rec.Size-1)/tier.BlockSize + 1) }
+func (s *spanState) blocks() int { return int((s.size-1)/tier.BlockSize + 1) }
 
 // blockLen returns the length of block b, 0 if there is no such block.
 func (s *spanState) blockLen(b int) int64 {
 	if b < 0 || b >= s.blocks() {
 		return 0
 	}
-	return min(tier.BlockSize, s.rec.Size-int64(b)*tier.BlockSize)
+	return min(tier.BlockSize, s.size-int64(b)*tier.BlockSize)
 }
 
 // charge is what a block with contents counts against the budget.
@@ -147,9 +150,8 @@ func (s *state) apply(o *op, seq uint64, log *logFile, base int64, freed []uint3
 			s.spans[o.id] = sp
 		}
 		version := max(sp.rec.Version, o.rec.Version)
-		size := sp.rec.Size
 		sp.rec, sp.known = o.rec, true
-		sp.rec.Version, sp.rec.Size = version, size
+		sp.rec.Version, sp.rec.Size = version, sp.size
 		return freed
 	}
 	sp := s.spans[o.id]

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -366,5 +367,49 @@ func TestDamagedBlock(t *testing.T) {
 		if !st.Held || st.Marked != 0 {
 			t.Errorf("after it was written anew: %+v", st)
 		}
+	}
+}
+
+// A span's record may be set anew while its blocks are staged, read and put: the
+// race detector watches.
+func TestSetWhileStaging(t *testing.T) {
+	d := openTier(t, disk.Config{Dir: t.TempDir()})
+	rec := record("s", 1<<20)
+	s, err := d.Durable(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func() error {
+		x := d.Begin()
+		x.Set(rec)
+		return x.Commit(ctx)
+	}
+	if err := set(); err != nil {
+		t.Fatal(err)
+	}
+	m := region(t, 100)
+	var work sync.WaitGroup
+	work.Go(func() {
+		for range 50 {
+			if err := set(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for i := range 50 {
+		st, err := s.Stage(ctx, 0, []disk.Run{{Offset: 7, Length: 100}}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := d.Begin()
+		x.Put(st, uint64(i+1))
+		x.Version(s, uint64(i+1))
+		if err := errors.Join(x.Commit(ctx), s.Read(ctx, 0, 0, m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	work.Wait()
+	if err := errors.Join(s.Close(), d.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -56,7 +56,7 @@ func (x *Tx) Put(st *Staged, version uint64) {
 
 // Version makes v the span's version, unless that is higher.
 func (x *Tx) Version(s *Space, v uint64) {
-	x.ops = append(x.ops, op{kind: opVersion, id: s.sp.rec.ID, version: v, space: s.sp})
+	x.ops = append(x.ops, op{kind: opVersion, id: s.sp.id, version: v, space: s.sp})
 }
 
 // Epoch makes n the epoch, unless that is higher.
@@ -66,7 +66,7 @@ func (x *Tx) block(o op, s *Space, b int) {
 	if (s.t != x.t || s.sp.ephemeral || s.sp.blockLen(b) == 0) && x.fail == nil {
 		x.fail = fmt.Errorf("block %d of %q: not a block of a durable span of this tier", b, s.name)
 	}
-	o.id, o.block, o.space = s.sp.rec.ID, uint32(b), s.sp
+	o.id, o.block, o.space = s.sp.id, uint32(b), s.sp
 	x.ops = append(x.ops, o)
 }
 
