@@ -211,6 +211,16 @@ type lockedListener struct {
 
 func (l *lockedListener) Close() error { return l.close() }
 
+// Accept fails with net.ErrClosed once Close is through: nobody may take the
+// listener for closed, and end, while its lock file is still there.
+func (l *lockedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if errors.Is(err, net.ErrClosed) {
+		_ = l.close() // which waits; who closed it has the error
+	}
+	return c, err
+}
+
 // listenUnix listens on a unix socket that only this user can reach. It takes
 // the place of a socket that nobody answers on. Of several daemons that start
 // at once the one that has the lock file does: between looking whether anybody
