@@ -104,25 +104,36 @@ type patternArgument struct {
 // the buffer is freed, the host is asked to stop, and the bytes are
 // not to be relied on until it has. The error is an *Error.
 func (b *Buffer) Process(ctx context.Context, chain ...Step) (*Result, error) {
+	result, _, err := b.ask(ctx, "process", chain, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.takeBack(); err != nil {
+		return nil, placed(err, chain[0].Operation, b.path)
+	}
+	return result, nil
+}
+
+// ask hands the buffer to the host with a chain of operations. It returns the
+// host's answer and the connection that it came by.
+func (b *Buffer) ask(ctx context.Context, call string, chain []Step, background bool) (*Result, *link, error) {
 	ctx, stop := b.joined(ctx)
 	defer stop()
 	request, err := b.request(chain)
 	if err != nil {
-		return nil, placed(err, "process", b.path)
+		return nil, nil, placed(err, call, b.path)
 	}
+	request.Background = background
 	op := chain[0].Operation
 	l, err := b.client.connected(ctx)
 	if err != nil {
-		return nil, placed(err, op, b.path)
+		return nil, nil, placed(err, op, b.path)
 	}
 	result, err := b.handOff(ctx, l, request)
 	if err != nil {
-		return nil, placed(err, op, b.path)
+		return nil, nil, placed(err, op, b.path)
 	}
-	if err := b.takeBack(); err != nil {
-		return nil, placed(err, op, b.path)
-	}
-	return result, nil
+	return result, l, nil
 }
 
 // joined returns a context that ends with ctx or with the buffer.

@@ -32,23 +32,11 @@ type Job struct {
 // returns as soon as it has begun. The caller must call Wait, or free the buffer:
 // until then the host keeps the result, and lets a connection have so many only.
 func (b *Buffer) Start(ctx context.Context, chain ...Step) (*Job, error) {
-	ctx, stop := b.joined(ctx)
-	defer stop()
-	request, err := b.request(chain)
+	result, l, err := b.ask(ctx, "start", chain, true)
 	if err != nil {
-		return nil, placed(err, "start", b.path)
+		return nil, err
 	}
-	op := chain[0].Operation
-	request.Background = true
-	l, err := b.client.connected(ctx)
-	if err != nil {
-		return nil, placed(err, op, b.path)
-	}
-	result, err := b.handOff(ctx, l, request)
-	if err != nil {
-		return nil, placed(err, op, b.path)
-	}
-	j := &Job{buffer: b, link: l, id: result.Job, op: op, turn: make(chan struct{}, 1)}
+	j := &Job{buffer: b, link: l, id: result.Job, op: chain[0].Operation, turn: make(chan struct{}, 1)}
 	j.turn <- struct{}{}
 	j.mu.Lock()
 	defer j.mu.Unlock()

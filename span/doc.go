@@ -10,10 +10,13 @@
 //
 // # Lock order
 //
-//	block lock (block.go; several: by span id, then block number)
-//	  Store.mu
-//	    Span.mu
+//	Store.naming
+//	  block lock (block.go; several: by span id, then block number)
+//	    Store.mu
+//	      Span.mu
 //
 // A block lock may be held across input and output and is waited for with a
-// context; the mutexes guard memory only.
+// context; naming is held across the data directory's commit of a name. The other
+// mutexes guard memory only. Whoever makes room on a full tier holds a block
+// already: he takes others' only if nobody uses them.
 package span

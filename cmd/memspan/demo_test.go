@@ -18,28 +18,8 @@ import (
 // TestDemoFindsWrongWords lets a run expect other bytes than it wrote: it must
 // not pass, must say where, and must fail the command.
 func TestDemoFindsWrongWords(t *testing.T) {
-	ctx := context.Background()
-	srv, err := server.New(ctx, server.Config{HostBudget: 64 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, ln) }()
-	defer func() {
-		if err := errors.Join(srv.Shutdown(ctx), <-served); err != nil {
-			t.Error(err)
-		}
-	}()
-	client, err := memspan.Dial(ctx, path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	ctx := t.Context()
+	_, client := serveHere(t)
 
 	const words, wrong = 1 << 20, 300_001
 	calls := 0
@@ -71,4 +51,33 @@ func TestDemoFindsWrongWords(t *testing.T) {
 			t.Errorf("the report does not say what is wrong:\n%s", out.String())
 		}
 	}
+}
+
+// serveHere runs a server of RAM until the test ends, and returns its socket's
+// path and a client of it.
+func serveHere(t *testing.T) (path string, client *memspan.Client) {
+	t.Helper()
+	ctx := context.Background() // the test's ends before its cleanup
+	srv, err := server.New(ctx, server.Config{HostBudget: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ctx, ln) }()
+	t.Cleanup(func() {
+		if err := errors.Join(srv.Shutdown(ctx), <-served); err != nil {
+			t.Error(err)
+		}
+	})
+	client, err = memspan.Dial(ctx, path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return path, client
 }

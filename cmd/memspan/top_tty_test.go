@@ -5,12 +5,8 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,34 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/memspan/memspan"
-	"github.com/memspan/memspan/server"
 )
 
 // top on a terminal: it draws, takes keys, follows the terminal's size, and
 // leaves with q.
 func TestTopOnATerminal(t *testing.T) {
-	ctx := context.Background()
-	srv, err := server.New(ctx, server.Config{HostBudget: 64 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, ln) }()
-	defer func() {
-		if err := errors.Join(srv.Shutdown(ctx), <-served); err != nil {
-			t.Error(err)
-		}
-	}()
-	client, err := memspan.Dial(ctx, path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	ctx := t.Context()
+	path, client := serveHere(t)
 	if _, err := client.Alloc(ctx, memspan.SpanConfig{Name: "watched", Size: 3 << 20}); err != nil {
 		t.Fatal(err)
 	}
