@@ -172,6 +172,11 @@ type placed struct {
 	at int64 // in the file
 }
 
+// ends reports whether the log goes on in the next file. What stands behind such
+// a record is nobody's: where the last commits were torn it may be the rest of
+// them, and look whole.
+func (r record) ends() bool { return len(r.payload) > 0 && opKind(r.payload[0]) == opEnd }
+
 // replay calls use with each record of the log, in order, and leaves tail at the
 // end of the last. A record that is not whole ends the log if it may be one
 // whose commit never returned, and so does one whose slots are not whole, which
@@ -201,6 +206,9 @@ func (l *logFile) replay(torn func(last []placed) int, use func(r record, at int
 		all = append(all, placed{r, logHeaderSize + at})
 		at += r.size
 		next++
+		if r.ends() {
+			break
+		}
 	}
 	clean = true
 	all, cut := cutTorn(all, durable, torn)
@@ -217,6 +225,9 @@ func (l *logFile) replay(torn func(last []placed) int, use func(r record, at int
 		}
 	}
 	l.tail = logHeaderSize + at
+	if n := len(all); n > 0 && all[n-1].ends() {
+		return true, nil
+	}
 	for ; at+recordHeader <= int64(len(p)); at += sector {
 		r, err := decodeRecord(p[at:], l.salt)
 		if err == nil && r.durable >= next {

@@ -322,6 +322,9 @@ func (s *salvage) log(l *logFile, seq uint64, use func(o *op, r record, at int64
 			all = append(all, placed{r, at})
 		}
 		at += r.size
+		if r.ends() {
+			break
+		}
 	}
 	all, _ = cutTorn(all, durable, s.t.torn)
 	next, at := l.first, int64(0)
