@@ -48,6 +48,9 @@ const (
 	ErrBusy            = wire.Busy            // another write or copy is in the way: try again
 	ErrWrongState      = wire.WrongState      // the request is not legal now
 	ErrTierFailed      = wire.TierFailed      // the tier takes no more changes: its disk failed
+	ErrExpired         = wire.Expired         // the surface's or the ticket's time is over
+	ErrRevoked         = wire.Revoked         // the surface was taken back
+	ErrTaken           = wire.Taken           // the surface was for one puller, and another came first
 )
 
 // failed gives err what was asked, where it does not say so itself. Joined

@@ -47,8 +47,10 @@ var layers = []struct {
 	{"vulkan/...", []string{"internal/...", "wire/...", "mapping", "vulkan/..."}},
 	{"sharedbuf", []string{"internal/...", "wire/dial"}},
 	{"sharedbuf/...", []string{"internal/...", "sharedbuf"}}, // the host's side
-	{"", []string{"internal/...", "coherency", "wire/...", "mapping"}},
-	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "vulkan/handover"}},
+	{"surface", []string{"internal/..."}},
+	{"surface/...", []string{"internal/...", "wire/...", "surface"}}, // the puller
+	{"", []string{"internal/...", "coherency", "wire/...", "mapping", "surface/..."}},
+	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "surface/...", "vulkan/handover"}},
 	{"cmd/...", []string{"..."}},
 	{"test/...", []string{"..."}},
 }

@@ -41,6 +41,9 @@ const (
 	Busy                            // a write or a copy that is in the way is under way
 	WrongState                      // the request is not legal now
 	TierFailed                      // the tier takes no more changes: its disk failed
+	Expired                         // the surface's or the ticket's time is over
+	Revoked                         // the surface was taken back
+	Taken                           // the surface was for one puller, and another came first
 
 	codeEnd
 )
@@ -93,6 +96,9 @@ var codes = [codeEnd]struct {
 	Busy:            {"busy", "another write or copy is under way here: try again", vkUnknown},
 	WrongState:      {"wrong-state", "the request is not legal now", vkUnknown},
 	TierFailed:      {"tier-failed", "the tier takes no more changes: its disk failed", vkUnknown},
+	Expired:         {"expired", "its time is over", vkNotPermitted},
+	Revoked:         {"revoked", "it was taken back", vkNotPermitted},
+	Taken:           {"taken", "it was for one puller, and another came first", vkNotPermitted},
 }
 
 func (c Code) known() bool { return 0 < c && c < codeEnd }

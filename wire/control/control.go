@@ -54,6 +54,15 @@ const (
 	OpUnlock     Op = "unlock"     // Unlock -> nothing
 	OpCancel     Op = "cancel"     // Cancel -> nothing
 	OpVulkan     Op = "vulkan"     // Vulkan -> VulkanStarted; the first request, and the last
+
+	OpExpose         Op = "expose"          // Expose -> Exposed
+	OpSeal           Op = "seal"            // Handle -> Exposed
+	OpSurfaces       Op = "surfaces"        // nothing -> Surfaces
+	OpRevoke         Op = "revoke"          // SurfaceID -> nothing
+	OpPull           Op = "pull"            // SurfacePull -> SurfaceOpened
+	OpSurfaceOpen    Op = "surface-open"    // SurfaceOpen -> SurfaceOpened
+	OpSurfaceWait    Op = "surface-wait"    // SurfaceWait -> SurfaceState
+	OpSurfaceDigests Op = "surface-digests" // SurfaceDigests -> Digests
 )
 
 // Hello is the payload of the first frame of a connection, of kind KindHello.
@@ -62,6 +71,10 @@ type Hello struct {
 	Token    string `json:"token,omitempty"`    // needed on TCP unless a client certificate was given
 	Client   string `json:"client,omitempty"`   // for the server's log
 	Compress bool   `json:"compress,omitempty"` // the client can decode compressed data and wants it
+	// Guest asks for a session without a token that may do nothing but pull
+	// surfaces: OpSurfaceOpen, OpSurfaceWait, OpSurfaceDigests, OpClose, OpCancel
+	// and KindRead.
+	Guest bool `json:"guest,omitempty"`
 }
 
 // Welcome answers Hello.
@@ -74,6 +87,7 @@ type Welcome struct {
 	Compress  bool               `json:"compress"`   // both sides may compress data from here on
 	MaxSpan   int64              `json:"max_span"`   // bytes
 	MaxMap    int64              `json:"max_map"`    // bytes of one shadow mapping
+	Nonce     []byte             `json:"nonce"`      // 32 random bytes, which proofs of this session are made for
 }
 
 // Placement says which of a device's memories a span wants; see

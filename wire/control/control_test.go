@@ -41,6 +41,16 @@ var messages = []func() any{
 	func() any { return new(control.Publish) },
 	func() any { return new(control.Vulkan) },
 	func() any { return new(control.VulkanStarted) },
+	func() any { return new(control.Expose) },
+	func() any { return new(control.Exposed) },
+	func() any { return new(control.SurfaceOpen) },
+	func() any { return new(control.SurfacePull) },
+	func() any { return new(control.SurfaceOpened) },
+	func() any { return new(control.SurfaceWait) },
+	func() any { return new(control.SurfaceDigests) },
+	func() any { return new(control.Digests) },
+	func() any { return new(control.Surfaces) },
+	func() any { return new(control.SurfaceID) },
 }
 
 // Whatever JSON a peer sends, reading it does not panic, and what was read is
