@@ -33,6 +33,7 @@ type Buffer struct {
 	generation uint64 // odd: the host has it
 	handed     int    // hand-offs under way
 	freed      bool
+	pooled     bool          // a pool keeps it
 	idle       chan struct{} // of a Free that waits for hand-offs to end; else nil
 	freeOnce   sync.Once
 	freeErr    error
@@ -167,6 +168,10 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	if b.freed {
 		b.mu.Unlock()
 		return nil, &Error{Code: ErrFreed, Message: "the buffer was freed"}
+	}
+	if b.pooled {
+		b.mu.Unlock()
+		return nil, invalidf("the buffer was put into a pool: get one from there")
 	}
 	b.handed++
 	var err error

@@ -181,6 +181,47 @@ func BenchmarkAlloc(b *testing.B) {
 	}
 }
 
+// BenchmarkPool takes buffers from a pool and puts them back, against making and
+// freeing them, and touches every page of them, which is what they are for.
+func BenchmarkPool(b *testing.B) {
+	touch := func(mem []byte) {
+		for i := 0; i < len(mem); i += 4096 {
+			mem[i]++
+		}
+	}
+	run := func(b *testing.B, c *sharedbuf.Client, size int64) {
+		pool := c.Pool(sharedbuf.PoolOptions{})
+		paired(b, func() {
+			buf, err := pool.Get(b.Context(), size)
+			if err != nil {
+				b.Fatal(err)
+			}
+			touch(buf.Bytes())
+			if err := pool.Put(buf); err != nil {
+				b.Fatal(err)
+			}
+		}, func() {
+			buf := alloc(b, c, size)
+			touch(buf.Bytes())
+			if err := buf.Free(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+	for _, size := range []int64{4 << 10, 1 << 20, 64 << 20} {
+		b.Run(fmt.Sprintf("file%dKiB", size>>10), func(b *testing.B) {
+			ln, dir := tcp(b), sharedDir(b)
+			serve(b, ln, host.Config{Dir: dir})
+			run(b, dial(b, ln, dir), size)
+		})
+		b.Run(fmt.Sprintf("memfd%dKiB", size>>10), func(b *testing.B) {
+			ln := unixSocket(b)
+			serve(b, ln, host.Config{})
+			run(b, dial(b, ln, ""), size)
+		})
+	}
+}
+
 // BenchmarkRoundTrip is a small request over TCP, with the package's client and
 // with one that sends length and body separately, and a bare exchange of as many
 // bytes.
