@@ -3,6 +3,7 @@
 package sharedbuf
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,11 +20,16 @@ type Buffer struct {
 	client *Client
 	id     uint32
 	size   int64
+
+	options AllocOptions
+	terms   json.RawMessage // the permissions, as hosts read them; empty: none
+
 	name   string // in the client's directory; empty if it has none
 	path   string
 	file   *os.File
 	mem    []byte
 	region *memfd.Region     // of a buffer without a name; else nil
+	lent   *os.File          // of a read-only one: what the host gets instead of file
 	lease  *sharedfile.Lease // of one with a name; else nil
 
 	ctx    context.Context // ends when the buffer is freed
@@ -33,7 +39,8 @@ type Buffer struct {
 	generation uint64 // odd: the host has it
 	handed     int    // hand-offs under way
 	freed      bool
-	pooled     bool          // a pool keeps it
+	home       *Pool         // where it was got from; nil: nowhere
+	pooled     bool          // home keeps it
 	idle       chan struct{} // of a Free that waits for hand-offs to end; else nil
 	freeOnce   sync.Once
 	freeErr    error
@@ -155,10 +162,14 @@ func (b *Buffer) request(chain []Step) (*Request, error) {
 	if err != nil {
 		return nil, invalidf("the operation's name: %v", err)
 	}
-	return &Request{
+	r := &Request{
 		API: APIShared, Operation: name, Arguments: chain[0].Arguments, Then: chain[1:],
 		Path: b.path, Size: b.size, BufferID: U32(b.id),
-	}, nil
+	}
+	if b.lease == nil { // where else it would stand
+		r.Permissions = b.terms
+	}
+	return r, nil
 }
 
 // handOff gives the buffer to the host and sends the request. Unless it fails
@@ -185,7 +196,7 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	}
 	var file *os.File
 	if b.region != nil {
-		file = b.file
+		file = cmp.Or(b.lent, b.file)
 	}
 	var raw json.RawMessage
 	if err == nil {
@@ -269,6 +280,9 @@ func (b *Buffer) remove() error {
 		failed = append(failed, sharedfile.Unmap(b.mem))
 	}
 	if b.region != nil {
+		if b.lent != nil {
+			failed = append(failed, b.lent.Close())
+		}
 		return errors.Join(append(failed, b.region.Close())...)
 	}
 	same, err := b.client.dir.Same(b.name, b.file)

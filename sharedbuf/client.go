@@ -200,7 +200,12 @@ const maxTries = 1000
 // on size, where the file system can reserve room at once. The buffer is the caller's
 // to Free. The error is an *Error: ErrNoSpace if there is no room.
 func (c *Client) Alloc(ctx context.Context, size int64) (*Buffer, error) {
-	b, err := c.alloc(ctx, size)
+	return c.AllocWith(ctx, size, AllocOptions{})
+}
+
+// AllocWith is Alloc for a buffer that is special in some way.
+func (c *Client) AllocWith(ctx context.Context, size int64, o AllocOptions) (*Buffer, error) {
+	b, err := c.alloc(ctx, size, o)
 	if err != nil {
 		place := c.dirPath
 		if place == "" {
@@ -211,9 +216,16 @@ func (c *Client) Alloc(ctx context.Context, size int64) (*Buffer, error) {
 	return b, nil
 }
 
-func (c *Client) alloc(ctx context.Context, size int64) (*Buffer, error) {
+func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer, error) {
 	if size <= 0 {
 		return nil, invalidf("a buffer has at least one byte")
+	}
+	terms, err := o.Permissions.encode()
+	if err != nil {
+		return nil, err
+	}
+	if o.Mode != 0 && c.dir == nil {
+		return nil, invalidf("mode %v: a buffer without a file has none", o.Mode)
 	}
 	if ctx.Err() != nil {
 		return nil, &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
@@ -226,9 +238,8 @@ func (c *Client) alloc(ctx context.Context, size int64) (*Buffer, error) {
 	c.allocs.Add(1)
 	c.mu.Unlock()
 	defer c.allocs.Done()
-	b := &Buffer{client: c, size: size}
+	b := &Buffer{client: c, size: size, options: o, terms: terms}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
-	var err error
 	if c.dir == nil {
 		err = b.createNameless()
 	} else {
@@ -254,7 +265,13 @@ func (b *Buffer) createNameless() error {
 		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
 	}
 	b.region, b.file = region, region.File()
-	if err := b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) }); err != nil {
+	err = b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) })
+	if err == nil && b.options.ReadOnly {
+		if b.lent, err = region.Reopen(false); err != nil {
+			err = &Error{Code: fileCode(err), Message: "no read-only descriptor can be made", Err: err}
+		}
+	}
+	if err != nil {
 		return errors.Join(err, b.remove())
 	}
 	return nil
@@ -299,7 +316,7 @@ func (b *Buffer) createNamed() (err error) {
 	for range maxTries {
 		b.id = c.ids.Add(1)
 		b.name = fmt.Sprintf("%s%d_%d", NamePrefix, b.id, os.Getpid())
-		b.lease, err = sharedfile.TakeLease(c.dir, b.name, c.boot)
+		b.lease, err = sharedfile.TakeLease(c.dir, b.name, c.boot, b.terms)
 		if err == nil {
 			if b.file, err = c.dir.Create(b.name); err == nil {
 				break
@@ -316,7 +333,13 @@ func (b *Buffer) createNamed() (err error) {
 		return &Error{Code: fileCode(err), Message: "the file cannot be made", Err: err}
 	}
 	b.path = filepath.Join(c.dirPath, b.name)
-	if err = b.file.Truncate(b.size); err == nil {
+	if mode := b.options.Mode; mode != 0 {
+		err = errors.Join(b.file.Chmod(mode), b.lease.Chmod(mode))
+	}
+	if err == nil {
+		err = b.file.Truncate(b.size)
+	}
+	if err == nil {
 		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.size) })
 	}
 	if err != nil {

@@ -71,6 +71,9 @@ type Request struct {
 	Generation uint64          `json:"generation,omitempty"` // of the hand-off; 0: not said
 	Background bool            `json:"background,omitempty"` // answer at once, with a job
 
+	// Permissions are those of a buffer without a file; see ParsePermissions.
+	Permissions json.RawMessage `json:"permissions,omitempty"`
+
 	Job    int64 `json:"job,omitempty"`    // shared_buffer_job: which
 	Cancel int64 `json:"cancel,omitempty"` // cancel: the request_id to give up
 

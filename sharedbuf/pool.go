@@ -14,9 +14,10 @@ const (
 	DefaultPoolBuffers = 64
 )
 
-// PoolOptions bound what a pool keeps while nobody uses it. What is in use is
-// the callers' affair.
+// PoolOptions say what buffers a pool makes, and bound what it keeps while nobody
+// uses it. What is in use is the callers' affair.
 type PoolOptions struct {
+	AllocOptions
 	MaxBytes   int64 // of all buffers that are kept; 0: DefaultPoolBytes
 	MaxBuffers int   // how many are kept; 0: DefaultPoolBuffers
 }
@@ -71,17 +72,21 @@ func (p *Pool) Get(ctx context.Context, size int64) (*Buffer, error) {
 		return b, nil
 	}
 	p.mu.Unlock()
-	return p.client.Alloc(ctx, size)
+	b, err := p.client.AllocWith(ctx, size, p.options.AllocOptions)
+	if err == nil {
+		b.home = p // nobody else has it yet
+	}
+	return b, err
 }
 
 // Put gives a buffer back, of which Bytes must not be touched any more. Where the
 // pool is full the buffers that were unused longest are freed; so is one that is
 // too large for the pool, or that a host still has. It fails with ErrInvalid for
-// a buffer of another client and one that is in a pool already, and with ErrFreed
-// for one that was freed.
+// a buffer that was not got here or was put back already, and with ErrFreed for
+// one that was freed.
 func (p *Pool) Put(b *Buffer) error {
-	if b.client != p.client {
-		return &Error{Code: ErrInvalid, Op: "put", Path: b.path, Message: "the buffer is another client's"}
+	if b.home != p {
+		return &Error{Code: ErrInvalid, Op: "put", Path: b.path, Message: "the buffer was not got from this pool"}
 	}
 	busy, err := b.claim()
 	if err != nil {

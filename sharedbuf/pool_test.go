@@ -102,8 +102,7 @@ func TestPoolBounds(t *testing.T) {
 
 func TestPoolReuses(t *testing.T) {
 	dir := t.TempDir()
-	address := stub(t, silent)
-	c := client(t, address, dir)
+	c := client(t, stub(t, silent), dir)
 	pool := c.Pool(sharedbuf.PoolOptions{})
 	b, err := pool.Get(t.Context(), 5000)
 	if err != nil {
@@ -130,12 +129,12 @@ func TestPoolReuses(t *testing.T) {
 	if err != nil || again == b {
 		t.Fatalf("a buffer that was freed in the pool: %v", err)
 	}
-	other, err := client(t, address, dir).Alloc(t.Context(), 1)
+	other, err := c.Alloc(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := pool.Put(other); !errors.Is(err, sharedbuf.ErrInvalid) {
-		t.Errorf("another client's: %v", err)
+		t.Errorf("not of this pool: %v", err)
 	}
 	if err := again.Free(); err != nil {
 		t.Fatal(err)

@@ -104,6 +104,9 @@ func (h *Host) mapBuffer(w *work) ([]byte, error) {
 		if id != strconv.FormatUint(uint64(w.request.BufferID), 10) {
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("file_path says buffer %s, buffer_id says %d", id, w.request.BufferID)}
 		}
+		if err := w.permit(w.request.Permissions); err != nil {
+			return nil, err
+		}
 		// Sealed, nobody can cut it short.
 		if err := memfd.CheckSealed(w.file, w.request.Size); err != nil {
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: "the descriptor that came is not that of a buffer", Err: err}
@@ -183,15 +186,29 @@ func (h *Host) check(w *work, f *os.File, rel string) error {
 	if info.Size() != w.request.Size {
 		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, buffer_size says %d", info.Size(), w.request.Size)}
 	}
-	if w.request.Generation == 0 { // a guest of the original system
+	record, err := sharedfile.ReadLease(h.dir, rel)
+	if errors.Is(err, fs.ErrNotExist) && w.request.Generation == 0 { // a guest of the original system
 		return nil
 	}
-	generation, err := sharedfile.Generation(h.dir, rel)
 	if err != nil {
 		return &sharedbuf.Error{Code: sharedbuf.ErrStale, Message: "the buffer's lease cannot be read", Err: err}
 	}
-	if generation != w.request.Generation {
-		return &sharedbuf.Error{Code: sharedbuf.ErrStale, Message: fmt.Sprintf("the buffer has generation %d, the request is for %d: it was taken back, or is another one", generation, w.request.Generation)}
+	if g := w.request.Generation; g != 0 && g != record.Generation {
+		return &sharedbuf.Error{Code: sharedbuf.ErrStale, Message: fmt.Sprintf("the buffer has generation %d, the request is for %d: it was taken back, or is another one", record.Generation, g)}
+	}
+	return w.permit(record.Terms)
+}
+
+// permit refuses what the buffer's permissions forbid.
+func (w *work) permit(text []byte) error {
+	p, err := sharedbuf.ParsePermissions(text)
+	if err != nil {
+		return err
+	}
+	for _, op := range w.ops {
+		if err := p.Permit(w.peer, op.Name, op.Access == ReadWrite); err != nil {
+			return err
+		}
 	}
 	return nil
 }
