@@ -3,6 +3,7 @@
 package sharedbuf
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,8 +34,12 @@ func DefaultAddress() string {
 type Options struct {
 	// Dir is the directory that guest and host share, as the guest names it. It
 	// must exist. Empty: buffers have no name in any file system, and their
-	// descriptors travel with the requests, which needs a unix socket.
+	// descriptors travel with the requests over a unix socket; over TCP their
+	// bytes do, as far as they changed.
 	Dir string
+	// Channel sends the bytes over a unix socket, too: one that leads to another
+	// machine, as ssh forwards them. It is for clients without Dir.
+	Channel bool
 }
 
 // A Client makes shared buffers and asks a host to work on them. Its methods may
@@ -42,6 +47,7 @@ type Options struct {
 type Client struct {
 	address string
 	dir     *sharedfile.Dir // nil: buffers without a name
+	channel bool            // the bytes of buffers are sent
 	dirPath string
 	apart   bool   // the two sides of dir do not share pages
 	boot    string // of this kernel
@@ -72,6 +78,9 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	}
 	// A random start keeps clear of what other processes have left.
 	c.ids.Store(rand.Uint32())
+	if o.Dir != "" && o.Channel {
+		return nil, &Error{Code: ErrInvalid, Op: "dial", Path: address, Message: "a shared directory, and bytes that are sent: it is one or the other"}
+	}
 	if o.Dir != "" {
 		if err := c.openDir(o.Dir); err != nil {
 			return nil, err
@@ -85,6 +94,7 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.link = l
+	c.channel = c.dir == nil && (o.Channel || l.files == nil)
 	return c, nil
 }
 
@@ -207,9 +217,9 @@ func (c *Client) Alloc(ctx context.Context, size int64) (*Buffer, error) {
 func (c *Client) AllocWith(ctx context.Context, size int64, o AllocOptions) (*Buffer, error) {
 	b, err := c.alloc(ctx, size, o)
 	if err != nil {
-		place := c.dirPath
-		if place == "" {
-			place = "memfd"
+		place := cmp.Or(c.dirPath, "memfd")
+		if c.channel {
+			place = "memory"
 		}
 		return nil, placed(err, fmt.Sprintf("alloc %d bytes in", size), place)
 	}
@@ -240,9 +250,12 @@ func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer
 	defer c.allocs.Done()
 	b := &Buffer{client: c, size: size, options: o, terms: terms}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
-	if c.dir == nil {
+	switch {
+	case c.channel:
+		err = b.createChannel()
+	case c.dir == nil:
 		err = b.createNameless()
-	} else {
+	default:
 		err = b.createNamed()
 	}
 	if err != nil {

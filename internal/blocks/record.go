@@ -40,16 +40,25 @@ var (
 	ErrGivenUp = errors.New("blocks: the peer gave up")
 )
 
-// A Writer writes records. It writes to w when enough has come together, and at
-// the end.
+// A Writer writes records: when enough has come together, and at the end.
 type Writer struct {
 	w   io.Writer
 	buf []byte
 }
 
-// NewWriter returns a writer of records.
+// NewWriter returns a writer of records to w.
 func NewWriter(w io.Writer) *Writer {
-	return &Writer{w: w, buf: make([]byte, 0, flushSize+recordHeader+s2.MaxEncodedLen(Size))}
+	writer := new(Writer)
+	writer.Reset(w)
+	return writer
+}
+
+// Reset makes it a new writer, to w.
+func (w *Writer) Reset(to io.Writer) {
+	w.w, w.buf = to, w.buf[:0]
+	if w.buf == nil {
+		w.buf = make([]byte, 0, flushSize+recordHeader+s2.MaxEncodedLen(Size)+recordHeader)
+	}
 }
 
 // Add appends block i, compressed if that makes it notably shorter. It writes

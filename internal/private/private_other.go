@@ -16,3 +16,6 @@ func Alloc(size int64) ([]byte, error) {
 
 // Free leaves the memory to the garbage collector.
 func Free([]byte) error { return nil }
+
+// Protect does nothing on this system.
+func Protect([]byte, bool) error { return nil }

@@ -4,8 +4,10 @@ package private_test
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 
+	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/private"
 )
 
@@ -21,6 +23,25 @@ func Example() {
 	// Output:
 	// 1048576 0
 	// <nil>
+}
+
+func TestProtect(t *testing.T) {
+	mem, err := private.Alloc(5000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer private.Free(mem)
+	if err := private.Protect(mem, false); err != nil {
+		t.Fatal(err)
+	}
+	fault := memfd.Guard(func() { mem[4999] = 1 })
+	if protects := runtime.GOOS != "windows"; (fault != nil) != protects {
+		t.Errorf("a store to protected memory: %v", fault)
+	}
+	if err := private.Protect(mem, true); err != nil {
+		t.Fatal(err)
+	}
+	mem[4999] = 1
 }
 
 func TestAllocRefuses(t *testing.T) {

@@ -28,3 +28,12 @@ func Alloc(size int64) ([]byte, error) {
 // Free gives back what Alloc returned: the whole slice. It must not be touched
 // any more.
 func Free(mem []byte) error { return os.NewSyscallError("munmap", unix.Munmap(mem)) }
+
+// Protect has stores to the whole of what Alloc returned fault, or not any more.
+func Protect(mem []byte, writable bool) error {
+	prot := unix.PROT_READ
+	if writable {
+		prot |= unix.PROT_WRITE
+	}
+	return os.NewSyscallError("mprotect", unix.Mprotect(mem, prot))
+}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/loopback"
+	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/sharedfile"
 	"github.com/memspan/memspan/sharedbuf"
 )
@@ -29,6 +30,7 @@ const (
 	DefaultMaxInFlight    = 64               // requests and jobs of a connection, each
 	DefaultIOTimeout      = 30 * time.Second // without a byte moving, within a message
 	DefaultSweep          = 5 * time.Second
+	DefaultMaxAllCopies   = 4 << 30 // bytes, where it is not known how much RAM there is
 )
 
 // A Config says what a host serves, and whom. The zero value serves buffers
@@ -51,6 +53,8 @@ type Config struct {
 	MaxBuffer      int64         // bytes of the largest buffer; 0: DefaultMaxBuffer
 	MaxConnections int           // at a time; 0: DefaultMaxConnections
 	MaxInFlight    int           // requests of one connection, and jobs; 0: DefaultMaxInFlight
+	MaxCopies      int64         // bytes of the copies of one connection's buffers, where their bytes are sent; 0: MaxAllCopies
+	MaxAllCopies   int64         // bytes of all copies; 0: half of the RAM that is there to be used
 	IOTimeout      time.Duration // ends a connection that stalls within a message; 0: DefaultIOTimeout
 	Sweep          time.Duration // how often files of dead guests are looked for; 0: DefaultSweep
 
@@ -66,6 +70,7 @@ type Host struct {
 	names      []string // of the operations, sorted
 
 	measuring chan struct{} // has a token while something is measured
+	memory    memory        // for copies of buffers
 
 	mu    sync.Mutex
 	conns int
@@ -79,13 +84,16 @@ func New(config Config) (*Host, error) {
 	setDefault(&config.MaxInFlight, DefaultMaxInFlight)
 	setDefault(&config.IOTimeout, DefaultIOTimeout)
 	setDefault(&config.Sweep, DefaultSweep)
-	if config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {
+	setDefault(&config.MaxAllCopies, memlimit.Read(os.DirFS("/")).Usable()/2)
+	setDefault(&config.MaxAllCopies, DefaultMaxAllCopies)
+	setDefault(&config.MaxCopies, config.MaxAllCopies)
+	if config.MaxCopies < 0 || config.MaxAllCopies < 0 || config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {
 		return nil, errors.New("host: a limit is negative")
 	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{config: config, measuring: make(chan struct{}, 1)}
+	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}}
 	var err error
 	if h.operations, err = register(config.Operations); err != nil {
 		return nil, err
