@@ -5,6 +5,7 @@ package sharedbuf
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,12 +41,20 @@ type Options struct {
 	// Channel sends the bytes over a unix socket, too: one that leads to another
 	// machine, as ssh forwards them. It is for clients without Dir.
 	Channel bool
+	// Token proves who the client is to a host that is reached over TLS. It is
+	// never sent otherwise.
+	Token string
+	// TLS is the base of the configuration for tls:// addresses; nil: the
+	// system's roots and no client certificate. TLS 1.3 is always required.
+	TLS *tls.Config
 }
 
 // A Client makes shared buffers and asks a host to work on them. Its methods may
 // be called concurrently.
 type Client struct {
 	address string
+	token   Secret
+	tls     *tls.Config
 	dir     *sharedfile.Dir // nil: buffers without a name
 	channel bool            // the bytes of buffers are sent
 	dirPath string
@@ -63,9 +72,15 @@ type Client struct {
 	closed  bool
 }
 
-// Dial connects to the host at address: HOST:PORT or tcp://HOST:PORT, or
-// unix:PATH or a path with a slash; empty means DefaultAddress. ctx bounds the
-// dialing alone. When the connection ends later, the next request dials again.
+// Dial connects to the host at address:
+//
+//	""                             DefaultAddress()
+//	unix:PATH, or a path           a unix socket of this user's or root's; a slash tells it
+//	HOST:PORT, or tcp://HOST:PORT  plain TCP
+//	tls://HOST:PORT                TLS 1.3, the host's certificate verified
+//	tls://HOST:PORT#FINGERPRINT    TLS 1.3, the certificate known by its SHA-256
+//
+// ctx bounds the dialing alone. When the connection ends later, the next request dials again.
 // The error is an *Error.
 func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	if address == "" {
@@ -73,6 +88,8 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	}
 	c := &Client{
 		address: address,
+		token:   Secret(o.Token),
+		tls:     o.TLS,
 		buffers: make(map[*Buffer]struct{}),
 		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true, false) },
 	}
@@ -86,7 +103,7 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 			return nil, err
 		}
 	}
-	l, err := dialLink(ctx, address)
+	l, err := c.dialLink(ctx)
 	if err != nil {
 		if c.dir != nil {
 			c.dir.Close()
@@ -163,7 +180,7 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 		if !link.failed() {
 			return link, nil
 		}
-		fresh, err := dialLink(ctx, c.address)
+		fresh, err := c.dialLink(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 type link struct {
 	nc    net.Conn
 	files *fdpass.Conn // of a unix socket; else nil
+	tls   bool
 
 	write   chan struct{}  // holds a token while nobody writes
 	out     []byte         // a frame, reused under the token
@@ -59,56 +59,6 @@ type attachment struct {
 	put  func(i int, block []byte) error
 	size int64
 	late bool // put takes them even if nobody waits for the answer any more
-}
-
-// network tells what address means.
-func network(address string) (network, addr string, err error) {
-	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		return "unix", path, nil
-	}
-	if strings.Contains(address, "://") {
-		rest, ok := strings.CutPrefix(address, "tcp://")
-		if !ok {
-			return "", "", &Error{Code: ErrInvalid, Op: "dial", Path: address, Message: "want unix:PATH, HOST:PORT or tcp://HOST:PORT"}
-		}
-		return "tcp", rest, nil
-	}
-	if strings.Contains(address, "/") {
-		return "unix", address, nil
-	}
-	return "tcp", address, nil
-}
-
-func dialLink(ctx context.Context, address string) (*link, error) {
-	family, addr, err := network(address)
-	if err != nil {
-		return nil, err
-	}
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
-	nc, err := d.DialContext(ctx, family, addr)
-	if err != nil {
-		code := ErrPeerLost
-		if ctx.Err() != nil {
-			code = ErrCanceled
-		}
-		return nil, &Error{Code: code, Op: "dial", Path: address, Message: "no host answers; start one with: memspan host --dir DIRECTORY", Err: err}
-	}
-	l := &link{write: make(chan struct{}, 1), pending: make(map[int64]waiter), done: make(chan struct{})}
-	if u, ok := nc.(*net.UnixConn); ok {
-		uid, _, pid, err := fdpass.PeerCred(u)
-		if me := os.Getuid(); err == nil && uid != me && uid != 0 && me != 0 {
-			nc.Close()
-			return nil, &Error{Code: ErrDenied, Op: "dial", Path: address,
-				Message: fmt.Sprintf("the host, process %d, belongs to user %d, not to you (%d) or root", pid, uid, me)}
-		}
-		l.files = fdpass.New(u)
-		l.nc = l.files
-	} else {
-		l.nc = nc // replies come in one piece: there is nothing to acknowledge early
-	}
-	l.write <- struct{}{}
-	go l.read()
-	return l, nil
 }
 
 // read hands answers to those who wait for them, until the connection ends.
@@ -295,7 +245,7 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 	switch {
 	case err == nil:
 		return tookBack
-	case ctx.Err() != nil && n == 0 && errors.Is(err, os.ErrDeadlineExceeded):
+	case ctx.Err() != nil && n == 0 && !l.tls && errors.Is(err, os.ErrDeadlineExceeded):
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
 	l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err})

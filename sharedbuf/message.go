@@ -6,11 +6,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
 )
 
 // The parts of the channel's vocabulary that both sides spell.
 const (
+	APIHello       = "hello"
 	APIEcho        = "echo"
 	APIBufferTest  = "buffer_test"
 	APIPerformance = "performance"
@@ -34,6 +37,15 @@ const (
 	statusError     = "error"
 	statusProcessed = "processed"
 )
+
+// A Secret is text that must not be shown: formatted and logged it is "(secret)".
+type Secret string
+
+// Format implements fmt.Formatter.
+func (Secret) Format(s fmt.State, _ rune) { io.WriteString(s, "(secret)") }
+
+// LogValue implements slog.LogValuer.
+func (Secret) LogValue() slog.Value { return slog.StringValue("(secret)") }
 
 // A U32 is a 32-bit number. C programs that hold it in an int write it negative:
 // both forms are read.
@@ -64,6 +76,7 @@ type Request struct {
 	ID      int64  `json:"request_id,omitempty"` // 0: none; answered in order
 	Version int    `json:"version,omitempty"`    // 0 or 1
 
+	Token Secret          `json:"token,omitempty"` // hello: what proves who the client is
 	Input json.RawMessage `json:"input,omitempty"` // echo: a string
 
 	// Operation is a string, but a number in buffer_test.

@@ -17,15 +17,17 @@ import (
 
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/sharedbuf/host"
+	"github.com/memspan/memspan/wire/dial"
 )
 
 type hostFlags struct {
+	listenFlags
 	dir       string
 	socket    string
-	listen    []string
 	trust     []string
 	translate []string
 	maxBuffer size
+	maxCopies size
 	logLevel  slog.Level
 }
 
@@ -43,11 +45,16 @@ find it again when it is restarted. Now and then it removes the files of guests
 that died.
 
 It lets in processes of this user, and root's, of this machine: over the unix
-socket and over --listen on loopback addresses. A guest in a virtual machine comes
-from that one's network; --trust lets in everybody there, in plain and without a
-token. Whoever is let in may have every buffer in the directory read and written
-that belongs to this user.`,
+socket and over --listen on loopback addresses. --listen on other addresses takes
+--token-file or --tls-client-ca, and is encrypted: with a token and no certificate
+it makes one itself and prints the address with the certificate's fingerprint, by
+which guests recognise it. A guest of the original system, in a virtual machine,
+can do neither and comes from that one's network; --trust lets in everybody there,
+in plain and without a token. Whoever is let in may have every buffer in the
+directory read and written that belongs to this user, as far as its permissions
+allow it.`,
 		Example: `  memspan host --dir /dev/shm/buffers
+  memspan host --listen 0.0.0.0:4661 --token-file token
   memspan host --dir /srv/shared --listen 192.168.122.1:4660 --trust 192.168.122.0/24 --translate /mnt/c/temp=/srv/shared`,
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -57,20 +64,31 @@ that belongs to this user.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.dir, "dir", "", "`directory` that buffers are in (default none: buffers without a name only)")
 	flags.StringVar(&f.socket, "socket", "", "`path` of the unix socket (default memspan-host.sock in $XDG_RUNTIME_DIR)")
-	flags.StringArrayVar(&f.listen, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one, guests of the original system want 4660")
+	f.listenFlags.add(cmd)
+	flags.StringArrayVar(&f.addresses, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one, guests of the original system want 4660")
 	flags.StringArrayVar(&f.trust, "trust", nil, "network, as in 192.168.122.0/24, that anybody may connect from; may be repeated (`CIDR`)")
 	flags.StringArrayVar(&f.translate, "translate", nil, "what guests call a directory, and what it is here: `GUEST=HOST`, as in /mnt/c=C:\\; may be repeated")
 	flags.Var(&f.maxBuffer, "max-buffer", "largest buffer (default 64 GiB)")
+	flags.Var(&f.maxCopies, "max-copies", "most RAM that copies of buffers take whose bytes are sent (default half of what is available)")
 	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	return cmd
 }
 
 // config turns the flags into the host's configuration.
 func (f *hostFlags) config(stderr io.Writer) (host.Config, error) {
+	if err := f.check(); err != nil {
+		return host.Config{}, err
+	}
+	token, err := dial.ReadToken(f.tokenFile)
+	if err != nil {
+		return host.Config{}, err
+	}
 	c := host.Config{
-		Dir:       f.dir,
-		MaxBuffer: int64(f.maxBuffer),
-		Logger:    slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel})),
+		Dir:          f.dir,
+		Token:        token,
+		MaxBuffer:    int64(f.maxBuffer),
+		MaxAllCopies: int64(f.maxCopies),
+		Logger:       slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel})),
 	}
 	for _, text := range f.trust {
 		network, err := netip.ParsePrefix(text)
@@ -92,6 +110,24 @@ func (f *hostFlags) config(stderr io.Writer) (host.Config, error) {
 	return c, nil
 }
 
+// secure decides whether a listener on addr speaks TLS, and refuses one that
+// would let in anybody who can reach it.
+func (f *hostFlags) secure(addr *net.TCPAddr, trusts bool) (bool, error) {
+	proof := f.tokenFile != "" || f.tlsClientCA != ""
+	asked := f.tls || f.tlsCert != "" || f.tlsClientCA != ""
+	switch {
+	case asked && !proof:
+		return false, usagef("--listen %v: over TLS nobody is let in without a proof; add --token-file FILE or --tls-client-ca FILE", addr)
+	case addr.IP.IsLoopback():
+		return asked, nil // without TLS the kernel tells whose process it is
+	case proof && trusts:
+		return false, usagef("--listen %v: --trust is for plain TCP, --token-file and --tls-client-ca are for TLS; leave one out", addr)
+	case !proof && !trusts:
+		return false, usagef("--listen %v: it is reachable from other machines; add --token-file FILE (a certificate is then made), --tls-client-ca FILE with --tls-cert and --tls-key, or --trust CIDR with the network that guests come from", addr)
+	}
+	return proof, nil
+}
+
 // listeners opens all listeners, or none.
 func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener, err error) {
 	defer func() {
@@ -101,20 +137,12 @@ func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener
 			}
 		}
 	}()
-	for _, address := range f.listen {
-		addr, err := net.ResolveTCPAddr("tcp", address)
+	for _, address := range f.addresses {
+		ln, err := f.listenTCP(ctx, address, func(addr *net.TCPAddr) (bool, error) { return f.secure(addr, trusts) }, host.TLSListener)
 		if err != nil {
-			return open, usagef("--listen %s: %w; want HOST:PORT", address, err)
+			return open, err
 		}
-		if !addr.IP.IsLoopback() && !trusts {
-			return open, usagef("--listen %s: it is reachable from other machines; add --trust CIDR with the network that guests come from", address)
-		}
-		var lc net.ListenConfig
-		ln, err := lc.Listen(ctx, "tcp", address)
-		if err != nil {
-			return open, fmt.Errorf("--listen %s: %w", address, err)
-		}
-		open = append(open, listener{ln, "tcp://" + ln.Addr().String()})
+		open = append(open, ln)
 	}
 	socket := f.socket
 	if socket == "" {

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/internal/filelock"
 	"github.com/memspan/memspan/server"
@@ -54,7 +56,7 @@ func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
 		}
 	}()
 	for _, address := range f.addresses {
-		ln, err := f.listenTCP(ctx, address)
+		ln, err := f.listenTCP(ctx, address, f.encrypted, server.TLSListener)
 		if err != nil {
 			return nil, err
 		}
@@ -94,7 +96,20 @@ func (f *listenFlags) encrypted(addr *net.TCPAddr) (bool, error) {
 	return f.tls || certificates || !loopback, nil
 }
 
-func (f *listenFlags) listenTCP(ctx context.Context, address string) (listener, error) {
+// add defines the flags but --listen.
+func (f *listenFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.tokenFile, "token-file", "", "`file` with the token that TCP and TLS connections must present")
+	flags.BoolVar(&f.tls, "tls", false, "encrypt --listen on loopback addresses too")
+	flags.StringVar(&f.tlsDir, "tls-dir", "", "`directory` of the self-made certificate (default memspan in the user's configuration directory)")
+	flags.StringVar(&f.tlsCert, "tls-cert", "", "`file` with the daemon's certificate (PEM), instead of a self-made one")
+	flags.StringVar(&f.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
+	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
+}
+
+// listenTCP listens on address, with TLS if encrypted says so: that is what
+// overTLS makes of the listener.
+func (f *listenFlags) listenTCP(ctx context.Context, address string, encrypted func(*net.TCPAddr) (bool, error), overTLS func(net.Listener, *tls.Config) net.Listener) (listener, error) {
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
 		return listener{}, usagef("--listen %s: %w; want HOST:PORT", address, err)
@@ -102,13 +117,13 @@ func (f *listenFlags) listenTCP(ctx context.Context, address string) (listener, 
 	if addr.IP == nil {
 		addr.IP = net.IPv6unspecified // what an empty host means to net.Listen
 	}
-	encrypted, err := f.encrypted(addr)
+	secure, err := encrypted(addr)
 	if err != nil {
 		return listener{}, err
 	}
 	var config *tls.Config
 	var fingerprint string
-	if encrypted {
+	if secure {
 		if config, fingerprint, err = f.tlsConfig(); err != nil {
 			return listener{}, err
 		}
@@ -124,14 +139,14 @@ func (f *listenFlags) listenTCP(ctx context.Context, address string) (listener, 
 		ln.Close()
 		return listener{}, fmt.Errorf("--listen %s: %w", address, err)
 	}
-	if !encrypted {
+	if !secure {
 		return listener{ln, "tcp://" + net.JoinHostPort(host, port)}, nil
 	}
 	dial := "tls://" + net.JoinHostPort(host, port)
 	if fingerprint != "" {
 		dial += "#" + fingerprint
 	}
-	return listener{server.TLSListener(ln, config), dial}, nil
+	return listener{overTLS(ln, config), dial}, nil
 }
 
 // dialHost returns the host that clients dial: as it was written, or this

@@ -42,9 +42,16 @@ var (
 
 // A Writer writes records: when enough has come together, and at the end.
 type Writer struct {
-	w   io.Writer
-	buf []byte
+	w    io.Writer
+	buf  []byte
+	vain int // blocks in a row that would not have been shorter
 }
+
+// After so many blocks that cannot be compressed only one in so many is tried.
+const (
+	patience = 4
+	oneIn    = 8
+)
 
 // NewWriter returns a writer of records to w.
 func NewWriter(w io.Writer) *Writer {
@@ -66,9 +73,16 @@ func (w *Writer) Reset(to io.Writer) {
 func (w *Writer) Add(i int, block []byte) {
 	at := len(w.buf)
 	room := w.buf[at+recordHeader : cap(w.buf)]
-	body, flag := s2.Encode(room, block), uint32(compressed)
-	if len(body) > len(block)-len(block)/leastGain {
+	var body []byte
+	flag := uint32(compressed)
+	if w.vain < patience || w.vain%oneIn == 0 {
+		body = s2.Encode(room, block)
+	}
+	if body != nil && len(body) <= len(block)-len(block)/leastGain {
+		w.vain = 0
+	} else {
 		body, flag = room[:copy(room, block)], 0
+		w.vain++
 	}
 	w.buf = w.buf[:at+recordHeader+len(body)]
 	w.finish(w.buf[at:], uint32(i), uint32(len(body))|flag)

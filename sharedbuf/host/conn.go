@@ -20,7 +20,6 @@ import (
 
 	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/fdpass"
-	"github.com/memspan/memspan/internal/sockopt"
 	"github.com/memspan/memspan/sharedbuf"
 )
 
@@ -30,7 +29,7 @@ type conn struct {
 	h     *Host
 	nc    net.Conn
 	files *fdpass.Conn // of a unix socket; else nil
-	peer  int
+	guest guest
 	r     *bufio.Reader
 	in    []byte // a request's body, reused
 
@@ -50,9 +49,9 @@ type conn struct {
 	replicas map[uint32]*replica               // of buffers whose bytes are sent, by id
 }
 
-func newConn(h *Host, nc net.Conn, peer int) *conn {
+func newConn(h *Host, nc net.Conn, who guest) *conn {
 	c := &conn{
-		h: h, nc: nc, peer: peer,
+		h: h, nc: nc, guest: who,
 		slots:    make(chan struct{}, h.config.MaxInFlight),
 		underWay: make(map[int64]context.CancelCauseFunc),
 		replicas: make(map[uint32]*replica),
@@ -61,8 +60,6 @@ func newConn(h *Host, nc net.Conn, peer int) *conn {
 	if u, ok := nc.(*net.UnixConn); ok {
 		c.files = fdpass.New(u)
 		c.nc = c.files
-	} else {
-		c.nc = sockopt.Acknowledging(nc)
 	}
 	c.r = bufio.NewReaderSize(c.nc, 4+sharedbuf.MaxRequest)
 	return c
@@ -130,6 +127,9 @@ func linger(nc net.Conn) {
 // next reads a request's body. Between requests it waits for ever, within one
 // for as long as bytes come.
 func (c *conn) next() ([]byte, error) {
+	if c.guest.unknown { // he is not waited for
+		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
+	}
 	if _, err := c.r.Peek(1); err != nil {
 		return nil, err
 	}
@@ -157,6 +157,11 @@ func (c *conn) whole() bool {
 // handle answers one request, or sees to it that it is answered. Its error ends
 // the connection.
 func (c *conn) handle(r *sharedbuf.Request) error {
+	if err := c.hello(r); err != nil {
+		c.h.config.Logger.Warn("connection refused", "from", c.nc.RemoteAddr(), "error", err)
+		c.reply(r.ID, nil, err)
+		return err
+	}
 	if r.ID == 0 { // answered in order: what was asked before comes first
 		c.work.Wait()
 	}
@@ -174,6 +179,8 @@ func (c *conn) handle(r *sharedbuf.Request) error {
 		}
 	}
 	switch r.API {
+	case sharedbuf.APIHello:
+		c.reply(r.ID, struct{}{}, nil)
 	case sharedbuf.APIEcho:
 		text, err := echo(r)
 		c.reply(r.ID, text, err)
