@@ -62,3 +62,9 @@ func Unmap([]byte) error { return errNeedsLinux }
 
 // Close does nothing.
 func (r *Region) Close() error { return nil }
+
+// Blank fails on this system.
+func Blank(string) (*os.File, error) { return nil, errNeedsLinux }
+
+// Freeze fails on this system.
+func Freeze(*os.File) error { return errNeedsLinux }

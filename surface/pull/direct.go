@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pull
+
+import (
+	"context"
+	"errors"
+
+	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/wire/control"
+)
+
+type direct struct{}
+
+func (d *direct) layout() surface.Manifest { return surface.Manifest{} }
+func (d *direct) size() (int64, bool)      { return 0, false }
+func (d *direct) close() error             { return nil }
+func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bitset) error {
+	return errors.ErrUnsupported
+}
+
+func (s *Surface) openDirect(c *source, opened control.SurfaceOpened) error {
+	return errors.ErrUnsupported
+}
