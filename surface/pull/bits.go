@@ -10,39 +10,49 @@ import (
 	"github.com/memspan/memspan/wire/control"
 )
 
-// A bitset is a set of chunks. It grows as it is set; what is beyond is clear.
-type bitset []uint64
+// A bitset is a set of chunks from base on. It grows as it is set; what is
+// beyond is clear.
+type bitset struct {
+	base  int64
+	words []uint64
+}
 
-func (b bitset) has(i int64) bool {
-	return i>>6 < int64(len(b)) && b[i>>6]&(1<<(i&63)) != 0
+func (b *bitset) has(i int64) bool {
+	i -= b.base
+	return i>>6 < int64(len(b.words)) && b.words[i>>6]&(1<<(i&63)) != 0
 }
 
 func (b *bitset) set(i int64) {
-	if n := int(i>>6) + 1; n > len(*b) {
-		*b = slices.Grow(*b, n-len(*b))[:n]
+	i -= b.base
+	if n := int(i>>6) + 1; n > len(b.words) {
+		b.words = slices.Grow(b.words, n-len(b.words))[:n]
 	}
-	(*b)[i>>6] |= 1 << (i & 63)
+	b.words[i>>6] |= 1 << (i & 63)
 }
 
-func (b bitset) clear(i int64) {
-	if i>>6 < int64(len(b)) {
-		b[i>>6] &^= 1 << (i & 63)
+func (b *bitset) clear(i int64) {
+	i -= b.base
+	if i>>6 < int64(len(b.words)) {
+		b.words[i>>6] &^= 1 << (i & 63)
 	}
 }
 
 // nextClear returns the first chunk from i on that is not in the set.
-func (b bitset) nextClear(i int64) int64 {
-	for w := i >> 6; w < int64(len(b)); w++ {
-		if free := ^b[w] &^ (1<<(i&63) - 1); free != 0 {
-			return w<<6 + int64(bits.TrailingZeros64(free))
+func (b *bitset) nextClear(i int64) int64 {
+	i -= b.base
+	for w := i >> 6; w < int64(len(b.words)); w++ {
+		if free := ^b.words[w] &^ (1<<(i&63) - 1); free != 0 {
+			return b.base + w<<6 + int64(bits.TrailingZeros64(free))
 		}
 		i = (w + 1) << 6
 	}
-	return i
+	return b.base + i
 }
 
 // end returns a number that no chunk in the set reaches.
-func (b bitset) end() int64 { return int64(len(b)) << 6 }
+func (b *bitset) end() int64 { return b.base + int64(len(b.words))<<6 }
+
+func (b bitset) clone() bitset { return bitset{b.base, slices.Clone(b.words)} }
 
 // ranges is a set of chunks as a peer tells it, whose memory does not depend on
 // the numbers that the peer chooses: sorted, apart, none empty.

@@ -349,12 +349,13 @@ func (g *gathering) finishLocked(err error) {
 }
 
 // gather begins to bring chunks [first, end) into a sink; end is -1 for all to
-// the surface's end. Those in have are there already. Wait must follow.
+// the surface's end. Those in have, whose base is first, are there already.
+// Wait must follow.
 func (s *Surface) gather(sink sink, stored bool, first, end int64, have bitset, limit int64) *gathering {
 	g := &gathering{
 		s: s, sink: sink, stored: stored, whole: end < 0,
 		first: first, end: end, next: first, limit: limit,
-		handed: slices.Clone(have), claimed: slices.Clone(have), have: have,
+		handed: have.clone(), claimed: have.clone(), have: have,
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -32,6 +32,12 @@ func (s *Surface) window(r surface.Range) (window, error) {
 	if r.Offset < 0 || r.Length < 0 || r.Offset > surface.MaxSize || r.Length > surface.MaxSize {
 		return window{}, ErrRange
 	}
+	if r.Length > surface.MaxSize-r.Offset {
+		if !all {
+			return window{}, ErrRange
+		}
+		r.Length = surface.MaxSize - r.Offset
+	}
 	w := window{r.Offset, r.Offset + r.Length, all}
 	if w.off < s.range_.Offset || w.end-s.range_.Offset > s.range_.Length {
 		return window{}, fmt.Errorf("%w that the ticket opens: [%d,+%d)", ErrRange, s.range_.Offset, s.range_.Length)
@@ -210,7 +216,7 @@ func (s *Surface) fill(ctx context.Context, file *os.File, w window) error {
 	}
 	chunk := s.Header().Chunk
 	first, end := w.chunks(chunk)
-	if err := s.bring(ctx, &writerSink{file, w, chunk}, first, end, nil); err != nil {
+	if err := s.bring(ctx, &writerSink{file, w, chunk}, first, end, bitset{base: first}); err != nil {
 		return err
 	}
 	if n, _, err = s.settled(w); err != nil {
@@ -237,11 +243,11 @@ func (s *Surface) Gather(ctx context.Context, have func(i int64) bool, put func(
 		return s.failed("gather", w, fmt.Errorf("it is mapped; open it with Options.Copy: %w", errors.ErrUnsupported))
 	}
 	first, end := w.chunks(s.Header().Chunk)
-	var there bitset
+	there := bitset{base: first}
 	if have != nil {
 		m := s.Header()
 		for i := range m.Count() {
-			if have(i) {
+			if i >= first && have(i) {
 				there.set(i)
 			}
 		}
