@@ -118,3 +118,9 @@ func Data(_ *os.File, size int64, _ int) ([][2]int64, error) {
 	}
 	return [][2]int64{{0, size}}, nil
 }
+
+// Blank fails on this system.
+func Blank(string) (*os.File, error) { return nil, errNeedsLinux }
+
+// Freeze fails on this system.
+func Freeze(*os.File) error { return errNeedsLinux }
