@@ -3,7 +3,6 @@
 package memfd
 
 import (
-	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -13,12 +12,9 @@ import (
 // given to Freeze.
 func Blank(name string) (*os.File, error) {
 	name = name[:min(len(name), maxName)]
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	fd, err := create(name)
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "memfd:"+name), nil
 }
@@ -28,4 +24,12 @@ func Blank(name string) (*os.File, error) {
 func Freeze(file *os.File) error {
 	_, err := unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, seals|unix.F_SEAL_WRITE)
 	return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
+}
+
+// Frozen reports whether f is a memfd that nobody can write, shrink or grow any
+// more.
+func Frozen(f *os.File) bool {
+	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	got, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	return err == nil && got&want == want
 }
