@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -112,11 +111,7 @@ func (srv *Server) openTicket(text, who string) (*surface.Opening, error) {
 	if err != nil {
 		return nil, err
 	}
-	var nonce, binding [32]byte
-	rand.Read(nonce[:])
-	o, err := srv.surfaces.Open(surface.Request{
-		Who: who, ID: t.ID, Caveats: t.EncodedCaveats(), Proof: t.Proof(nonce, binding), Nonce: nonce, Binding: binding,
-	})
+	o, err := openOwn(srv.surfaces, t, who)
 	if err != nil {
 		return nil, err
 	}

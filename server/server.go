@@ -124,6 +124,7 @@ type Server struct {
 	data  string     // its directory
 
 	surfaces  *surface.Store
+	replicas  replicas
 	addresses []string // in tickets
 	machine   surface.Machine
 
@@ -221,6 +222,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		Budget: cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4),
 		Logger: cfg.Logger,
 	})
+	srv.replicas = replicas{store: srv.surfaces, byID: make(map[surface.ID]*replica)}
 	srv.addresses = cfg.Addresses
 	srv.machine, _ = surface.ThisMachine() // without, nobody takes its unix sockets for this machine's
 	if srv.disk != nil {
@@ -380,6 +382,7 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 	srv.mu.Unlock()
 	draining.Wait()
 	srv.work.Wait()
+	srv.replicas.close()
 	return errors.Join(srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 

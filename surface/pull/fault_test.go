@@ -176,13 +176,15 @@ func TestLyingManifest(t *testing.T) {
 	}
 	short := func(first int64, digests []byte) []byte { return digests[:len(digests)-1] }
 	for name, lie := range map[string]func(h *host){
-		"digests":       func(h *host) { h.onDigests = flip },
-		"root":          func(h *host) { h.onState = wrongRoot },
-		"few digests":   func(h *host) { h.onDigests = short },
-		"name":          func(h *host) { m := *h.manifest; m.Name = "other"; h.manifest = &m },
-		"size":          func(h *host) { h.onState = func(st *control.SurfaceState) { st.Size += 16 * kib } },
-		"count":         func(h *host) { h.onState = func(st *control.SurfaceState) { st.Count++ } },
-		"runs":          func(h *host) { h.onState = func(st *control.SurfaceState) { st.Have = []control.ChunkRun{{First: -1, Count: 5}} } },
+		"digests":     func(h *host) { h.onDigests = flip },
+		"root":        func(h *host) { h.onState = wrongRoot },
+		"few digests": func(h *host) { h.onDigests = short },
+		"name":        func(h *host) { m := *h.manifest; m.Name = "other"; h.manifest = &m },
+		"size":        func(h *host) { h.onState = func(st *control.SurfaceState) { st.Size += 16 * kib } },
+		"count":       func(h *host) { h.onState = func(st *control.SurfaceState) { st.Count++ } },
+		"runs": func(h *host) {
+			h.onState = func(st *control.SurfaceState) { st.Have = []control.ChunkRun{{First: -1, Count: 5}} }
+		},
 		"empty runs":    func(h *host) { h.onState = func(st *control.SurfaceState) { st.Have = []control.ChunkRun{{First: 1}} } },
 		"vast runs":     func(h *host) { h.onState = func(st *control.SurfaceState) { st.Have[0].Count = 1<<63 - 1 } },
 		"no root":       func(h *host) { h.onState = func(st *control.SurfaceState) { st.Root = nil } },
