@@ -50,7 +50,7 @@ var layers = []struct {
 	{"surface", []string{"internal/..."}},
 	{"surface/...", []string{"internal/...", "wire/...", "surface"}}, // the puller
 	{"", []string{"internal/...", "coherency", "wire/...", "mapping", "surface/..."}},
-	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "surface/...", "vulkan/handover"}},
+	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "sharedbuf/...", "surface/...", "vulkan/handover"}},
 	{"cmd/...", []string{"..."}},
 	{"test/...", []string{"..."}},
 }
