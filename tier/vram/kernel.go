@@ -29,7 +29,7 @@ type Kernel struct {
 
 // NewKernel gives the device a kernel: a SPIR-V module, little-endian, with one
 // entry point, main, and a work group whose size is literal and has one
-// dimension. The error matches ErrKernel if the code cannot be meant. A module
+// dimension. The error matches ErrKernel if it is none that the device takes. A module
 // that the driver cannot bear ends the worker, and what the tier holds with it:
 // the error matches [tier.ErrLost]. Code that others may choose is for a tier that
 // holds nothing else.
@@ -49,10 +49,14 @@ func (t *Tier) NewKernel(ctx context.Context, code []byte) (*Kernel, error) {
 		return nil, fmt.Errorf("vram: new kernel: %w", err)
 	}
 	k := &Kernel{g: g, id: g.lastKernel.Add(1), group: info.group}
-	if _, err := g.do(request{op: opAddKernel, other: k.id}, code, nil); err != nil {
+	_, err = g.do(request{op: opAddKernel, other: k.id}, code, nil)
+	switch {
+	case err == nil:
+		return k, nil
+	case errors.Is(err, tier.ErrLost), errors.Is(err, tier.ErrBudget):
 		return nil, fmt.Errorf("vram: new kernel: %w", err)
 	}
-	return k, nil
+	return nil, kernelErrorf("the driver does not take it: %w", err)
 }
 
 // Run runs the kernel on the first n bytes of block b of a space of the tier, and
