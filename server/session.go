@@ -45,6 +45,10 @@ type session struct {
 	peer        control.SessionStat // who it is; immutable once admitted
 	ended       chan struct{}       // closed when serve returns
 	conn        *wire.Conn
+	files       *fdpass.Conn // of a unix socket; else nil
+	guest       bool         // may pull surfaces, and nothing else
+	nonce       [32]byte     // of proofs
+	binding     [32]byte     // of proofs to the TLS connection; zeros without
 	direct      bool
 	compress    bool
 
@@ -203,7 +207,8 @@ func (s *session) handshake(ctx context.Context) error {
 		if err := sameUser(raw); err != nil {
 			return err
 		}
-		nc = fdpass.New(raw)
+		s.files = fdpass.New(raw)
+		nc = s.files
 		trusted, s.direct = true, true
 		s.peer.Transport = control.TransportUnix
 		if _, _, pid, err := fdpass.PeerCred(raw); err == nil {
@@ -216,7 +221,13 @@ func (s *session) handshake(ctx context.Context) error {
 			s.plainOnTLS(raw.Conn, err)
 			return err
 		}
-		trusted = len(tc.ConnectionState().VerifiedChains) > 0
+		state := tc.ConnectionState()
+		trusted = len(state.VerifiedChains) > 0
+		binding, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(s.binding))
+		if err != nil {
+			return err
+		}
+		copy(s.binding[:], binding)
 		nc = tc
 		s.peer.Transport, s.peer.Peer = control.TransportTLS, raw.RemoteAddr().String()
 	default:
@@ -252,7 +263,7 @@ func (s *session) handshake(ctx context.Context) error {
 			fmt.Sprintf("this server speaks protocol version %d, the client %d; use the same release on both sides", wire.Version, hello.Protocol))
 		return fmt.Errorf("client speaks protocol version %d", hello.Protocol)
 	}
-	if !trusted && !s.authentic(hello.Token) {
+	if s.guest = hello.Guest; !s.guest && !trusted && !s.authentic(hello.Token) {
 		s.refuse(h, wire.Unauthenticated, "the token is missing or wrong; give the one that the server was started with (--token-file)")
 		return errors.New("token is missing or wrong")
 	}
@@ -261,6 +272,7 @@ func (s *session) handshake(ctx context.Context) error {
 		return errors.Join(err, s.replyError(h, err))
 	}
 	s.compress = hello.Compress && !s.direct
+	rand.Read(s.nonce[:])
 	err = s.reply(h, control.Welcome{
 		Protocol:  wire.Version,
 		Session:   uint64(s.owner),
@@ -270,6 +282,7 @@ func (s *session) handshake(ctx context.Context) error {
 		Compress:  s.compress,
 		MaxSpan:   s.srv.limits.SpanSize,
 		MaxMap:    s.srv.limits.Map,
+		Nonce:     s.nonce[:],
 	})
 	if err == nil && s.compress {
 		s.conn.SetCompress(true)
