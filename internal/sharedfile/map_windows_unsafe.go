@@ -63,6 +63,9 @@ func Publish(f *os.File, mem []byte) error {
 	return err
 }
 
+// bootIDSize is how much of it a lease has room for.
+const bootIDSize = 48
+
 // BootID identifies the running system by its name and the moment of its start, as
 // no other has it before the next start of any machine.
 func BootID() (string, error) {
@@ -81,5 +84,5 @@ func BootID() (string, error) {
 	}
 	// Setting the clock moves both, and leaves their difference.
 	start := fmt.Sprintf("%016x-", timeOfDay.bootTime-timeOfDay.bootTimeBias)
-	return start + name[:min(len(name), leaseSize-16-len(start))], nil
+	return start + name[:min(len(name), bootIDSize-len(start))], nil
 }
