@@ -51,14 +51,5 @@ func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
 // NextData fails on this system.
 func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux }
 
-// MapRange fails on this system.
-func MapRange(*os.File, int64, int64, bool) ([]byte, error) { return nil, errNeedsLinux }
-
-// CheckSealed fails on this system.
-func CheckSealed(*os.File, int64) error { return errNeedsLinux }
-
-// Unmap fails on this system.
-func Unmap([]byte) error { return errNeedsLinux }
-
 // Close does nothing.
 func (r *Region) Close() error { return nil }

@@ -64,7 +64,7 @@ func TestWindows(t *testing.T) {
 
 // The tests of packages that have a side for Windows.
 func testPackagesOnWindows(t *testing.T, w *wine) {
-	for _, pkg := range []string{"durable", "loopback", "sharedfile"} {
+	for _, pkg := range []string{"durable", "loopback", "memfd", "sharedfile"} {
 		out, err := w.run(w.build(pkg, "test", "-c", "../../internal/"+pkg), "-test.v", "-test.timeout=60s")
 		if err != nil || !strings.Contains(out, "PASS") {
 			t.Errorf("%s: %v", pkg, err)
