@@ -14,7 +14,7 @@ BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.versi
 
 # What client programs import must compile where the daemon does not run, and so
 # must the command.
-PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./sharedbuf/... ./internal/...
+PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./sharedbuf/... ./surface/... ./internal/...
 
 .PHONY: all build driver build-static setup demo test test-apps race search e2e test-slow lint vet generate bench fuzz cover clean
 .NOTPARALLEL:

@@ -31,7 +31,7 @@ func diagnose(ctx context.Context, opts *options, data, shared string) *diagnosi
 	d := &diagnosis{OK: true, Version: thisVersion(), Devices: []vram.DeviceInfo{}}
 	devices, vulkan := checkVulkan(ctx)
 	d.Devices = append(d.Devices, devices...)
-	memory := memlimit.Read(os.DirFS("/"))
+	memory := memlimit.System()
 	d.Checks = []check{
 		vulkan,
 		checkDriver(),

@@ -163,17 +163,3 @@ func (p *Published) Close() error {
 	p.writable, p.mem, p.section, p.readers = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
-
-// A Limits says what the system allows this process, in bytes; 0: no limit.
-type Limits struct{ File, AddressSpace int64 }
-
-// ReadLimits returns no limits.
-func ReadLimits() Limits { return Limits{} }
-
-// Data returns all of the file: what is no hole is not known on this system.
-func Data(_ *os.File, size int64, _ int) ([][2]int64, error) {
-	if size == 0 {
-		return nil, nil
-	}
-	return [][2]int64{{0, size}}, nil
-}

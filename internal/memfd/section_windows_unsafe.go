@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -35,7 +36,17 @@ func newSection(size int64) (windows.Handle, error) {
 	attributes.Length = uint32(unsafe.Sizeof(attributes))
 	const reserve = 0x4000000
 	h, err := windows.CreateFileMapping(windows.InvalidHandle, &attributes, windows.PAGE_READWRITE|reserve, uint32(size>>32), uint32(size), nil)
-	return h, os.NewSyscallError("CreateFileMapping", err)
+	return h, failed("CreateFileMapping", err)
+}
+
+// failed says which call failed; for want of memory it matches ENOMEM.
+func failed(call string, err error) error {
+	for _, full := range []error{windows.ERROR_NOT_ENOUGH_MEMORY, windows.ERROR_COMMITMENT_LIMIT, windows.ERROR_COMMITMENT_MINIMUM, windows.ERROR_NO_SYSTEM_RESOURCES} {
+		if errors.Is(err, full) {
+			err = fmt.Errorf("%w (%w)", syscall.ENOMEM, err)
+		}
+	}
+	return os.NewSyscallError(call, err)
 }
 
 // mapSection maps n bytes of a section from off on, which is where views begin.
@@ -45,7 +56,7 @@ func mapSection(h windows.Handle, access uint32, off, n int64) ([]byte, error) {
 	}
 	at, err := windows.MapViewOfFile(h, access, uint32(off>>32), uint32(off), uintptr(n))
 	if err != nil {
-		return nil, os.NewSyscallError("MapViewOfFile", err)
+		return nil, failed("MapViewOfFile", err)
 	}
 	return unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), n), nil
 }
@@ -62,7 +73,7 @@ func commit(view []byte, n int64) error {
 		return nil
 	}
 	_, err := windows.VirtualAlloc(uintptr(unsafe.Pointer(unsafe.SliceData(view))), uintptr(n), windows.MEM_COMMIT, windows.PAGE_READWRITE)
-	return os.NewSyscallError("VirtualAlloc", err)
+	return failed("VirtualAlloc", err)
 }
 
 // sectionSize returns the size of a section, in whole pages.
