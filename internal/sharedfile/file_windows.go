@@ -47,7 +47,7 @@ func (d *Dir) Open(rel string, writable bool) (*os.File, error) {
 		return failed(fs.ErrNotExist)
 	}
 	path := filepath.FromSlash(rel)
-	if !filepath.IsLocal(path) || strings.ContainsAny(path, `:*?"<>|`) {
+	if !filepath.IsLocal(path) {
 		return failed(ErrEscape)
 	}
 	path = filepath.Clean(path)
