@@ -23,6 +23,7 @@ import (
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/tier/host"
@@ -122,6 +123,11 @@ type Server struct {
 	disk  *disk.Tier // nil: absent
 	data  string     // its directory
 
+	surfaces  *surface.Store
+	replicas  replicas
+	addresses []string // in tickets
+	machine   surface.Machine
+
 	vulkan *VulkanConfig // with its defaults; nil: no GPU is lent
 
 	nextOwner atomic.Uint64
@@ -212,11 +218,18 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	})
 	srv.store = store
 	close(ready)
+	srv.surfaces = surface.NewStore(surface.Config{
+		Budget: cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4),
+		Logger: cfg.Logger,
+	})
+	srv.replicas = replicas{store: srv.surfaces, byID: make(map[surface.ID]*replica)}
+	srv.addresses = cfg.Addresses
+	srv.machine, _ = surface.ThisMachine() // without, nobody takes its unix sockets for this machine's
 	if srv.disk != nil {
 		debug.FreeOSMemory() // reading a large index takes more than keeping it
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.closeTiers())
+		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.surfaces.Close(), srv.closeTiers())
 	}
 	return srv, nil
 }
@@ -369,7 +382,8 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 	srv.mu.Unlock()
 	draining.Wait()
 	srv.work.Wait()
-	return errors.Join(srv.store.Close(), srv.closeTiers())
+	srv.replicas.close()
+	return errors.Join(srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

@@ -53,3 +53,12 @@ func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux
 
 // Close does nothing.
 func (r *Region) Close() error { return nil }
+
+// Blank fails on this system.
+func Blank(string) (*os.File, error) { return nil, errNeedsLinux }
+
+// Freeze fails on this system.
+func Freeze(*os.File) error { return errNeedsLinux }
+
+// Frozen returns false.
+func Frozen(*os.File) bool { return false }
