@@ -176,13 +176,15 @@ func TestLyingManifest(t *testing.T) {
 	}
 	short := func(first int64, digests []byte) []byte { return digests[:len(digests)-1] }
 	for name, lie := range map[string]func(h *host){
-		"digests":       func(h *host) { h.onDigests = flip },
-		"root":          func(h *host) { h.onState = wrongRoot },
-		"few digests":   func(h *host) { h.onDigests = short },
-		"name":          func(h *host) { m := *h.manifest; m.Name = "other"; h.manifest = &m },
-		"size":          func(h *host) { h.onState = func(st *control.SurfaceState) { st.Size += 16 * kib } },
-		"count":         func(h *host) { h.onState = func(st *control.SurfaceState) { st.Count++ } },
-		"runs":          func(h *host) { h.onState = func(st *control.SurfaceState) { st.Have = []control.ChunkRun{{First: -1, Count: 5}} } },
+		"digests":     func(h *host) { h.onDigests = flip },
+		"root":        func(h *host) { h.onState = wrongRoot },
+		"few digests": func(h *host) { h.onDigests = short },
+		"name":        func(h *host) { m := *h.manifest; m.Name = "other"; h.manifest = &m },
+		"size":        func(h *host) { h.onState = func(st *control.SurfaceState) { st.Size += 16 * kib } },
+		"count":       func(h *host) { h.onState = func(st *control.SurfaceState) { st.Count++ } },
+		"runs": func(h *host) {
+			h.onState = func(st *control.SurfaceState) { st.Have = []control.ChunkRun{{First: -1, Count: 5}} }
+		},
 		"empty runs":    func(h *host) { h.onState = func(st *control.SurfaceState) { st.Have = []control.ChunkRun{{First: 1}} } },
 		"vast runs":     func(h *host) { h.onState = func(st *control.SurfaceState) { st.Have[0].Count = 1<<63 - 1 } },
 		"no root":       func(h *host) { h.onState = func(st *control.SurfaceState) { st.Root = nil } },
@@ -428,17 +430,20 @@ func TestCanceledAnywhere(t *testing.T) {
 	const chunk = 64 * kib
 	content := random(100*chunk + 77)
 	h := expose(t, content, chunk, nil)
-	address := h.tcp()
 	path := filepath.Join(t.TempDir(), "file")
+	var left atomic.Int64
+	var stop atomic.Pointer[context.CancelFunc]
+	h.onRead = func(*wire.Conn, wire.Header, wire.MemoryCommand) bool {
+		if left.Add(-1) == 0 {
+			(*stop.Load())()
+		}
+		return false
+	}
+	address := h.tcp()
 	for point := int64(0); ; point++ {
 		ctx, cancel := context.WithCancel(t.Context())
-		var n atomic.Int64
-		h.onRead = func(*wire.Conn, wire.Header, wire.MemoryCommand) bool {
-			if n.Add(1) == point {
-				cancel()
-			}
-			return false
-		}
+		stop.Store(&cancel)
+		left.Store(point)
 		if point == 0 {
 			cancel()
 		}

@@ -104,6 +104,7 @@ func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *
 	header, err := surface.ParseHeader(opened.Header)
 	if err == nil {
 		c.header = *header
+		c.header.Size = opened.State.Size // it may have grown in between
 		err = s.fits(header)
 	}
 	if err != nil {
