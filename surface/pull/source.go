@@ -46,7 +46,6 @@ type source struct {
 	pending  map[uint64]*request
 	fetches  map[*fetch]struct{}
 	have     ranges
-	complete bool // nothing will be added to have
 	window   int  // frames
 	inflight int  // frames of fetches asked for and not received
 	held     bool // what was received waits for workers
