@@ -27,10 +27,10 @@ const (
 
 // waiter is struct futex_waitv.
 type waiter struct {
-	value    uint64
-	address  uint64
-	flags    uint32
-	reserved uint32
+	value   uint64
+	address uint64
+	flags   uint32
+	_       uint32
 }
 
 // Wait returns once word, which is in mapped memory, is not value any more, or
