@@ -23,6 +23,7 @@ import (
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/tier/host"
@@ -124,6 +125,11 @@ type Server struct {
 	disk  *disk.Tier // nil: absent
 	data  string     // its directory
 
+	surfaces  *surface.Store
+	replicas  replicas
+	addresses []string // in tickets
+	machine   surface.Machine
+
 	vulkan  *VulkanConfig // with its defaults; nil: no GPU is lent
 	buffers *buffers      // nil: the server hosts none
 
@@ -215,11 +221,18 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	})
 	srv.store = store
 	close(ready)
+	srv.surfaces = surface.NewStore(surface.Config{
+		Budget: cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4),
+		Logger: cfg.Logger,
+	})
+	srv.replicas = replicas{store: srv.surfaces, byID: make(map[surface.ID]*replica)}
+	srv.addresses = cfg.Addresses
+	srv.machine, _ = surface.ThisMachine() // without, nobody takes its unix sockets for this machine's
 	if srv.disk != nil {
 		debug.FreeOSMemory() // reading a large index takes more than keeping it
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.closeTiers())
+		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.surfaces.Close(), srv.closeTiers())
 	}
 	if cfg.Buffers != nil {
 		gpu := cfg.VRAM
@@ -227,7 +240,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			gpu = nil
 		}
 		if srv.buffers, err = srv.newBuffers(*cfg.Buffers, gpu); err != nil {
-			return nil, errors.Join(fmt.Errorf("server: shared buffers: %w", err), store.Close(), srv.closeTiers())
+			return nil, errors.Join(fmt.Errorf("server: shared buffers: %w", err), srv.surfaces.Close(), store.Close(), srv.closeTiers())
 		}
 	}
 	return srv, nil
@@ -384,11 +397,12 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 	}
 	draining.Wait()
 	srv.work.Wait()
+	srv.replicas.close()
 	var err error
 	if srv.buffers != nil {
 		err = srv.buffers.close()
 	}
-	return errors.Join(err, srv.store.Close(), srv.closeTiers())
+	return errors.Join(err, srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

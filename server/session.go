@@ -69,6 +69,7 @@ type session struct {
 	handles  map[uint64]*span.Span
 	mappings map[uint64]*mapping
 	locks    map[uint64]heldLock
+	surfaces map[uint64]*surfaceHandle
 	waiting  int                                // for locks
 	cancels  map[uint64]context.CancelCauseFunc // control requests under way, by request id
 	pending  map[uint64]*span.Span              // by handle or mapping: changed by frames of a write whose last is to come
@@ -117,6 +118,7 @@ func newSession(srv *Server, nc net.Conn) *session {
 		handles:     make(map[uint64]*span.Span),
 		mappings:    make(map[uint64]*mapping),
 		locks:       make(map[uint64]heldLock),
+		surfaces:    make(map[uint64]*surfaceHandle),
 		cancels:     make(map[uint64]context.CancelCauseFunc),
 		pending:     make(map[uint64]*span.Span),
 		batches:     make(map[uint64]*batch),
@@ -189,6 +191,8 @@ func (s *session) jobDone(err error) {
 	s.settle()
 	s.mu.Unlock()
 }
+
+var errGuest = errors.New("a guest, who may pull surfaces and nothing else, sends data")
 
 var errGone = fmt.Errorf("the connection is gone: %w", net.ErrClosed)
 
@@ -345,8 +349,12 @@ func (s *session) readFrames(ctx context.Context) error {
 		switch h.Kind {
 		case wire.KindControl:
 			err = s.startControl(ctx, h)
-		case wire.KindTransfer, wire.KindRead, wire.KindFlush:
+		case wire.KindRead:
 			err = s.startData(ctx, h)
+		case wire.KindTransfer, wire.KindFlush:
+			if err = errGuest; !s.guest {
+				err = s.startData(ctx, h)
+			}
 		default:
 			err = fmt.Errorf("frame of kind %d from a client", h.Kind)
 		}
@@ -461,9 +469,12 @@ func (s *session) event(e control.Event) {
 // mappings are committed as unclean.
 func (s *session) cleanUp() {
 	s.mu.Lock()
-	mappings, locks, handles, pending := s.mappings, s.locks, s.handles, s.pending
-	s.mappings, s.locks, s.handles, s.pending = nil, nil, nil, nil
+	mappings, locks, handles, pending, surfaces := s.mappings, s.locks, s.handles, s.pending, s.surfaces
+	s.mappings, s.locks, s.handles, s.pending, s.surfaces = nil, nil, nil, nil, nil
 	s.mu.Unlock()
+	for _, h := range surfaces {
+		h.close()
+	}
 	for _, sp := range pending {
 		sp.CountCommit()
 	}
@@ -495,11 +506,11 @@ func (m *mapping) close(ctx context.Context, died bool) error {
 	return nil
 }
 
-// passFile sends a reply with a descriptor beside it.
-func (s *session) passFile(h wire.Header, v any, f *os.File) error {
+// passFiles sends a reply with descriptors beside it.
+func (s *session) passFiles(h wire.Header, v any, files ...*os.File) error {
 	payload, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return s.conn.WriteFrameFiles(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, payload, f)
+	return s.conn.WriteFrameFiles(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, payload, files...)
 }

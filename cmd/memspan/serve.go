@@ -89,6 +89,7 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.socket, "socket", "", "`path` of the unix socket (default $MEMSPAN_SOCKET, else $XDG_RUNTIME_DIR/memspan.sock)")
 	flags.StringArrayVar(&f.addresses, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one")
+	flags.StringArrayVar(&f.http, "http", nil, "`host:port` to serve surfaces on over HTTP, to whoever has a ticket: GET /surface/TICKET; encrypted unless on loopback; may be repeated")
 	flags.StringVar(&f.tokenFile, "token-file", "", "`file` with the token that TCP and TLS connections must present")
 	flags.BoolVar(&f.tls, "tls", false, "encrypt --listen on loopback addresses too")
 	flags.StringVar(&f.tlsDir, "tls-dir", "", "`directory` of the self-made certificate (default memspan in the user's configuration directory)")
@@ -135,18 +136,23 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	for _, ln := range listeners {
 		cfg.Addresses = append(cfg.Addresses, ln.address)
 	}
+	web, err := f.listenHTTP(ctx)
+	if err != nil {
+		closeAll(listeners, shared)
+		return err
+	}
 	// Everything that can be wrong with the command line has been found: the
 	// driver is started last.
 	srv, err := server.New(ctx, cfg)
 	if err != nil {
-		closeAll(listeners, shared)
+		closeAll(listeners, web, shared)
 		return err
 	}
 
 	if f.vramDevice != "" && !srv.Tiers().Has(memspan.VRAM) {
 		// Without a device the server goes on, but not without the one that
 		// was asked for.
-		closeAll(listeners, shared)
+		closeAll(listeners, web, shared)
 		return errors.Join(fmt.Errorf("--vram-device %s: there is no such device here; see what there is: memspan doctor", f.vramDevice), srv.Shutdown(ctx))
 	}
 
@@ -166,13 +172,19 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 			return srv.Serve(ctx, ln.Listener)
 		})
 	}
+	for _, ln := range web {
+		group.Go(func() error {
+			defer stop()
+			return serveHTTP(ctx, srv, ln.Listener)
+		})
+	}
 	for _, ln := range shared {
 		group.Go(func() error {
 			defer stop()
 			return srv.ServeBuffers(ctx, ln.Listener)
 		})
 	}
-	if err = f.announce(cfg, listeners, shared, asJSON, stdout, stderr); err != nil {
+	if err = f.announce(cfg, slices.Concat(listeners, web), shared, asJSON, stdout, stderr); err != nil {
 		stop()
 	}
 	notify(cfg.Logger, "READY=1")
