@@ -403,16 +403,16 @@ def _flat(data: Any) -> memoryview:
 class _Call:
     """A request that is not answered yet."""
 
-    __slots__ = ("kind", "id", "done", "finished", "dest", "reply", "files", "error", "then", "undo", "abandoned")
+    __slots__ = ("kind", "id", "done", "finished", "dest", "reply", "files", "error", "then", "undo", "abandoned", "passes")
 
     def __init__(self, kind: int, id: int) -> None:
         self.kind, self.id = kind, id
         self.done = threading.Lock()  # held until the answer is there
         self.done.acquire()
-        self.finished = self.abandoned = False
+        self.finished = self.abandoned = self.passes = False
         self.dest: Optional[memoryview] = None  # where a read's data goes
         self.reply: Any = None  # of control requests: the JSON object
-        self.files: List[int] = []  # descriptors that came with it
+        self.files: List[int] = []  # descriptors that came with it, if it passes any
         self.error: Optional[Error] = None
         self.then: Optional[Callable[[Dict[str, Any]], None]] = None  # called by the reader, before the next frame
         self.undo: Optional[Tuple[str, str]] = None  # operation and its argument, should nobody want the answer
@@ -469,30 +469,55 @@ class _Link:
         if self.error is not None:  # fail may have missed it
             self.pending.pop(c.id, None)
             self.mine()
-        try:
-            with self._sending:
-                self._write(c.kind, flags, c.id, prefix, data, files)
-        except OSError as e:
-            self.fail(PeerLost(f"sending failed: {e}") if not isinstance(e, BlockingIOError)
-                      else Stalled(f"the server took nothing for {self.timeout:g} s"))
-            self.mine()
-        except BaseException:
-            self.fail(Closed("a request was interrupted while it was being sent"))
-            raise
+        with self._sending:
+            self._write(c.kind, flags, c.id, prefix, data, files)
         self._drain()
 
-    def _write(self, kind: int, flags: int, id: int, prefix: bytes, data: Any, files: Sequence[int] = (), more: int = 0) -> None:
+    def _write(self, kind: int, flags: int, id: int, prefix: bytes, data: Any = b"", files: Sequence[int] = (),
+               dont_wait: bool = False) -> bool:
+        """Sends a frame, and returns whether: False only with dont_wait, if there
+        is no room. If a signal's handler raises meanwhile the frame is sent to its
+        end first, or not at all: others use the connection, too."""
         size = len(data)
         head = _Header(kind, flags, _RAW, id, len(prefix) + size, size, len(prefix)).encode() + prefix
+        parts = [memoryview(head), memoryview(data)] if size else [memoryview(head)]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _array.array("i", files))] if files else []
-        sent = self.sock.sendmsg([head, data] if size else [head], rights, socket.MSG_NOSIGNAL | more)
-        while sent < len(head):
-            sent += self.sock.send(memoryview(head)[sent:], socket.MSG_NOSIGNAL)
-        sent -= len(head)
-        if sent < size:
-            rest = memoryview(data)
-            while sent < size:
-                sent += self.sock.send(rest[sent:], socket.MSG_NOSIGNAL)
+        how = socket.MSG_NOSIGNAL | (socket.MSG_DONTWAIT if dont_wait else 0)
+        begun, torn, interrupt = False, True, None
+        try:
+            while parts:
+                # Between sendmsg and the note of what it sent no handler runs: both
+                # are called from C, by extend.
+                sent: List[int] = []
+                try:
+                    sent.extend(map(self.sock.sendmsg, [parts], [rights], [how]))
+                except BlockingIOError:
+                    if dont_wait and not begun:
+                        torn = False
+                        return False
+                    self.fail(Stalled(f"the server took nothing for {self.timeout:g} s"))
+                    self.mine()
+                except OSError as e:
+                    self.fail(PeerLost(f"sending failed: {e}"))
+                    self.mine()
+                except BaseException as e:
+                    if interrupt is not None or not begun and not sent:
+                        torn = begun
+                        raise
+                    interrupt = e
+                for n in sent:
+                    begun, rights, how = True, [], socket.MSG_NOSIGNAL
+                    while parts and n >= len(parts[0]):
+                        n -= len(parts.pop(0))
+                    if parts:
+                        parts[0] = parts[0][n:]
+            torn = False
+        finally:
+            if torn:
+                self.fail(Closed("a request was interrupted while it was being sent"))
+        if interrupt is not None:
+            raise interrupt
+        return True
 
     def farewell(self, op: str, args: Dict[str, Any]) -> None:
         """Sends a request whose answer does not matter. It waits for nothing and
@@ -503,25 +528,18 @@ class _Link:
 
     def _drain(self) -> None:
         while self._farewells and self.error is None and self._sending.acquire(blocking=False):
-            full = False
+            room = True
             try:
-                while self._farewells and not full:
-                    try:
-                        op, args = self._farewells.popleft()
-                    except IndexError:
-                        break
-                    try:
-                        self._write(_CONTROL, 0, next(self._unheard), b"", _request(op, args), more=socket.MSG_DONTWAIT)
-                    except BlockingIOError:  # whoever sends next sees to it
+                while self._farewells and room:
+                    op, args = self._farewells.popleft()
+                    room = self._write(_CONTROL, 0, next(self._unheard), b"", _request(op, args), dont_wait=True)
+                    if not room:  # whoever sends next sees to it
                         self._farewells.appendleft((op, args))
-                        full = True
-            except BaseException as e:
-                self.fail(PeerLost(f"sending failed: {e}"))
-                if not isinstance(e, OSError):
-                    raise
+            except Error:
+                return  # the connection is over, and with it all that is to be given up
             finally:
                 self._sending.release()
-            if full:
+            if not room:
                 return
 
     # Receiving
@@ -625,7 +643,8 @@ class _Link:
             c.reply = _parse_json(data, "an answer")
             if c.then is not None:
                 c.then(c.reply)
-        c.files = files.take()
+        if c.passes:
+            c.files = files.take()
         self._deliver(c, None)
 
     def _event(self, e: Dict[str, Any]) -> None:
@@ -642,7 +661,7 @@ class _Link:
 
     def _deliver(self, c: _Call, error: Optional[Error]) -> None:
         with self._delivery:
-            c.error, c.finished = error, True
+            c.error, c.finished = error and error.with_traceback(None), True
         if c.abandoned:
             self._undo(c)
         c.done.release()
@@ -686,11 +705,12 @@ class _Link:
             self.farewell(c.undo[0], {c.undo[1]: c.reply[c.undo[1]]})
 
     def ask(self, op: str, args: Dict[str, Any], want: Dict[str, type], *, timeout: Optional[float] = None,
-            undo: Optional[Tuple[str, str]] = None, files: Sequence[int] = (),
+            undo: Optional[Tuple[str, str]] = None, files: Sequence[int] = (), passes: bool = False,
             then: Optional[Callable[[Dict[str, Any]], None]] = None) -> _Call:
-        """A control request and its answer, in which the fields of want are."""
+        """A control request and its answer, in which the fields of want are. If the
+        answer passes descriptors they are the caller's."""
         c = self.call(_CONTROL)
-        c.undo, c.then = undo, then
+        c.undo, c.then, c.passes = undo, then, passes
         try:
             self.send(c, 0, b"", _request(op, args), files)
             if not self.wait(c, timeout):
@@ -702,19 +722,26 @@ class _Link:
         if c.error is not None:
             raise _placed(c.error, op)
         try:
-            _check(c.reply, op, want)
-        except Error as e:
+            self.check(c.reply, op, want)
+        except Error:
             _close_all(c.files)
-            self.fail(e)
             raise
         return c
+
+    def check(self, reply: Any, op: str, want: Dict[str, type]) -> None:
+        """Ends the connection to a daemon whose answer lacks fields."""
+        for name, kind in want.items():
+            if not isinstance(reply, dict) or not isinstance(reply.get(name), kind):
+                e = _broken(f"the answer to {op} has no {name}")
+                self.fail(e)
+                raise e
 
     # The end
 
     def fail(self, e: Error) -> None:
         """Ends the connection; all who wait get e."""
         if self.error is None:
-            self.error = e
+            self.error = e.with_traceback(None)  # whose frames hold what others want freed
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -753,16 +780,11 @@ def _close_all(files: Sequence[int]) -> None:
 
 
 def _request(op: str, args: Dict[str, Any]) -> bytes:
-    data = json.dumps({"op": op, "args": args} if args else {"op": op}, separators=(",", ":")).encode()
+    data = json.dumps({"op": op, "args": args}, separators=(",", ":")).encode()
     if len(data) > _MAX_DATA:
         raise Limit(f"a request of {len(data)} bytes: a message has at most {_MAX_DATA}", op=op)
     return data
 
-
-def _check(reply: Dict[str, Any], op: str, want: Dict[str, type]) -> None:
-    for name, kind in want.items():
-        if not isinstance(reply.get(name), kind):
-            raise _broken(f"the answer to {op} has no {name}")
 
 
 # Surfaces: tickets and manifests, docs/surface.md -------------------------------
@@ -1250,7 +1272,8 @@ class Span:
                 link.mapped[str(reply.get("mapping"))] = state
 
             c = link.ask("map", {"handle": handle.text, "offset": offset, "length": length, "mode": mode},
-                         {"mapping": str, "direct": bool}, undo=("unmap", "mapping"), then=known)
+                         {"mapping": str, "direct": bool}, undo=("unmap", "mapping"), then=known,
+                         passes=True)
             id = c.reply["mapping"]
             try:
                 if not c.reply["direct"]:
@@ -1258,12 +1281,11 @@ class Span:
                 if len(c.files) != 1 or not isinstance(c.reply.get("size"), int):
                     raise _broken("a mapping without its memory")
                 memory, lead = _map(c.files[0], c.reply["size"], offset, length, mode != READ)
-            except OSError as e:
+            except BaseException as e:
                 _forget(link, id)
+                if isinstance(e, Error) or not isinstance(e, OSError):
+                    raise
                 raise Limit(f"the memory could not be mapped: {e}") from e
-            except BaseException:
-                _forget(link, id)
-                raise
             finally:
                 _close_all(c.files)
         except Error as e:
@@ -1384,7 +1406,7 @@ class Surface:
 
     def _take(self, state: Dict[str, Any]) -> None:
         """Takes in what is there now."""
-        _check(state, "pull", {"sequence": int, "sealed": bool, "size": int, "count": int})
+        self._link.check(state, "pull", {"sequence": int, "sealed": bool, "size": int, "count": int})
         m = self.manifest._replace(size=state["size"], count=state["count"])
         self._sequence, self._sealed = state["sequence"], state["sealed"]
         self.manifest = m
@@ -1393,7 +1415,7 @@ class Surface:
         self._begin, self._wanted = self._ticket.allowed(m.size)
         first = self._begin // m.chunk
         for run in state.get("have") or ():
-            _check(run, "pull", {"first": int, "n": int})
+            self._link.check(run, "pull", {"first": int, "n": int})
             if run["first"] <= first < run["first"] + run["n"]:
                 end = min((run["first"] + run["n"]) * m.chunk, self._begin + self._wanted)
                 self._ready = max(self._ready, end - self._begin)
@@ -1558,7 +1580,7 @@ class Client:
 
     def _opened(self, op: str, args: Dict[str, Any]) -> Span:
         reply = self._link.ask(op, args, {"handle": str, "span": dict}, undo=("close", "handle")).reply
-        _check(reply["span"], op, {"id": str, "size": int})
+        self._link.check(reply["span"], op, {"id": str, "size": int})
         return Span(self, reply)
 
     def list(self) -> List[Dict[str, Any]]:
@@ -1571,7 +1593,7 @@ class Client:
             spans += found
             if not page.get("more") or not found:
                 return spans
-            _check(found[-1], "list", {"id": str})
+            self._link.check(found[-1], "list", {"id": str})
             args = {"after": found[-1]["id"]}
 
     def stats(self) -> Dict[str, Any]:
@@ -1689,7 +1711,7 @@ class Client:
         if ticket.encrypted:
             raise Unsupported("the surface is encrypted, and Python's library cannot decrypt it: use memspan pull", op="pull")
         call = self._link.ask("pull", {"ticket": str(ticket)}, {"handle": str, "direct": bool, "header": str, "state": dict},
-                              timeout=timeout, undo=("close", "handle"))
+                              timeout=timeout, undo=("close", "handle"), passes=True)
         surface = Surface(self, ticket, call)
         try:
             if not stream:
@@ -1796,7 +1818,7 @@ def connect(path: Union[None, str, "os.PathLike[str]"] = None, *, timeout: float
         if hello.error is not None:
             raise _placed(hello.error, "connect")
         welcome = hello.reply
-        _check(welcome, "hello", {"protocol": int, "block_size": int, "tiers": str})
+        link.check(welcome, "hello", {"protocol": int, "block_size": int, "tiers": str})
         block = welcome["block_size"]
         if welcome["protocol"] != _VERSION:
             raise BadVersion(f"the server speaks protocol version {welcome['protocol']}, this client {_VERSION}", op="connect")
