@@ -230,6 +230,10 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 		path = memspan.DefaultAddress()
 	}
 	path = strings.TrimPrefix(path, "unix:")
+	path, err := filepath.Abs(path) // tickets say it to processes elsewhere
+	if err != nil {
+		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+	}
 	if err := privateDir(filepath.Dir(path)); err != nil {
 		return listener{}, err
 	}

@@ -31,6 +31,7 @@ type serveFlags struct {
 	socket     string
 	vramBudget size
 	hostBudget size
+	surfaces   size
 	data       string
 	dataBudget size
 	vramDevice string
@@ -87,6 +88,7 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.StringVar(&f.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
 	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
 	flags.Var(&f.hostBudget, "host-budget", "most RAM that spans may take (default half of what is available)")
+	flags.Var(&f.surfaces, "surface-budget", "most RAM that exposed surfaces may take (default a quarter of what is available)")
 	flags.StringVar(&f.data, "data", "", "`directory` where spans with home disk outlive the daemon; made if missing")
 	flags.Var(&f.dataBudget, "data-budget", "most disk space that blocks may take (default what there is)")
 	flags.Var(&f.vramBudget, "vram-budget", "most device memory that spans may take (default 80 % of the device's)")
@@ -113,6 +115,9 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	listeners, err := f.listen(ctx)
 	if err != nil {
 		return err
+	}
+	for _, ln := range listeners {
+		cfg.Addresses = append(cfg.Addresses, ln.address)
 	}
 	// Everything that can be wrong with the command line has been found: the
 	// driver is started last.
@@ -180,8 +185,10 @@ func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
 		DataBudget: int64(f.dataBudget),
 		HostBudget: int64(f.hostBudget),
 		Token:      token,
-		IOTimeout:  f.ioTimeout,
-		Logger:     slog.New(handler),
+
+		SurfaceBudget: int64(f.surfaces),
+		IOTimeout:     f.ioTimeout,
+		Logger:        slog.New(handler),
 	}
 	for _, property := range f.hide {
 		if property != "host-visible" && property != "host-coherent" {

@@ -47,12 +47,9 @@ func Create(name string, size int64) (*Region, error) {
 	}
 	size = (size + page - 1) / page * page
 	name = name[:min(len(name), maxName)]
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	fd, err := create(name)
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "memfd:"+name)
 	if err := unix.Ftruncate(fd, size); err != nil {
@@ -69,6 +66,14 @@ func Create(name string, size int64) (*Region, error) {
 		return nil, os.NewSyscallError("mmap", err)
 	}
 	return &Region{file: file, mem: mem}, nil
+}
+
+func create(name string) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	return fd, os.NewSyscallError("memfd_create", err)
 }
 
 // Open maps a region that another process made and whose descriptor came from
