@@ -393,9 +393,14 @@ def _flat(data: Any) -> memoryview:
     """The bytes of anything that has the buffer protocol, in C order, without a
     copy where they lie so."""
     view = memoryview(data)
+    if not view.nbytes:
+        return memoryview(b"")
     if not view.c_contiguous:
-        view = memoryview(view.tobytes())
-    return pickle.PickleBuffer(view).raw() if view.nbytes else memoryview(b"")
+        return memoryview(view.tobytes())
+    try:
+        return view.cast("B")
+    except TypeError:  # a format that memoryview does not know, as numpy has some
+        return pickle.PickleBuffer(data).raw()
 
 
 # The connection ---------------------------------------------------------------
@@ -630,7 +635,8 @@ class _Link:
                 raise _broken(f"a frame that answers nothing: {h}")
         except BaseException as e:
             if c is not None and not c.finished:  # fail finds it no more
-                self._deliver(c, e if isinstance(e, Error) else PeerLost(f"receiving failed: {e!r}"))
+                # A copy: e gets a traceback, whose frames have c.
+                self._deliver(c, _placed(e, "") if isinstance(e, Error) else PeerLost(f"receiving failed: {e!r}"))
             raise
 
     def _answer(self, c: _Call, h: _Header, data: memoryview, files: "_Files") -> None:
@@ -661,7 +667,7 @@ class _Link:
 
     def _deliver(self, c: _Call, error: Optional[Error]) -> None:
         with self._delivery:
-            c.error, c.finished = error and error.with_traceback(None), True
+            c.error, c.finished = error, True
         if c.abandoned:
             self._undo(c)
         c.done.release()
@@ -734,14 +740,14 @@ class _Link:
             if not isinstance(reply, dict) or not isinstance(reply.get(name), kind):
                 e = _broken(f"the answer to {op} has no {name}")
                 self.fail(e)
-                raise e
+                raise _placed(e, op)
 
     # The end
 
     def fail(self, e: Error) -> None:
         """Ends the connection; all who wait get e."""
         if self.error is None:
-            self.error = e.with_traceback(None)  # whose frames hold what others want freed
+            self.error = e.with_traceback(None)  # whose frames have what others want to be freed
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
