@@ -5,12 +5,16 @@
 """
 
 import array
+import base64
 import contextlib
 import copy
 import gc
+import hashlib
+import hmac
 import itertools
 import json
 import os
+import pathlib
 import pickle
 import signal
 import socket
@@ -949,6 +953,364 @@ class Processes(DaemonTest):
             m.flush()
         view[1] = 1  # valid memory still
         self.assertEqual(span.stat()["unclean"], 0)
+
+
+class Formats(unittest.TestCase):
+    """Tickets and manifests: surface/testdata."""
+
+    directory = os.path.join(REPOSITORY, "surface", "testdata")
+
+    def tickets(self):
+        with open(os.path.join(self.directory, "tickets.json"), encoding="utf-8") as f:
+            return json.load(f)
+
+    def test_tickets(self):
+        seen = 0
+        for want in self.tickets():
+            ticket = memspan.Ticket(" " + want["text"] + "\n")
+            self.assertEqual(str(ticket), want["text"])
+            self.assertEqual((ticket.id, list(ticket.addresses), ticket.machine), (want["id"], want["addresses"], want["machine"]))
+            self.assertEqual(ticket.root and ticket.root.hex(), want.get("root"))
+            self.assertEqual(ticket.encrypted, "key" in want)
+            self.assertEqual(len(ticket.caveats), len(want.get("caveats", ())))
+            for got, c in zip(ticket.caveats, want.get("caveats", ())):
+                seen += 1
+                if c["kind"] == "range":
+                    self.assertEqual(got, ((c["offset"], c["length"]), None))
+                else:
+                    self.assertIsNone(got.range)
+                    self.assertEqual(round(got.expires.timestamp() * 1000), c["expires_ms"])
+        self.assertEqual(seen, 2)
+
+    def test_a_ticket_shows_nothing_by_accident(self):
+        ticket = memspan.Ticket(self.tickets()[0]["text"])
+        self.assertEqual(repr([ticket]), f"[<ticket of surface {ticket.id}>]")
+        self.assertEqual(f"{ticket}", self.tickets()[0]["text"])
+        again = pickle.loads(pickle.dumps(ticket))
+        self.assertEqual((again, again.id, again.addresses), (ticket, ticket.id, ticket.addresses))
+
+    def test_what_is_no_ticket(self):
+        good = self.tickets()[0]["text"]
+        for bad in ("", "mst1", "mst2" + good[4:], good[:-1], good + "A", good[:40] + "\n" + good[40:], good + "=", "mst1" + "A" * 9000,
+                    good[:50] + "+" + good[51:], "mst1\u00e4", good[:20] + good[21:]):
+            with self.assertRaises(memspan.Invalid):
+                memspan.Ticket(bad)
+        for i in range(4, len(good)):  # a letter mistyped
+            with self.assertRaises(memspan.Invalid):
+                memspan.Ticket(good[:i] + ("A" if good[i] != "A" else "B") + good[i + 1:])
+
+    def ticket(self, fields, version=1):
+        data = bytes([version]) + bytes(16) + bytes(32) + fields
+        data += struct.pack("<I", memspan._crc32c(data))
+        return memspan.Ticket("mst1" + base64.urlsafe_b64encode(data).decode().rstrip("="))
+
+    def test_fields(self):
+        self.assertEqual(self.ticket(b"\xff\x02xx" + b"\x01\x01a").addresses, ("a",))  # one that can be left out
+        for fields in (b"\x06\x00", b"\x01\x00", b"\x01\x02\xff\xfe", b"\x01\x02a\n", b"\x02\x01a", b"\x01", b"\x01\x05a",
+                       b"\x01\x81\x00a", b"\x01" + b"\x80" * 20, b"\x03\x20" + bytes(32) + b"\x03\x20" + bytes(32),
+                       b"\x02\x10" + bytes(16), b"\x05\x01\x09", b"\x05\x09\x02" + b"\xff" * 8, b"\x05\x11\x01" + b"\xff" * 16,
+                       b"\x05\x09\x02" + bytes(7) + b"\x00" + b"\x05\x09\x02" + bytes(8)):
+            with self.assertRaises(memspan.Invalid, msg=fields):
+                self.ticket(fields)
+        with self.assertRaises(memspan.Invalid):
+            self.ticket(b"", version=2)
+
+    def test_what_caveats_leave(self):
+        def between(offset, length):
+            return b"\x05\x11\x01" + struct.pack("<QQ", offset, length)
+        for fields, want in ((b"", (0, 1000)), (between(10, 20), (10, 20)), (between(10, 20) + between(15, 1 << 62), (15, 15)),
+                             (between(10, 20) + between(40, 5), (40, 0)), (between(990, 1 << 62), (990, 10)), (between(2000, 5), (1000, 0))):
+            self.assertEqual(self.ticket(fields).allowed(1000), want)
+
+    def test_manifests(self):
+        for file in sorted(f for f in os.listdir(self.directory) if f.endswith(".bin")):
+            with self.subTest(file):
+                with open(os.path.join(self.directory, file), "rb") as f:
+                    data = f.read()
+                with open(os.path.join(self.directory, file[:-4] + ".json"), encoding="utf-8") as f:
+                    want = json.load(f)
+                m = memspan.Manifest.parse(data)
+                for name in ("id", "name", "content_type", "size", "chunk", "count", "encrypted"):
+                    self.assertEqual(getattr(m, name), want[name])
+                self.assertEqual([d.hex() for d in m.digests], want["digests"])
+                for name in ("created", "expires"):
+                    t = getattr(m, name)
+                    self.assertEqual(round(t.timestamp() * 1000) if t else 0, want[name + "_ms"])
+                header = memspan.Manifest.parse(data[:want["header_size"]], header=True)
+                self.assertEqual(header, m._replace(digests=()))
+                for n in range(len(data)):  # cut short anywhere
+                    with self.assertRaises(memspan.Invalid):
+                        memspan.Manifest.parse(data[:n])
+                with self.assertRaises(memspan.Invalid):
+                    memspan.Manifest.parse(data + b"x")
+                for at, value in ((8, 2), (12, 2), (39, 0x60), (40, 1), (48, 99), (63, 0x7F)):  # version, flags, size, chunk, count, created
+                    bad = bytearray(data)
+                    bad[at] = value
+                    with self.assertRaises(memspan.Invalid, msg=at):
+                        memspan.Manifest.parse(bad)
+
+
+class Surfaces(DaemonTest):
+    def expose(self, source, **options):
+        ticket = self.client.expose(source, **options)
+
+        def revoke():
+            with contextlib.suppress(memspan.Error):
+                self.client.revoke(ticket)
+        self.addCleanup(revoke)
+        return ticket
+
+    def stat(self, ticket):
+        return [s for s in self.client.surfaces() if s["id"] == ticket.id][0]
+
+    def narrowed(self, ticket, offset, length):
+        """A ticket for a range, made as docs/surface.md says."""
+        data = base64.urlsafe_b64decode(ticket[4:] + "=" * (-len(ticket) % 4))[:-4]
+        caveat = b"\x01" + struct.pack("<QQ", offset, length)
+        secret = hmac.new(data[17:49], caveat, "sha256").digest()
+        data = data[:17] + secret + data[49:] + b"\x05" + bytes([len(caveat)]) + caveat
+        data += struct.pack("<I", memspan._crc32c(data))
+        return "mst1" + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    def written(self, **options):
+        """A surface that is written bit by bit: its handle and its ticket."""
+        reply = self.client._link.ask("expose", {"source": "written", "size": -1, **options}, {}).reply
+        return reply["handle"], memspan.Ticket(reply["ticket"])
+
+    def write(self, handle, offset, data):
+        self.client._write(int(handle), offset, memoryview(data))
+
+    def test_bytes(self):
+        content = os.urandom(5 * MIB + 321)
+        ticket = self.expose(content, name="größe", content_type="text/plain", expires=3600)
+        self.assertIsNotNone(ticket.root)
+        with memspan.connect() as other, other.pull(ticket) as surface:
+            self.assertEqual(surface.view, content)
+            self.assertTrue(surface.view.readonly)
+            m = surface.manifest
+            self.assertEqual((m.name, m.content_type, m.size, m.encrypted, m.id), ("größe", "text/plain", len(content), False, ticket.id))
+            self.assertAlmostEqual(m.expires.timestamp() - m.created.timestamp(), 3600, delta=5)
+            self.assertEqual(m.count, -(-m.size // m.chunk))
+            self.assertEqual(surface.root, ticket.root)
+            self.assertTrue(surface.complete)
+            self.assertEqual((len(surface), surface.ready, surface.offset, surface.wait()), (m.size, m.size, 0, m.size))
+            stat = self.stat(ticket)
+            self.assertEqual((stat["pullers"], stat["direct"], stat["given"]), (1, 1, 0))
+            self.assertLess(other._link._received, 4096)  # no byte of it crossed the socket
+        self.assertEqual(self.stat(ticket)["pullers"], 0)
+
+    def test_whatever_has_bytes(self):
+        for source, want in ((b"", b""), (bytearray(b"abc"), b"abc"), (memoryview(b"abcdef")[::2], b"ace"), (array.array("d", [2.5]), struct.pack("d", 2.5))):
+            with self.client.pull(self.expose(source)) as surface:
+                self.assertEqual(surface.view, want)
+
+    @unittest.skipIf(numpy is None, "without numpy")
+    def test_arrays(self):
+        a = numpy.arange(3 * 5 * 7, dtype=">f8").reshape(3, 5, 7)
+        b = self.client.pull(self.expose(a)).array(">f8", (3, 5, 7))
+        gc.collect()
+        self.assertTrue((a == b).all())
+        self.assertFalse(b.flags.writeable)
+        with self.assertRaises(ValueError):
+            b.flags.writeable = True
+
+    def test_what_is_exposed_stays(self):
+        source = bytearray(b"x" * MIB)
+        surface = self.client.pull(self.expose(source))
+        source[:] = b"y" * MIB
+        self.assertEqual(surface.view, b"x" * MIB)
+
+    def test_files_and_spans(self):
+        content = os.urandom(3 * MIB + 5)
+        with tempfile.NamedTemporaryFile() as f:
+            f.write(content)
+            f.flush()
+            ticket = self.expose(f.name)
+            with self.client.pull(ticket) as surface:
+                self.assertEqual(surface.view, content)
+                self.assertEqual(surface.manifest.name, os.path.basename(f.name))
+            with self.client.pull(self.expose(pathlib.Path(f.name), name="n")) as surface:
+                self.assertEqual(surface.manifest.name, "n")
+        with self.assertRaises(FileNotFoundError):
+            self.client.expose("/no/such/file")
+        span = self.alloc(len(content))
+        span.write(0, content)
+        with self.client.pull(self.expose(span)) as surface:
+            span.write(0, b"changed")
+            self.assertEqual(surface.view, content)
+
+    def test_a_sparse_file_beyond_4_gib(self):
+        with tempfile.TemporaryFile() as f:
+            size = (5 << 30) + 3
+            f.truncate(size)
+            os.pwrite(f.fileno(), b"end", size - 3)
+            os.pwrite(f.fileno(), b"middle", (1 << 32) - 3)
+            ticket = self.expose(f"/proc/self/fd/{f.fileno()}", name="sparse")
+        surface = self.client.pull(ticket)
+        view = surface.view
+        self.assertEqual(len(view), size)
+        self.assertEqual(bytes(view[-5:]), b"\0\0end")
+        self.assertEqual(bytes(view[(1 << 32) - 4:(1 << 32) + 4]), b"\0middle\0")
+        self.assertEqual(bytes(view[:3]), bytes(3))
+        self.assertLess(self.stat(ticket)["memory"], 64 * MIB)
+
+    def test_memory_outlives_everything(self):
+        content = os.urandom(MIB)
+        client = memspan.connect()
+        ticket = client.expose(content)
+        view = client.pull(ticket).view
+        self.client.revoke(ticket)
+        client.close()
+        gc.collect()
+        self.assertEqual(view, content)
+
+    def test_revoked(self):
+        ticket = self.expose(b"x")
+        self.client.revoke(ticket.id)
+        with self.assertRaises(memspan.Revoked):
+            self.client.pull(ticket)
+        self.assertNotIn(ticket.id, [s["id"] for s in self.client.surfaces()])
+        with self.assertRaises(memspan.NotFound):
+            self.client.revoke("0" * 32)
+
+    def test_expired(self):
+        ticket = self.expose(b"x", expires=0.001)
+
+        def expired():
+            try:
+                self.client.pull(ticket)
+            except memspan.Expired:
+                return True
+            return False
+        self.eventually(expired, "it does not expire")
+        for expires in (0, -1, float("nan"), float("inf")):
+            with self.assertRaises(memspan.Invalid):
+                self.client.expose(b"x", expires=expires)
+
+    def test_read_once(self):
+        content = os.urandom(2 * MIB + 7)
+        ticket = self.expose(content, read_once=True)
+        surface = self.client.pull(ticket)
+        with self.assertRaises(memspan.Taken):
+            self.client.pull(ticket)
+        self.assertEqual(surface.view, content)
+        self.assertEqual(surface.view, content)  # kept here
+        self.assertTrue(surface.view.readonly)
+
+    def test_ranges(self):
+        content = os.urandom(8 * MIB)
+        ticket = self.expose(content)
+        for offset, length, want in ((3 * MIB + 5, MIB, MIB), (7 * MIB + 1, 1 << 40, MIB - 1), (9 * MIB, 5, 0)):
+            surface = self.client.pull(self.narrowed(ticket, offset, length))
+            self.assertEqual(len(surface), want)
+            self.assertEqual(surface.view, content[offset:offset + length])
+            if want:
+                self.assertEqual(surface.offset, offset)
+
+    def test_wrong_tickets(self):
+        ticket = self.expose(b"x")
+        data = bytearray(base64.urlsafe_b64decode(ticket[4:] + "=" * (-len(ticket) % 4))[:-4])
+        data[20] ^= 1  # of the secret
+        wrong = "mst1" + base64.urlsafe_b64encode(data + struct.pack("<I", memspan._crc32c(data))).decode().rstrip("=")
+        with self.assertRaises(memspan.Unauthenticated):
+            self.client.pull(wrong)
+        with self.assertRaises(memspan.Invalid):
+            self.client.pull("mst1nonsense")
+
+    def test_encrypted_is_refused(self):
+        text = [t for t in Formats.tickets(Formats()) if "key" in t][0]["text"]
+        with self.assertRaisesRegex(memspan.Unsupported, "memspan pull"):
+            self.client.pull(text)
+        handle, ticket = self.written(encrypted=True)  # the ticket has not even a key
+        with self.assertRaises(memspan.Unsupported):
+            self.client.pull(ticket, stream=True)
+        self.client._link.ask("close", {"handle": handle}, {})
+
+    def test_a_stream(self):
+        content = os.urandom(3 * MIB + 77)
+        handle, ticket = self.written(chunk=MIB, name="stream")
+        other = memspan.connect()
+        self.addCleanup(other.close)
+        surface = other.pull(ticket, stream=True)
+        self.assertEqual((surface.ready, bytes(surface.view), surface.complete, surface.root), (0, b"", False, None))
+        with self.assertRaises(memspan.Canceled):
+            surface.wait(1, timeout=0.02)
+        with self.assertRaises(memspan.Canceled):
+            other.pull(ticket, timeout=0.02)
+        reached = []
+        waiter = threading.Thread(target=lambda: reached.append(surface.wait(2 * MIB)))
+        waiter.start()
+        self.eventually(lambda: self.stat(ticket)["waiting"] == 1, "nobody waits")
+        self.write(handle, 0, content[:2 * MIB])
+        waiter.join(30)
+        self.assertGreaterEqual(reached[0], 2 * MIB)
+        early = surface.view
+        self.assertEqual(early, content[:len(early)])
+        self.write(handle, 2 * MIB, content[2 * MIB:])
+        self.client._link.ask("seal", {"handle": handle}, {})
+        self.assertEqual(surface.wait(), len(content))
+        self.assertEqual(surface.wait(1 << 60), len(content))
+        self.assertEqual(surface.view, content)
+        self.assertEqual(early, content[:len(early)])
+        self.assertEqual(len(surface.root), 32)
+
+    def test_a_stream_that_fails(self):
+        handle, ticket = self.written()
+        surface = self.client.pull(ticket, stream=True)
+        failed = []
+
+        def wait():
+            try:
+                surface.wait()
+            except memspan.Error as e:
+                failed.append(e)
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        self.client._link.ask("close", {"handle": handle}, {})
+        waiter.join(30)
+        self.assertEqual(len(failed), 1, "it does not learn it")
+
+    def test_forgotten_surfaces_are_given_up(self):
+        ticket = self.expose(bytes(MIB))
+        before = descriptors()
+        for _ in range(50):
+            self.client.pull(ticket)
+        self.eventually(lambda: self.stat(ticket)["pullers"] == 0, "pullers stay")
+        self.assertEqual(descriptors(), before)
+        view = self.client.pull(ticket).view
+        self.assertEqual(descriptors(), before + 1)  # mmap's own
+        del view
+
+    def test_a_gigabyte_is_mapped_and_not_copied(self):
+        with tempfile.TemporaryFile() as f:
+            f.truncate(1 << 30)
+            ticket = self.expose(f"/proc/self/fd/{f.fileno()}")
+        surface = self.client.pull(ticket)
+        a = surface.array("float64")
+        self.assertEqual(a[1 << 20], 0)
+        self.assertLess(self.client._link._received, 8192)
+
+    def test_many_pullers(self):
+        content = os.urandom(MIB)
+        ticket = self.expose(content)
+
+        def run(i):
+            for _ in range(5):
+                with memspan.connect() as client, client.pull(ticket) as surface:
+                    self.assertEqual(surface.view, content)
+        Threads.run_all(self, run, 16)
+
+
+class AnothersSurface(unittest.TestCase):
+    """Pulls, through its own daemon, what another daemon exposes."""
+
+    def test_pull(self):
+        ticket = os.environ.get("MEMSPAN_TEST_TICKET")
+        if not ticket:
+            self.skipTest("MEMSPAN_TEST_TICKET is no ticket")
+        with memspan.connect() as client, client.pull(ticket) as surface:
+            self.assertEqual(hashlib.sha256(surface.view).hexdigest(), os.environ["MEMSPAN_TEST_SHA256"])
+            self.assertTrue([s for s in client.surfaces() if s["id"] == surface.manifest.id][0]["replica"])
 
 
 class Killed(unittest.TestCase):
