@@ -115,8 +115,11 @@ func (s *session) cancelRequest(h wire.Header, args json.RawMessage) error {
 
 // answerControl carries out a request, with the file that came with it or nil.
 func (s *session) answerControl(ctx context.Context, h wire.Header, req control.Request, file *os.File) error {
-	if req.Op == control.OpMap { // its reply may carry a descriptor
+	switch req.Op { // whose replies may carry descriptors
+	case control.OpMap:
 		return s.mapRange(ctx, h, req.Args)
+	case control.OpPull:
+		return s.pull(ctx, h, req.Args)
 	}
 	result, err := s.control(ctx, req, file)
 	if err != nil {

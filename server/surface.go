@@ -22,6 +22,7 @@ import (
 
 // A surfaceHandle is a surface that a session writes or has open.
 type surfaceHandle struct {
+	srv      *Server
 	exposure *surface.Exposure // being written, else nil
 	opening  *surface.Opening  // open, else nil
 
@@ -39,6 +40,7 @@ func (h *surfaceHandle) close() {
 	}
 	if h.opening != nil {
 		h.opening.Close()
+		h.srv.replicas.left(h.opening.ID())
 	}
 }
 
@@ -159,7 +161,7 @@ func (s *session) expose(ctx context.Context, a control.Expose, file *os.File) (
 		if err != nil {
 			return control.Exposed{}, err
 		}
-		h := &surfaceHandle{exposure: e}
+		h := &surfaceHandle{srv: s.srv, exposure: e}
 		reply, err := s.srv.exposed(e)
 		if err == nil {
 			reply.Handle, err = s.addSurface(h)
@@ -346,7 +348,7 @@ func (s *session) who() string {
 	if host, _, err := net.SplitHostPort(s.peer.Peer); err == nil {
 		return host
 	}
-	return "unix"
+	return here
 }
 
 // answerOpened gives an opening a handle, and the client what it needs.
@@ -367,7 +369,7 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 		memory, page, err = o.Files()
 	}
 	if err == nil {
-		reply.Handle, err = s.addSurface(&surfaceHandle{opening: o})
+		reply.Handle, err = s.addSurface(&surfaceHandle{srv: s.srv, opening: o})
 	}
 	if err != nil {
 		o.Close()

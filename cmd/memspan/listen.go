@@ -26,6 +26,7 @@ import (
 // clients there prove who they are.
 type listenFlags struct {
 	addresses   []string
+	http        []string
 	tokenFile   string
 	tls         bool
 	tlsDir      string
@@ -72,8 +73,8 @@ func (f *listenFlags) check() error {
 	switch {
 	case (f.tlsCert == "") != (f.tlsKey == ""):
 		return usagef("--tls-cert and --tls-key go together")
-	case len(f.addresses) == 0 && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
-		return usagef("TLS is for the network: add --listen HOST:PORT")
+	case len(f.addresses)+len(f.http) == 0 && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
+		return usagef("TLS is for the network: add --listen HOST:PORT or --http HOST:PORT")
 	case f.tlsDir != "" && f.tlsCert != "":
 		return usagef("--tls-dir is for a self-made certificate; leave it out, or --tls-cert and --tls-key")
 	}

@@ -127,3 +127,21 @@ func Freeze(*os.File) error { return errNeedsLinux }
 
 // Frozen returns false.
 func Frozen(*os.File) bool { return false }
+
+// A Draft is memory that is written and then frozen, on Linux.
+type Draft struct{}
+
+// NewDraft fails on this system.
+func NewDraft(string, int64) (*Draft, error) { return nil, errNeedsLinux }
+
+// Bytes returns nil.
+func (d *Draft) Bytes() []byte { return nil }
+
+// File returns nil.
+func (d *Draft) File() *os.File { return nil }
+
+// Freeze fails on this system.
+func (d *Draft) Freeze() error { return errNeedsLinux }
+
+// Close does nothing.
+func (d *Draft) Close() error { return nil }

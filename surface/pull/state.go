@@ -76,8 +76,9 @@ func parseState(b []byte) (*partState, error) {
 	}
 	number := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[73+8*i:])) }
 	p.chunk, p.window.off, p.window.end = number(0), number(1), number(2)
+	words := number(3)
 	b = b[stateFixed:]
-	if words := number(3); words < 0 || words > int64(len(b)) || words*8 != int64(len(b)) || p.chunk < surface.MinChunk || p.chunk > surface.MaxChunk ||
+	if words < 0 || words > int64(len(b)) || words*8 != int64(len(b)) || p.chunk < surface.MinChunk || p.chunk > surface.MaxChunk ||
 		p.window.off < 0 || p.window.end < p.window.off || p.window.end > surface.MaxSize {
 		return nil, fmt.Errorf("chunk of %d bytes, [%d, %d): %w", p.chunk, p.window.off, p.window.end, errState)
 	}

@@ -397,11 +397,11 @@ func (s *Surface) watch() {
 			if last, ok := sources[c]; ok && last.bytes == now.bytes && len(c.pending) > 0 && !c.held {
 				now.quiet = last.quiet + 1
 			}
-			switch now.quiet {
-			case 1: // waiting for news may take its time: ask for a sign of life
+			switch {
+			case now.quiet == 1 && c.inflight == 0: // news may take their time: ask for a sign of life
 				c.ping = true
 				c.poke()
-			case 3:
+			case now.quiet == 3:
 				c.dropLocked(&wire.Error{Code: wire.Stalled, Message: fmt.Sprintf("nothing came for %v", s.options.Dial.IOTimeout)})
 			}
 			sources[c] = now

@@ -18,6 +18,8 @@ import (
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/surface/pull"
+	"github.com/memspan/memspan/wire/control"
+	dialer "github.com/memspan/memspan/wire/dial"
 )
 
 // someBytes returns n bytes that nobody can foresee.
@@ -256,4 +258,66 @@ func TestSurfaceBudget(t *testing.T) {
 	check(t, c.Revoke(t.Context(), done.Ticket.ID))
 	_, err = c.ExposeBytes(t.Context(), make([]byte, 6<<20), memspan.ExposeOptions{})
 	check(t, err)
+}
+
+// A daemon that pulls for its clients hands them the memory, and serves on what it
+// has gathered to others.
+func TestReplica(t *testing.T) {
+	t.Parallel()
+	origin, near := start(t, settings{}), start(t, settings{})
+	content := someBytes(4<<20 + 17)
+	done, err := origin.dial(t, "unix").ExposeBytes(t.Context(), content, memspan.ExposeOptions{Chunk: 64 << 10, Name: "it"})
+	check(t, err)
+	ticket := origin.ticketTo(done.Ticket, "tls")
+	text, err := ticket.Text()
+	check(t, err)
+
+	conn, err := dialer.Dial(t.Context(), near.Addresses["unix"], dialer.Options{})
+	check(t, err)
+	defer conn.Wire.Close()
+	var opened control.SurfaceOpened
+	check(t, conn.Ask(t.Context(), control.OpPull, control.SurfacePull{Ticket: text}, &opened))
+	if !opened.Direct {
+		t.Fatal("the daemon does not hand the memory over")
+	}
+	memory, err := conn.Files.Take()
+	check(t, err)
+	defer memory.Close()
+	file, err := conn.Files.Take()
+	check(t, err)
+	defer file.Close()
+	page, err := surface.OpenAvailability(file)
+	check(t, err)
+	defer page.Close()
+	for i := range int64(65) {
+		check(t, page.Wait(t.Context(), i))
+	}
+	got := make([]byte, len(content))
+	_, err = memory.ReadAt(got, 0)
+	check(t, err)
+	if !bytes.Equal(got, content) {
+		t.Error("other bytes")
+	}
+
+	// From both at once, and from the replica when its origin is gone.
+	by := pull.Options{Copy: true, From: []string{near.Addresses["tls"]}}
+	got, err = pullAll(t, ticket, by)
+	check(t, err)
+	if !bytes.Equal(got, content) {
+		t.Error("from two: other bytes")
+	}
+	check(t, origin.shutdown())
+	got, err = pullAll(t, ticket, by)
+	check(t, err)
+	if !bytes.Equal(got, content) {
+		t.Error("from the replica: other bytes")
+	}
+
+	c := near.dial(t, "unix")
+	check(t, conn.Wire.Close())
+	eventually(t, "the replica, which nobody has open, is gone", func() bool {
+		list, err := c.Surfaces(t.Context())
+		check(t, err)
+		return len(list) == 0
+	})
 }
