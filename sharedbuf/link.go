@@ -83,6 +83,10 @@ func (l *link) read() {
 		delete(l.pending, reply.ID)
 		known := waiting || reply.ID > 0 && reply.ID <= l.next
 		l.mu.Unlock()
+		if failure := reply.Failure(); !waiting && reply.ID == 0 && failure != nil { // it does not let us in, or ends the connection
+			l.fail(failure)
+			return
+		}
 		if !known { // of those that were asked somebody may have given up waiting
 			l.fail(&Error{Code: ErrPeerLost, Message: fmt.Sprintf("the host broke the protocol: it answered request %d, which was not asked", reply.ID)})
 			return

@@ -28,6 +28,7 @@ import (
 // clients there prove who they are.
 type listenFlags struct {
 	addresses   []string
+	http        []string
 	tokenFile   string
 	tls         bool
 	tlsDir      string
@@ -44,7 +45,7 @@ type listener struct {
 
 // listen opens all listeners, or none.
 func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
-	if err := f.check(); err != nil {
+	if err := f.check(len(f.addresses)+len(f.http)+len(f.shared.listen) > 0); err != nil {
 		return nil, err
 	}
 	var open []listener
@@ -56,7 +57,7 @@ func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
 		}
 	}()
 	for _, address := range f.addresses {
-		ln, err := f.listenTCP(ctx, address, f.encrypted, server.TLSListener)
+		ln, err := f.listenTCP(ctx, "listen", address, f.encrypted, server.TLSListener)
 		if err != nil {
 			return nil, err
 		}
@@ -69,13 +70,14 @@ func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
 	return append([]listener{ln}, open...), nil
 }
 
-// check refuses flags that do not go together.
-func (f *listenFlags) check() error {
+// check refuses flags that do not go together. network says whether anything
+// listens on the network.
+func (f *listenFlags) check(network bool) error {
 	switch {
 	case (f.tlsCert == "") != (f.tlsKey == ""):
 		return usagef("--tls-cert and --tls-key go together")
-	case len(f.addresses) == 0 && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
-		return usagef("TLS is for the network: add --listen HOST:PORT")
+	case !network && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
+		return usagef("TLS is for the network: add --listen HOST:PORT, or another address to listen on")
 	case f.tlsDir != "" && f.tlsCert != "":
 		return usagef("--tls-dir is for a self-made certificate; leave it out, or --tls-cert and --tls-key")
 	}
@@ -107,12 +109,12 @@ func (f *listenFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
 }
 
-// listenTCP listens on address, with TLS if encrypted says so: that is what
-// overTLS makes of the listener.
-func (f *listenFlags) listenTCP(ctx context.Context, address string, encrypted func(*net.TCPAddr) (bool, error), overTLS func(net.Listener, *tls.Config) net.Listener) (listener, error) {
+// listenTCP listens on the address that a flag has, with TLS if encrypted says
+// so: that is what overTLS makes of the listener.
+func (f *listenFlags) listenTCP(ctx context.Context, flag, address string, encrypted func(*net.TCPAddr) (bool, error), overTLS func(net.Listener, *tls.Config) net.Listener) (listener, error) {
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return listener{}, usagef("--listen %s: %w; want HOST:PORT", address, err)
+		return listener{}, usagef("--%s %s: %w; want HOST:PORT", flag, address, err)
 	}
 	if addr.IP == nil {
 		addr.IP = net.IPv6unspecified // what an empty host means to net.Listen
@@ -131,13 +133,13 @@ func (f *listenFlags) listenTCP(ctx context.Context, address string, encrypted f
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", addr.String())
 	if err != nil {
-		return listener{}, fmt.Errorf("--listen %s: %w", address, err)
+		return listener{}, fmt.Errorf("--%s %s: %w", flag, address, err)
 	}
 	host := dialHost(address, addr)
 	_, port, err := net.SplitHostPort(ln.Addr().String())
 	if err != nil {
 		ln.Close()
-		return listener{}, fmt.Errorf("--listen %s: %w", address, err)
+		return listener{}, fmt.Errorf("--%s %s: %w", flag, address, err)
 	}
 	if !secure {
 		return listener{ln, "tcp://" + net.JoinHostPort(host, port)}, nil
@@ -245,6 +247,10 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 		path = memspan.DefaultAddress()
 	}
 	path = strings.TrimPrefix(path, "unix:")
+	path, err := filepath.Abs(path) // tickets say it to processes elsewhere
+	if err != nil {
+		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+	}
 	if err := privateDir(filepath.Dir(path)); err != nil {
 		return listener{}, err
 	}
@@ -293,9 +299,8 @@ func privateDir(dir string) error {
 	if err != nil {
 		return fmt.Errorf("the socket's directory: %w", err)
 	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if ok && owner.Uid != 0 && int(owner.Uid) != os.Getuid() {
-		return fmt.Errorf("the socket's directory %s belongs to user %d; choose another with --socket", dir, owner.Uid)
+	if uid, ok := ownerOf(info); ok && uid != 0 && uid != os.Getuid() {
+		return fmt.Errorf("the socket's directory %s belongs to user %d; choose another with --socket", dir, uid)
 	}
 	return nil
 }

@@ -47,12 +47,9 @@ func Create(name string, size int64) (*Region, error) {
 	}
 	size = (size + page - 1) / page * page
 	name = name[:min(len(name), maxName)]
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	fd, err := create(name)
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "memfd:"+name)
 	if err := unix.Ftruncate(fd, size); err != nil {
@@ -71,6 +68,14 @@ func Create(name string, size int64) (*Region, error) {
 	return &Region{file: file, mem: mem}, nil
 }
 
+func create(name string) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	return fd, os.NewSyscallError("memfd_create", err)
+}
+
 // Open maps a region that another process made and whose descriptor came from
 // it. It refuses a descriptor that is not sealed against shrinking, or that is
 // smaller than size bytes. On success the region owns file.
@@ -83,6 +88,15 @@ func Open(file *os.File, size int64) (*Region, error) {
 		return nil, os.NewSyscallError("mmap", err)
 	}
 	return &Region{file: file, mem: mem}, nil
+}
+
+// Duplicate returns one more descriptor of the same file.
+func Duplicate(file *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
 }
 
 // CheckSealed fails unless file is one whose first size bytes nobody can take
@@ -156,6 +170,13 @@ func (r *Region) Punch(off, n int64) error {
 	return os.NewSyscallError("fallocate(PUNCH_HOLE)", ignoringEINTR(func() error {
 		return unix.Fallocate(int(r.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	}))
+}
+
+// Populate makes the pages of [off, off+n), which lie within the region, ready to
+// be stored to: at once, where each would fault by itself. It is a hint: a kernel
+// before 5.14 takes none.
+func (r *Region) Populate(off, n int64) {
+	_ = unix.Madvise(r.mem[off:off+n], unix.MADV_POPULATE_WRITE)
 }
 
 // Alias maps the first n bytes, rounded up to whole pages, once more and

@@ -42,6 +42,9 @@ func (r *Region) Allocate(int64, int64) error { return errNeedsLinux }
 // Punch fails on this system.
 func (r *Region) Punch(int64, int64) error { return errNeedsLinux }
 
+// Populate does nothing.
+func (r *Region) Populate(int64, int64) {}
+
 // Alias fails on this system.
 func (r *Region) Alias(int64) ([]byte, error) { return nil, errNeedsLinux }
 
@@ -51,14 +54,35 @@ func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
 // NextData fails on this system.
 func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux }
 
-// MapRange fails on this system.
-func MapRange(*os.File, int64, int64, bool) ([]byte, error) { return nil, errNeedsLinux }
-
-// CheckSealed fails on this system.
-func CheckSealed(*os.File, int64) error { return errNeedsLinux }
-
-// Unmap fails on this system.
-func Unmap([]byte) error { return errNeedsLinux }
+// Duplicate fails on this system.
+func Duplicate(*os.File) (*os.File, error) { return nil, errNeedsLinux }
 
 // Close does nothing.
 func (r *Region) Close() error { return nil }
+
+// Blank fails on this system.
+func Blank(string) (*os.File, error) { return nil, errNeedsLinux }
+
+// Freeze fails on this system.
+func Freeze(*os.File) error { return errNeedsLinux }
+
+// Frozen returns false.
+func Frozen(*os.File) bool { return false }
+
+// A Draft is memory that is written and then frozen, on Linux.
+type Draft struct{}
+
+// NewDraft fails on this system.
+func NewDraft(string, int64) (*Draft, error) { return nil, errNeedsLinux }
+
+// Bytes returns nil.
+func (d *Draft) Bytes() []byte { return nil }
+
+// File returns nil.
+func (d *Draft) File() *os.File { return nil }
+
+// Freeze fails on this system.
+func (d *Draft) Freeze() error { return errNeedsLinux }
+
+// Close does nothing.
+func (d *Draft) Close() error { return nil }

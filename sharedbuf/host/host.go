@@ -10,7 +10,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -85,7 +84,7 @@ func New(config Config) (*Host, error) {
 	setDefault(&config.MaxInFlight, DefaultMaxInFlight)
 	setDefault(&config.IOTimeout, DefaultIOTimeout)
 	setDefault(&config.Sweep, DefaultSweep)
-	setDefault(&config.MaxAllCopies, memlimit.Read(os.DirFS("/")).Usable()/2)
+	setDefault(&config.MaxAllCopies, memlimit.System().Usable()/2)
 	setDefault(&config.MaxAllCopies, DefaultMaxAllCopies)
 	setDefault(&config.MaxCopies, config.MaxAllCopies)
 	if config.MaxCopies < 0 || config.MaxAllCopies < 0 || config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memfd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Published is a memfd that this process alone writes, and that others only
+// read while it grows: nobody can shrink it, nor ever get a writable mapping or
+// write to it, whatever they do with a descriptor of it. In the end it is frozen,
+// and then this process cannot write it either.
+//
+// Its methods may be called concurrently, but Grow, Fix, Freeze and Close
+// with each other or with uses of the memory.
+type Published struct {
+	file     *os.File // writable; nil once frozen
+	readers  *os.File // read-only
+	writable []byte   // nil once frozen
+	mem      []byte   // read-only
+	limit    int64
+}
+
+// Publish makes memory of 0 bytes that can grow to limit. It takes address space
+// for limit, twice, and no memory.
+func Publish(name string, limit int64) (*Published, error) {
+	if limit < 0 || limit > 1<<46 {
+		return nil, fmt.Errorf("memfd: publish %q: limit %d is no size of memory", name, limit)
+	}
+	name = name[:min(len(name), maxName)]
+	fd, err := create(name)
+	if err != nil {
+		return nil, err
+	}
+	p := &Published{file: os.NewFile(uintptr(fd), "memfd:"+name), limit: limit}
+	if err := p.publish(fd); err != nil {
+		p.Close()
+		return nil, fmt.Errorf("memfd: publish %q of up to %d bytes: %w", name, limit, err)
+	}
+	return p, nil
+}
+
+func (p *Published) publish(fd int) (err error) {
+	// Other users cannot open it anew by the descriptor that they are passed.
+	if err := unix.Fchmod(fd, 0o400); err != nil {
+		return os.NewSyscallError("fchmod", err)
+	}
+	length := int(max(p.limit, 1)) // a mapping of 0 bytes cannot be
+	if p.writable, err = unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE); err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_FUTURE_WRITE); err != nil {
+		return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
+	}
+	return p.openReadOnly(fd, length)
+}
+
+// openReadOnly opens and maps it such that the mapping does not count as one that may become writable,
+// which would forbid the seal.
+func (p *Published) openReadOnly(fd, length int) (err error) {
+	if p.readers, err = os.Open("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
+		return err
+	}
+	p.mem, err = unix.Mmap(int(p.readers.Fd()), 0, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	return os.NewSyscallError("mmap", err)
+}
+
+// Adopt takes a memfd that another process made, and that nobody can write,
+// shrink or grow any more. On success it has a descriptor of its own; file stays
+// the caller's.
+func Adopt(file *os.File) (*Published, error) {
+	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	got, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: adopt %s, which is no memfd: %w", file.Name(), os.NewSyscallError("fcntl(F_GET_SEALS)", err))
+	}
+	if got&want != want {
+		return nil, fmt.Errorf("memfd: adopt %s: its seals are %#x, which allow changes: F_SEAL_WRITE, F_SEAL_SHRINK and F_SEAL_GROW are needed", file.Name(), got)
+	}
+	var system unix.Statfs_t
+	if err := unix.Fstatfs(int(file.Fd()), &system); err != nil {
+		return nil, os.NewSyscallError("fstatfs", err)
+	}
+	if system.Type != unix.TMPFS_MAGIC { // reading a hole of hugetlbfs may fault
+		return nil, fmt.Errorf("memfd: adopt %s: huge pages of hugetlbfs: %w", file.Name(), errors.ErrUnsupported)
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	p := &Published{limit: info.Size()}
+	if p.limit > 1<<46 {
+		return nil, fmt.Errorf("memfd: adopt %s: %d bytes are too many", file.Name(), p.limit)
+	}
+	if err := p.openReadOnly(int(file.Fd()), int(max(p.limit, 1))); err != nil {
+		p.Close()
+		return nil, fmt.Errorf("memfd: adopt %s: %w", file.Name(), err)
+	}
+	return p, nil
+}
+
+// Limit returns the size up to which it can grow, and for which Bytes and Writable have room.
+func (p *Published) Limit() int64 { return p.limit }
+
+// Bytes returns the memory, read-only: a store to it is a fault, and so is a
+// load from behind what it has grown to. It is valid until Close.
+func (p *Published) Bytes() []byte { return p.mem[:p.limit] }
+
+// Writable returns the memory for storing to what it has grown to, valid until
+// Freeze or Close; nil after them.
+func (p *Published) Writable() []byte {
+	if p.writable == nil {
+		return nil
+	}
+	return p.writable[:p.limit]
+}
+
+// File returns a read-only descriptor, for passing to other processes. It stays
+// owned by p.
+func (p *Published) File() *os.File { return p.readers }
+
+// Grow makes it at least size bytes long. The new ones are zeros, and take no memory.
+func (p *Published) Grow(size int64) error {
+	if size < 0 || size > p.limit {
+		return fmt.Errorf("memfd: grow to %d bytes of at most %d", size, p.limit)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(p.file.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Size >= size {
+		return nil
+	}
+	return os.NewSyscallError("ftruncate", ignoringEINTR(func() error { return unix.Ftruncate(int(p.file.Fd()), size) }))
+}
+
+// Fix keeps it from growing further, for everybody.
+func (p *Published) Fix() error {
+	_, err := unix.FcntlInt(p.file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW)
+	return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
+}
+
+// Populate takes the memory of [off, off+n), rounded to whole pages, from the
+// system: a store there does not fault any more. Without memory it fails, where a
+// store would kill the process.
+func (p *Published) Populate(off, n int64) error {
+	if off < 0 || n < 0 || off > p.limit || n > p.limit-off {
+		return fmt.Errorf("memfd: populate [%d, +%d) of %d bytes", off, n, p.limit)
+	}
+	if n == 0 {
+		return nil
+	}
+	start := off &^ int64(os.Getpagesize()-1)
+	err := ignoringEINTR(func() error { return unix.Madvise(p.writable[start:off+n], unix.MADV_POPULATE_WRITE) })
+	if errors.Is(err, unix.EINVAL) { // Linux 5.13
+		err = ignoringEINTR(func() error { return unix.Fallocate(int(p.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n) })
+	}
+	if errors.Is(err, unix.EFAULT) { // what madvise calls a fault for want of memory
+		err = unix.ENOMEM
+	}
+	return os.NewSyscallError("take memory", err)
+}
+
+// Freeze ends writing, for ever and for everybody, and growing. It is idempotent.
+func (p *Published) Freeze() error {
+	if p.file == nil {
+		return nil
+	}
+	writable := p.writable
+	p.writable = nil
+	if err := unix.Munmap(writable); err != nil {
+		return os.NewSyscallError("munmap", err)
+	}
+	fd := p.file.Fd()
+	const size = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	_, err := unix.FcntlInt(fd, unix.F_ADD_SEALS, size|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL)
+	if err != nil {
+		// A reader that keeps pages busy (in a pipe) can forbid this seal. That
+		// nobody gets to write anew holds since the beginning, and the one
+		// mapping that could is gone: it is frozen all the same.
+		_, err = unix.FcntlInt(fd, unix.F_ADD_SEALS, size|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
+	}
+	file := p.file
+	p.file = nil
+	return file.Close()
+}
+
+// Resident returns how many bytes of the system's memory it holds.
+func (p *Published) Resident() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(p.readers.Fd()), &st); err != nil {
+		return 0, os.NewSyscallError("fstat", err)
+	}
+	return st.Blocks * 512, nil
+}
+
+// ReadAt copies from the memory without making holes cost any.
+func (p *Published) ReadAt(b []byte, off int64) (int, error) { return p.readers.ReadAt(b, off) }
+
+// Close unmaps and closes it. The memory lives on while others map it or have a
+// descriptor.
+func (p *Published) Close() error {
+	var errs []error
+	for _, mem := range [][]byte{p.writable, p.mem} {
+		if mem != nil {
+			errs = append(errs, os.NewSyscallError("munmap", unix.Munmap(mem)))
+		}
+	}
+	for _, f := range []*os.File{p.file, p.readers} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	p.writable, p.mem, p.file = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// Size returns the length of memory whose descriptor came from another process, in
+// bytes.
+func Size(file *os.File) (int64, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("memfd: size of %s: %w", file.Name(), err)
+	}
+	return info.Size(), nil
+}
+
+// A Limits says what the system allows this process, in bytes; 0: no limit.
+type Limits struct {
+	File         int64 // RLIMIT_FSIZE, of each file: growing beyond it kills the process
+	AddressSpace int64 // RLIMIT_AS, of all mappings together
+}
+
+// ReadLimits returns what holds now.
+func ReadLimits() Limits {
+	limit := func(resource int) int64 {
+		var l unix.Rlimit
+		if unix.Getrlimit(resource, &l) != nil || l.Cur > 1<<62 {
+			return 0
+		}
+		return max(int64(l.Cur), 1)
+	}
+	return Limits{File: limit(unix.RLIMIT_FSIZE), AddressSpace: limit(unix.RLIMIT_AS)}
+}
+
+// Data returns where the data of a file is: ascending ranges {offset, end} of [0,
+// size), of which no two touch. What is between them reads as zeros. It returns at
+// most limit of them; the last then goes on to the end, holes or not. It moves the
+// file's offset. Where the file system knows no holes it is all data.
+func Data(file *os.File, size int64, limit int) ([][2]int64, error) {
+	var found [][2]int64
+	for at := int64(0); at < size; {
+		begin, err := unix.Seek(int(file.Fd()), at, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO):
+			return found, nil
+		case errors.Is(err, unix.EINVAL): // no such operation here
+			begin = at
+		case err != nil:
+			return nil, &os.PathError{Op: "lseek(SEEK_DATA)", Path: file.Name(), Err: err}
+		}
+		if begin >= size {
+			break
+		}
+		end := size
+		if len(found) < limit-1 {
+			if e, err := unix.Seek(int(file.Fd()), begin, unix.SEEK_HOLE); err == nil && e > begin {
+				end = min(e, size)
+			}
+		}
+		found = append(found, [2]int64{begin, end})
+		at = end
+	}
+	return found, nil
+}

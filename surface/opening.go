@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package surface
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A Request asks a store to open a surface.
+type Request struct {
+	Who            string   // asks, for limiting how often he may be wrong: an address, a user
+	ID             ID       //
+	Caveats        [][]byte // see Ticket.EncodedCaveats
+	Proof          Proof    // see Ticket.Proof
+	Nonce, Binding [32]byte // that the proof has to be made with
+}
+
+// An Opening is a puller's hold on a surface. Its methods may be called
+// concurrently; Close must come last.
+type Opening struct {
+	e           *Exposure
+	restriction Restriction
+	direct      sync.Once // counts it as such
+	closing     sync.Once
+
+	mu    sync.Mutex
+	given []Range // of what is stored: what a read-once surface gave out; ascending, apart
+}
+
+// maxGiven bounds Opening.given: a puller reads in longer runs.
+const maxGiven = 4096
+
+// Open opens a surface for who proves to have a ticket of it. Without that it
+// fails with ErrTicket, whether there is such a surface or not, or with ErrBusy if the
+// same asker was wrong too often lately; with ErrFormat or ErrLimit if the caveats are
+// none. Who proved it is told ErrExpired, ErrRevoked, ErrTaken, ErrFailed or ErrClosed.
+func (s *Store) Open(r Request) (*Opening, error) {
+	o, err := s.open(r)
+	if err != nil {
+		return nil, fmt.Errorf("open surface %v: %w", r.ID, err)
+	}
+	return o, nil
+}
+
+func (s *Store) open(r Request) (*Opening, error) {
+	if !s.tries.allowed(r.Who) {
+		return nil, ErrBusy
+	}
+	s.mu.Lock()
+	e, stone := s.live[r.ID], s.gone[r.ID]
+	s.mu.Unlock()
+	ticket, reason := &s.dummy, error(ErrTicket)
+	switch {
+	case e != nil:
+		ticket, reason = &e.ticket, nil
+	case stone.reason != nil:
+		ticket, reason = &stone.ticket, stone.reason
+	}
+	restriction, err := ticket.Verify(r.Caveats, r.Proof, r.Nonce, r.Binding)
+	if err != nil {
+		s.tries.wrong(r.Who)
+		return nil, err
+	}
+	if reason != nil {
+		return nil, reason
+	}
+	o := &Opening{e: e, restriction: restriction}
+	if err := o.valid(); err != nil {
+		return nil, err
+	}
+	return o, e.claim()
+}
+
+// claim counts an opening, unless the surface has ended or is somebody else's.
+func (e *Exposure) claim() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.reason != nil:
+		return e.reason
+	case e.readOnce && e.claimed:
+		return ErrTaken
+	}
+	e.claimed = true
+	e.holds++
+	e.pulls.Add(1)
+	e.pullers.Add(1)
+	return nil
+}
+
+// valid fails when the surface's or the ticket's time is over. The surface may not have
+// ended yet: that takes a timer.
+func (o *Opening) valid() error {
+	now := time.Now()
+	for _, at := range []time.Time{o.e.header.Expires, o.restriction.Expires} {
+		if !at.IsZero() && !now.Before(at) {
+			return ErrExpired
+		}
+	}
+	return nil
+}
+
+// Close gives the surface back. Slices that ReadStored returned are not valid any
+// more, and a read-once surface is gone. It is idempotent.
+func (o *Opening) Close() {
+	o.closing.Do(func() {
+		o.e.pullers.Add(-1)
+		if o.e.readOnce {
+			o.e.store.end(o.e, Revoked, ErrTaken)
+		}
+		o.e.release()
+	})
+}
+
+// ID returns the surface's id.
+func (o *Opening) ID() ID { return o.e.header.ID }
+
+// Restriction returns what the ticket's caveats leave of the surface.
+func (o *Opening) Restriction() Restriction { return o.restriction }
+
+// Header returns the manifest as far as it is known: without digests, and of the size that is
+// known of so far.
+func (o *Opening) Header() Manifest {
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	return o.e.header
+}
+
+// Manifest returns the manifest, which is shared, or nil if it is not final.
+func (o *Opening) Manifest() *Manifest { return o.e.Manifest() }
+
+// Direct reports whether Files will do: not for read-once surfaces, nor for tickets
+// that open a part, because memory is passed as a whole or not at all.
+func (o *Opening) Direct() bool { return !o.e.readOnce && o.restriction.Whole() }
+
+// Files returns read-only descriptors of the memory, which holds the stored bytes,
+// and of the availability page: see [OpenAvailability]. They are valid until
+// Close and stay the opening's: they are for passing to other processes. What these map
+// outlives everything, and cannot be revoked. It fails with ErrState if not
+// Direct, and with what ended the surface.
+func (o *Opening) Files() (memory, availability *os.File, err error) {
+	if err = o.usable(); err == nil && !o.Direct() {
+		err = fmt.Errorf("%w: it is given by copy only", ErrState)
+	}
+	if err != nil {
+		return nil, nil, o.e.failed("map", err)
+	}
+	o.direct.Do(func() { o.e.directs.Add(1) })
+	return o.e.mem.File(), o.e.page.mem.File(), nil
+}
+
+// usable fails if nothing may be read any more.
+func (o *Opening) usable() error {
+	if err := o.e.ended(); err != nil {
+		return err
+	}
+	return o.valid()
+}
+
+// ReadStored returns the stored bytes [off, off+n), n at least 1, of which it is to
+// be known that they are there: it fails with ErrMissing if they are not, with
+// ErrRange if they are beyond the end or belong to no chunk that the ticket opens, with
+// ErrGiven if they are of a read-once surface and were given out before, and with what
+// ended the surface or the ticket. The slice is not to be written to, and is valid
+// until Close; it is the surface's memory, but for ranges with holes.
+func (o *Opening) ReadStored(off, n int64) ([]byte, error) {
+	b, err := o.readStored(off, n)
+	return b, o.e.failed("read", err)
+}
+
+func (o *Opening) readStored(off, n int64) ([]byte, error) {
+	if err := o.usable(); err != nil {
+		return nil, err
+	}
+	header := o.Header()
+	if off < 0 || n <= 0 || off > header.StoredSize() || n > header.StoredSize()-off {
+		return nil, fmt.Errorf("%w: [%d, +%d) of %d stored bytes", ErrRange, off, n, header.StoredSize())
+	}
+	first, end := off/header.StoredChunk(), (off+n-1)/header.StoredChunk()+1
+	if begin, stop := header.ChunksOf(o.restriction.Range.Offset, o.restriction.Range.Length); first < begin || end > stop {
+		return nil, fmt.Errorf("%w: [%d, +%d), of chunks [%d, %d), and the ticket opens chunks [%d, %d)", ErrRange, off, n, first, end, begin, stop)
+	}
+	if o.e.page.next(first, end, false) != end {
+		o.e.missed.Add(1)
+		return nil, fmt.Errorf("%w: chunks of [%d, +%d)", ErrMissing, off, n)
+	}
+	if err := o.give(off, n); err != nil {
+		return nil, err
+	}
+	o.e.given.Add(n)
+	if !o.e.sparse(first, end) {
+		return o.e.mem.Bytes()[off : off+n], nil
+	}
+	b := make([]byte, n)
+	_, err := o.e.mem.ReadAt(b, off) // touching the mapping would fill the holes
+	return b, err
+}
+
+// sparse reports whether chunks [first, end), which are there, have holes.
+func (e *Exposure) sparse(first, end int64) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := first; i < end && e.holes != nil; i++ {
+		if e.holes[i/64]>>(i%64)&1 == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// give notes that stored bytes [off, off+n) of a read-once surface are given out, or
+// fails if some were before.
+func (o *Opening) give(off, n int64) error {
+	if !o.e.readOnce {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	begin, end := off, off+n
+	at, _ := slices.BinarySearchFunc(o.given, off, func(r Range, off int64) int { return cmp.Compare(r.Offset+r.Length, off) })
+	next := at // behind those that r touches
+	for ; next < len(o.given) && o.given[next].Offset <= off+n; next++ {
+		r := o.given[next]
+		if r.Offset < off+n && r.Offset+r.Length > off {
+			return fmt.Errorf("%w: some of [%d, +%d)", ErrGiven, off, n)
+		}
+		begin, end = min(begin, r.Offset), max(end, r.Offset+r.Length)
+	}
+	if at == next && len(o.given) == maxGiven {
+		return fmt.Errorf("%w: a read-once surface read in more than %d parts", ErrLimit, maxGiven)
+	}
+	o.given = slices.Replace(o.given, at, next, Range{begin, end - begin})
+	return nil
+}
+
+// Progress is what of a surface is there.
+type Progress struct {
+	Sequence uint32  // counts changes of the rest
+	State    State   // Open or Sealed
+	Size     int64   // bytes of content, as far as is known
+	Count    int64   // chunks, as far as is known
+	Root     *Digest // of the manifest, once it is sealed
+}
+
+// Progress returns what holds now, or what ended the surface.
+func (o *Opening) Progress() (Progress, error) {
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	return o.e.progress()
+}
+
+func (e *Exposure) progress() (Progress, error) {
+	if e.reason != nil {
+		return Progress{}, e.failed("follow", e.reason)
+	}
+	p := Progress{Sequence: e.page.sequence.Load(), State: e.state, Size: e.header.Size, Count: e.header.Count()}
+	if e.manifest != nil {
+		p.Root = &e.root
+	}
+	return p, nil
+}
+
+// Wait waits until the sequence is another than seen, which an earlier Progress
+// had, and returns what holds then. It fails when ctx ends, and with what ended the
+// surface.
+func (o *Opening) Wait(ctx context.Context, seen uint32) (Progress, error) {
+	e := o.e
+	e.waiting.Add(1)
+	defer e.waiting.Add(-1)
+	for {
+		e.mu.Lock()
+		p, err := e.progress()
+		if err != nil || p.Sequence != seen {
+			e.mu.Unlock()
+			return p, err
+		}
+		if e.changed == nil {
+			e.changed = make(chan struct{})
+		}
+		changed := e.changed
+		e.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return p, e.failed("wait for", context.Cause(ctx))
+		}
+	}
+}
+
+// Runs returns the runs of chunks that are there from chunk from on, in order, at
+// most limit, and whether there are more.
+func (o *Opening) Runs(from int64, limit int) (runs []Run, more bool) {
+	header := o.Header()
+	return o.e.page.runs(from, header.Count(), limit)
+}
+
+// Digests appends those of chunks [first, first+n), all of which must be there: it fails
+// with ErrMissing or ErrRange. They are final once a chunk is there.
+func (o *Opening) Digests(b []byte, first, n int64) ([]byte, error) {
+	header := o.Header()
+	count := header.Count()
+	if first < 0 || n < 0 || first > count || n > count-first {
+		return b, o.e.failed("digests of", fmt.Errorf("%w: chunks [%d, +%d) of %d", ErrRange, first, n, count))
+	}
+	if m := o.Manifest(); m != nil { // a replica knows more than it has
+		return appendDigests(b, m.Digests[first:first+n]), nil
+	}
+	if o.e.page.next(first, first+n, false) != first+n {
+		return b, o.e.failed("digests of", fmt.Errorf("%w: chunks of [%d, +%d)", ErrMissing, first, n))
+	}
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	return appendDigests(b, o.e.digests[first:first+n]), nil
+}
+
+func appendDigests(b []byte, digests []Digest) []byte {
+	for i := range digests {
+		b = append(b, digests[i][:]...)
+	}
+	return b
+}

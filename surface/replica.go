@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package surface
+
+import (
+	"context"
+	"fmt"
+)
+
+// Replica makes a surface of somebody else's, whose chunks come in any order by
+// Receive and Put, and which is served on from then on: to who has ticket, or one
+// derived from it, and to nobody else. Chunks of zeros are there at once. The
+// manifest is kept, and not to be changed.
+//
+// It fails with ErrExists if the store has it, with ErrCorrupt if the manifest is not the
+// ticket's, with ErrExpired, and with a *RoomError.
+func (s *Store) Replica(ctx context.Context, manifest *Manifest, ticket *Ticket) (*Exposure, error) {
+	e, err := s.newReplica(ctx, manifest, ticket)
+	if err != nil {
+		return nil, fmt.Errorf("replica of surface %v: %w", manifest.ID, err)
+	}
+	return e, nil
+}
+
+func (s *Store) newReplica(ctx context.Context, m *Manifest, t *Ticket) (*Exposure, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	root := m.Root()
+	if t.ID != m.ID || int64(len(m.Digests)) != m.Count() || t.Root != nil && *t.Root != root {
+		return nil, fmt.Errorf("%w: it is not the manifest of this ticket", ErrCorrupt)
+	}
+	if _, err := s.Lookup(m.ID); err == nil {
+		return nil, ErrExists
+	}
+	e := &Exposure{
+		store: s, known: true, holds: 1, state: Sealed, replica: m, manifest: m, root: root,
+		ticket: Ticket{ID: t.ID, Secret: t.Secret, Caveats: t.Caveats},
+		header: *m, claims: make(map[int64]chan struct{}),
+	}
+	e.header.Digests = nil
+	if err := (&Opening{e: e, restriction: t.Restriction()}).valid(); err != nil {
+		return nil, err
+	}
+	count := m.Count()
+	opens := t.Restriction().Range
+	first, end := m.ChunksOf(opens.Offset, opens.Length)
+	e.holes = make([]uint64, (count+63)/64)
+	charge := int64(0)
+	for i := range count {
+		if s.zeros.Zero(m, i) {
+			e.holes[i/64] |= 1 << (i % 64)
+		} else if i >= first && i < end { // the others are not to be had
+			_, n := m.StoredRange(i)
+			charge += n
+		}
+	}
+	if err := e.allocate(m.StoredSize(), charge); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	for i := range count {
+		if e.holes[i/64]>>(i%64)&1 == 1 {
+			e.page.set(i)
+			e.have++
+		}
+	}
+	e.tell()
+	e.mu.Unlock()
+	err := e.whole()
+	if err == nil {
+		err = s.add(e)
+	}
+	if err != nil {
+		e.release()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Receive brings chunk i of a replica in place: fill stores its bytes, as they are
+// stored, to all of p, and nobody sees them before they are verified. It returns nil
+// without calling fill if the chunk is there, and waits while another Receive or
+// Put brings it. It fails with fill's error, with ErrCorrupt if the bytes are not the
+// chunk's, with ErrRange, when ctx ends, and with what ended the surface.
+//
+// fill must not keep p, and ends when ctx does: others that have the same
+// chunk wait for it.
+func (e *Exposure) Receive(ctx context.Context, i int64, fill func(p []byte) error) error {
+	return e.failed("receive a chunk of", e.receive(ctx, i, func(p []byte) error {
+		if err := fill(p); err != nil {
+			return err
+		}
+		return e.verify(i, p)
+	}))
+}
+
+// Put is Receive of bytes that the caller has.
+func (e *Exposure) Put(ctx context.Context, i int64, stored []byte) error {
+	return e.failed("put a chunk of", e.put(ctx, i, stored))
+}
+
+func (e *Exposure) put(ctx context.Context, i int64, stored []byte) error {
+	if err := e.expects(i); err != nil {
+		return err
+	}
+	if _, n := e.replica.StoredRange(i); int64(len(stored)) != n {
+		return fmt.Errorf("%w: chunk %d has %d bytes, want %d", ErrCorrupt, i, len(stored), n)
+	}
+	if err := e.verify(i, stored); err != nil { // before it keeps others from bringing better ones
+		return err
+	}
+	return e.receive(ctx, i, func(p []byte) error {
+		copy(p, stored)
+		return nil
+	})
+}
+
+func (e *Exposure) expects(i int64) error {
+	if e.replica == nil {
+		return fmt.Errorf("%w: it is not a replica", ErrState)
+	}
+	if i < 0 || i >= e.replica.Count() {
+		return fmt.Errorf("%w: chunk %d of %d", ErrRange, i, e.replica.Count())
+	}
+	return nil
+}
+
+func (e *Exposure) verify(i int64, stored []byte) error {
+	if Sum(stored) != e.replica.Digests[i] {
+		return fmt.Errorf("%w: chunk %d", ErrCorrupt, i)
+	}
+	return nil
+}
+
+func (e *Exposure) receive(ctx context.Context, i int64, fill func(p []byte) error) error {
+	if err := e.expects(i); err != nil {
+		return err
+	}
+	if err := e.begin(); err != nil {
+		return err
+	}
+	defer e.done()
+	if there, err := e.claimChunk(ctx, i); there || err != nil {
+		return err
+	}
+	err := e.fill(i, fill)
+	e.mu.Lock()
+	close(e.claims[i])
+	delete(e.claims, i)
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return e.whole()
+}
+
+// claimChunk waits until nobody else brings chunk i; there: it is.
+func (e *Exposure) claimChunk(ctx context.Context, i int64) (there bool, err error) {
+	for {
+		e.mu.Lock()
+		claim := e.claims[i]
+		there := e.page.has(i)
+		if !there && claim == nil {
+			e.claims[i] = make(chan struct{})
+		}
+		e.mu.Unlock()
+		if there || claim == nil {
+			return there, nil
+		}
+		select {
+		case <-claim:
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+}
+
+// fill fills chunk i, which the caller has claimed: so not all are there, and the
+// memory can be written.
+func (e *Exposure) fill(i int64, fill func(p []byte) error) error {
+	off, n := e.replica.StoredRange(i)
+	if err := e.populate(off, n); err != nil {
+		return err
+	}
+	if err := fill(e.mem.Writable()[off : off+n]); err != nil {
+		return err
+	}
+	e.copied.Add(n)
+	e.publish(i, e.replica.Digests[i])
+	return nil
+}
+
+// whole freezes the memory of a replica that has all chunks.
+func (e *Exposure) whole() error {
+	e.mu.Lock()
+	whole := e.have == e.replica.Count()
+	e.mu.Unlock()
+	if !whole {
+		return nil
+	}
+	e.writing.Lock()
+	defer e.writing.Unlock()
+	return e.mem.Freeze()
+}

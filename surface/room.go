@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package surface
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/memspan/memspan/internal/memlimit"
+)
+
+// A RoomError says which limit keeps a surface from being made or from growing. It
+// is ErrRoom for errors.Is.
+type RoomError struct {
+	Limit string // in words
+	Need  int64  // bytes
+	Have  int64  // bytes that the limit leaves
+}
+
+func (e *RoomError) Error() string {
+	return fmt.Sprintf("no room: %s leaves %d bytes, and %d are needed", e.Limit, max(e.Have, 0), e.Need)
+}
+
+// Unwrap returns ErrRoom.
+func (e *RoomError) Unwrap() error { return ErrRoom }
+
+// The limits, as a RoomError names them.
+const (
+	limitBudget  = "the budget for surfaces"
+	limitMachine = "the machine's memory"
+	limitGroup   = "the control group's memory"
+	limitFile    = "RLIMIT_FSIZE (ulimit -f)"
+	limitSpace   = "the process's address space (RLIMIT_AS, ulimit -v)"
+	limitSystem  = "the system" // when it comes to it
+)
+
+// recheck is how many bytes may be taken before the system is asked again.
+const recheck = 64 << 20
+
+// room accounts for the memory of all surfaces of a store.
+type room struct {
+	budget int64 // 0: none
+	memory func() memlimit.Memory
+
+	mu      sync.Mutex
+	used    int64 // taken, and not given back
+	pending int64 // of them: not yet backed by pages, so that the system does not know
+	asked   int64 // taken since the system was asked
+}
+
+// take takes n bytes, or says which limit forbids it.
+func (r *room) take(n int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.budget > 0 && n > r.budget-r.used {
+		return &RoomError{limitBudget, n, r.budget - r.used}
+	}
+	if r.asked += n; r.asked > recheck {
+		m := r.memory()
+		if left := m.Available - r.pending; m.Available > 0 && n > left {
+			return &RoomError{limitMachine, n, left}
+		}
+		if left := m.Group - r.used; m.Group > 0 && n > left {
+			return &RoomError{limitGroup, n, left}
+		}
+		r.asked = 0
+	}
+	r.used += n
+	r.pending += n
+	return nil
+}
+
+// backed says that n bytes that were taken have their pages now.
+func (r *room) backed(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pending -= n
+}
+
+// give gives n bytes back, of which pending never got their pages.
+func (r *room) give(n, pending int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.used -= n
+	r.pending -= pending
+}
+
+// left returns how much could be taken at most.
+func (r *room) left() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	left := int64(1 << 46) // more than any machine has
+	if r.budget > 0 {
+		left = min(left, r.budget-r.used)
+	}
+	m := r.memory()
+	if m.Available > 0 {
+		left = min(left, m.Available-r.pending)
+	}
+	if m.Group > 0 {
+		left = min(left, m.Group-r.used)
+	}
+	return max(left, 0)
+}

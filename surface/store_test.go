@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package surface_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/surface"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newStore(t testing.TB, budget int64) *surface.Store {
+	t.Helper()
+	s := surface.NewStore(surface.Config{Budget: budget})
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func create(t testing.TB, s *surface.Store, spec surface.Spec) *surface.Exposure {
+	t.Helper()
+	e, err := s.Create(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func ask(t *surface.Ticket) surface.Request {
+	nonce, binding := [32]byte{1}, [32]byte{2}
+	return surface.Request{Who: "test", ID: t.ID, Caveats: t.EncodedCaveats(), Proof: t.Proof(nonce, binding), Nonce: nonce, Binding: binding}
+}
+
+func open(t testing.TB, s *surface.Store, tk *surface.Ticket) *surface.Opening {
+	t.Helper()
+	o, err := s.Open(ask(tk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.Close)
+	return o
+}
+
+// random returns n bytes that are the same for the same seed.
+func random(n int64, seed uint64) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b)
+	return b
+}
+
+// follow shows all that is stored to visit, in order, waiting where it is not there.
+func follow(ctx context.Context, o *surface.Opening, visit func(off int64, b []byte)) error {
+	next := int64(0) // chunk
+	p, err := o.Progress()
+	for {
+		if err != nil {
+			return err
+		}
+		h := o.Header()
+		for ; next < p.Count; next++ {
+			off, n := h.StoredRange(next)
+			b, err := o.ReadStored(off, n)
+			if errors.Is(err, surface.ErrMissing) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			visit(off, b)
+		}
+		if p.State == surface.Sealed && next == p.Count {
+			return nil
+		}
+		p, err = o.Wait(ctx, p.Sequence)
+	}
+}
+
+func readAll(t testing.TB, o *surface.Opening) []byte {
+	t.Helper()
+	var got []byte
+	if err := follow(t.Context(), o, func(_ int64, b []byte) { got = append(got, b...) }); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func verify(t testing.TB, m *surface.Manifest, stored []byte) {
+	t.Helper()
+	if int64(len(stored)) != m.StoredSize() {
+		t.Fatalf("%d stored bytes, want %d", len(stored), m.StoredSize())
+	}
+	for i := range m.Count() {
+		off, n := m.StoredRange(i)
+		if surface.Sum(stored[off:off+n]) != m.Digests[i] {
+			t.Fatalf("chunk %d has another digest", i)
+		}
+	}
+}
+
+// A puller reads, while it is written, what is exposed, whatever the sizes of the
+// pieces that come and of the chunks are, whether or not the size is known.
+func TestStreamIsPulledWhileItIsWritten(t *testing.T) {
+	for _, tc := range []struct {
+		size, chunk int64
+		piece       int
+		known       bool
+	}{
+		{0, 0, 1, true},
+		{0, 0, 1, false},
+		{1, 0, 1, false},
+		{surface.MinChunk, surface.MinChunk, 100, true},
+		{5*surface.MinChunk + 1, surface.MinChunk, 1000, false},
+		{3 << 20, 64 << 10, 300_000, true},
+		{3<<20 + 77, 1 << 20, 4096, false},
+		{9<<20 - 1, 2 << 20, 9 << 20, false},
+	} {
+		s := newStore(t, 64<<20)
+		spec := surface.Spec{Name: "stream", Size: tc.size, Chunk: tc.chunk}
+		if !tc.known {
+			spec.Size = -1
+		}
+		e := create(t, s, spec)
+		want := random(tc.size, 1)
+		o := open(t, s, e.Ticket())
+		sealed := make(chan error, 1)
+		go func() {
+			for at := 0; at < len(want); at += tc.piece {
+				if err := e.Append(context.Background(), want[at:min(at+tc.piece, len(want))]); err != nil {
+					sealed <- err
+					return
+				}
+			}
+			_, err := e.Seal(context.Background())
+			sealed <- err
+		}()
+		got := readAll(t, o)
+		if err := <-sealed; err != nil {
+			t.Fatalf("%+v: %v", tc, err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%+v: other bytes", tc)
+		}
+		m := o.Manifest()
+		verify(t, m, got)
+		if p, err := o.Progress(); err != nil || *p.Root != m.Root() || p.Size != tc.size || p.Count != m.Count() {
+			t.Fatalf("%+v: progress %+v, %v", tc, p, err)
+		}
+		if st := e.Stat(); st.Have != m.Count() || st.Copied != tc.size || st.Given != tc.size || st.Pullers != 1 {
+			t.Fatalf("%+v: stat %+v", tc, st)
+		}
+	}
+}
+
+// What pullers map is what was exposed, as it comes, and outlives the exposer and
+// the store.
+func TestDirectPullersMapTheMemory(t *testing.T) {
+	s := surface.NewStore(surface.Config{})
+	const size = 5<<20 + 123
+	e := create(t, s, surface.Spec{Size: -1})
+	want := random(size, 2)
+	o, err := s.Open(ask(e.Ticket()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, page, err := o.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	avail, err := surface.OpenAvailability(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer avail.Close()
+	appended := make(chan error, 1)
+	go func() {
+		for at := 0; at < len(want); at += 100_000 {
+			if err := e.Append(context.Background(), want[at:min(at+100_000, len(want))]); err != nil {
+				appended <- err
+				return
+			}
+		}
+		_, err := e.Seal(context.Background())
+		appended <- err
+	}()
+	var mem []byte
+	for i := range int64(6) {
+		if err := avail.Wait(t.Context(), i); err != nil {
+			t.Fatal(err)
+		}
+		off, n := i<<20, int64(1<<20)
+		if got, _ := avail.Size(); got < off+n {
+			n = got - off
+		}
+		part, err := memfd.MapRange(memory, off, n, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(part, want[off:off+n]) {
+			t.Fatalf("chunk %d: other bytes", i)
+		}
+		memfd.Unmap(part)
+	}
+	if err := <-appended; err != nil {
+		t.Fatal(err)
+	}
+	if avail.State() != surface.Sealed {
+		t.Errorf("state %v, want sealed", avail.State())
+	}
+	if err := avail.Wait(t.Context(), 6); !errors.Is(err, surface.ErrRange) {
+		t.Errorf("waited for a chunk behind the end: %v", err)
+	}
+	if mem, err = memfd.MapRange(memory, 0, size, false); err != nil {
+		t.Fatal(err)
+	}
+	defer memfd.Unmap(mem)
+	o.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(mem, want) {
+		t.Error("other bytes after the store was closed")
+	}
+	if avail.State() != surface.Revoked {
+		t.Errorf("state %v after the store was closed, want revoked", avail.State())
+	}
+}
+
+func writeFile(t testing.TB, data []byte) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "source")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestFileIsCopiedOnce(t *testing.T) {
+	for _, size := range []int64{0, 1, 4096, 3<<20 + 5} {
+		s := newStore(t, 16<<20)
+		want := random(size, 3)
+		f := writeFile(t, want)
+		e := create(t, s, surface.Spec{Size: size, Chunk: 64 << 10})
+		if err := e.CopyFile(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+		m, err := e.Seal(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := readAll(t, open(t, s, e.Ticket()))
+		verify(t, m, got)
+		if !bytes.Equal(got, want) {
+			t.Errorf("size %d: other bytes", size)
+		}
+		if st := e.Stat(); st.Copied != size {
+			t.Errorf("size %d: %d bytes copied", size, st.Copied)
+		}
+	}
+}
+
+// A file of 5 GiB with a few bytes of data takes a few pages, in the store and
+// for who pulls.
+func TestHolesCostNothing(t *testing.T) {
+	const size = 5<<30 + 4321
+	f := writeFile(t, nil)
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	parts := map[int64]string{0: "begin", 1<<32 - 3: "across 32 bits", size - 3: "end"}
+	for off, text := range parts {
+		if _, err := f.WriteAt([]byte(text)[:min(int64(len(text)), size-off)], off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newStore(t, 1<<20)
+	e := create(t, s, surface.Spec{Size: size, Sparse: true})
+	if err := e.CopyFile(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	m, err := e.Seal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := open(t, s, e.Ticket())
+	for off, text := range parts {
+		n := min(int64(len(text)), size-off)
+		if got, err := o.ReadStored(off, n); err != nil || string(got) != text[:n] {
+			t.Errorf("at %d: %q, %v; want %q", off, got, err, text[:n])
+		}
+	}
+	var z surface.Zeros
+	holes := 0
+	for i := range m.Count() {
+		if z.Zero(m, i) {
+			holes++
+		}
+		off, n := m.StoredRange(i)
+		if b, err := o.ReadStored(off, min(n, 4096)); err != nil || int64(len(b)) != min(n, 4096) {
+			t.Fatal(err)
+		}
+	}
+	if want := int(m.Count()) - 4; holes != want { // one of the parts is in two chunks
+		t.Errorf("%d chunks of zeros, want %d", holes, want)
+	}
+	if st := e.Stat(); st.Memory > 128<<10 || st.Copied > 128<<10 {
+		t.Errorf("%d bytes of memory, %d copied", st.Memory, st.Copied)
+	}
+
+	// A replica of it costs as little.
+	r := newStore(t, 8<<20)
+	copied, err := r.Replica(t.Context(), m, e.Ticket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range m.Count() {
+		off, n := m.StoredRange(i)
+		if err := copied.Receive(t.Context(), i, func(p []byte) error {
+			b, err := o.ReadStored(off, n)
+			copy(p, b)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st := copied.Stat(); st.Have != m.Count() || st.Memory > 8<<20 {
+		t.Errorf("replica %+v", st)
+	}
+}
+
+func TestSealedMemoryIsTakenAsItIs(t *testing.T) {
+	s := newStore(t, 64<<20)
+	want := random(3<<20+11, 4)
+	give, err := memfd.Publish("mine", int64(len(want)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer give.Close()
+	if err := give.Grow(int64(len(want))); err != nil {
+		t.Fatal(err)
+	}
+	copy(give.Writable(), want)
+	if _, err := s.Take(t.Context(), surface.Spec{Size: -1}, give.File()); !errors.Is(err, surface.ErrState) {
+		t.Fatalf("memory that its owner can write was taken: %v", err)
+	}
+	if err := give.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.Take(t.Context(), surface.Spec{Size: -1}, give.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := e.Stat(); st.Copied != 0 || st.State != surface.Sealed {
+		t.Errorf("stat %+v", st)
+	}
+	got := readAll(t, open(t, s, e.Ticket()))
+	verify(t, e.Manifest(), got)
+	if !bytes.Equal(got, want) {
+		t.Error("other bytes")
+	}
+	if _, err := s.Take(t.Context(), surface.Spec{Size: int64(len(want)) + 1}, give.File()); !errors.Is(err, surface.ErrFormat) {
+		t.Errorf("more than there is was taken: %v", err)
+	}
+	if _, err := s.Take(t.Context(), surface.Spec{Size: -1}, writeFile(t, want)); !errors.Is(err, surface.ErrState) {
+		t.Errorf("a file was taken: %v", err)
+	}
+}
+
+func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
+	s, r := newStore(t, 64<<20), newStore(t, 64<<20)
+	const size = 10*surface.MinChunk + 9
+	want := random(size, 5)
+	e := create(t, s, surface.Spec{Size: size, Chunk: surface.MinChunk})
+	if err := e.Append(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	m, err := e.Seal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticket, err := e.Ticket().Derive(surface.Expiry{Time: time.Now().Add(time.Hour).Truncate(time.Millisecond)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.Replica(t.Context(), m, ticket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Replica(t.Context(), m, ticket); !errors.Is(err, surface.ErrExists) {
+		t.Errorf("a second replica: %v", err)
+	}
+	// The relay verifies those of its own ticket's chain alone.
+	if _, err := r.Open(ask(e.Ticket())); !errors.Is(err, surface.ErrTicket) {
+		t.Errorf("opened with a ticket that the relay cannot verify: %v", err)
+	}
+	o := open(t, r, ticket)
+	if _, err := o.ReadStored(0, 1); !errors.Is(err, surface.ErrMissing) {
+		t.Errorf("read of a chunk that is not there: %v", err)
+	}
+	for _, i := range rand.Perm(int(m.Count())) {
+		off, n := m.StoredRange(int64(i))
+		good := want[off : off+n]
+		bad := bytes.Clone(good)
+		bad[n/2] ^= 1
+		if err := c.Put(t.Context(), int64(i), bad); !errors.Is(err, surface.ErrCorrupt) {
+			t.Fatalf("a flipped bit: %v", err)
+		}
+		if err := c.Put(t.Context(), int64(i), good[:n-1]); !errors.Is(err, surface.ErrCorrupt) {
+			t.Fatalf("cut short: %v", err)
+		}
+		why := errors.New("cut link")
+		if err := c.Receive(t.Context(), int64(i), func(p []byte) error { copy(p, bad); return why }); !errors.Is(err, why) {
+			t.Fatalf("a cut link: %v", err)
+		}
+		if err := c.Receive(t.Context(), int64(i), func(p []byte) error { copy(p, bad); return nil }); !errors.Is(err, surface.ErrCorrupt) {
+			t.Fatalf("a lie: %v", err)
+		}
+		for range 2 { // duplicates do no harm
+			if err := c.Put(t.Context(), int64(i), good); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := o.ReadStored(off, n); err != nil || !bytes.Equal(got, good) {
+			t.Fatalf("chunk %d: %v", i, err)
+		}
+	}
+	if !bytes.Equal(readAll(t, o), want) {
+		t.Error("other bytes")
+	}
+	if err := c.Put(t.Context(), m.Count(), nil); !errors.Is(err, surface.ErrRange) {
+		t.Errorf("a chunk behind the end: %v", err)
+	}
+	if err := e.Put(t.Context(), 0, want[:surface.MinChunk]); !errors.Is(err, surface.ErrState) {
+		t.Errorf("a chunk for a surface of its own: %v", err)
+	}
+}
