@@ -24,6 +24,8 @@ type link struct {
 	files *fdpass.Conn // of a unix socket; else nil
 	tls   bool
 
+	secure func() bool // nobody but this user and root can be at the other end, or between
+
 	write   chan struct{}  // holds a token while nobody writes
 	out     []byte         // a frame, reused under the token
 	records *blocks.Writer // to nc, made when needed, under the token
@@ -58,7 +60,9 @@ type attachment struct {
 	// it is passed over. An error ends the link.
 	put  func(i int, block []byte) error
 	size int64
-	late bool // put takes them even if nobody waits for the answer any more
+	// reply is set to what the host said.
+	reply *Reply
+	late  bool // put takes them even if nobody waits for the answer any more
 }
 
 // read hands answers to those who wait for them, until the connection ends.
@@ -178,6 +182,9 @@ func (l *link) call(ctx context.Context, request Request, with *attachment) (jso
 	case a := <-w.answer:
 		if a.err != nil {
 			return nil, a.err
+		}
+		if with != nil {
+			with.reply = a.reply
 		}
 		if err := a.reply.Failure(); err != nil {
 			return nil, err
