@@ -133,19 +133,21 @@ func takeBlocks(r io.Reader, with *attachment) error {
 	}
 }
 
-// fail ends the link: all who wait get err.
-func (l *link) fail(err error) {
+// fail ends the link: all who wait get err. It returns why the link had ended
+// before, if it had.
+func (l *link) fail(err error) (before error) {
 	l.nc.Close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return
+		return l.err
 	}
 	l.err = err
 	for _, w := range l.pending {
 		w.answer <- answer{err: err}
 	}
 	l.pending = nil
+	return nil
 }
 
 func (l *link) failed() bool {
@@ -259,7 +261,9 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 	case ctx.Err() != nil && n == 0 && !l.tls && errors.Is(err, os.ErrDeadlineExceeded):
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
-	l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err})
+	if first := l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err}); first != nil {
+		err = first // the connection was closed for that
+	}
 	if ctx.Err() != nil {
 		return &Error{Code: ErrCanceled, Err: errors.Join(context.Cause(ctx), err)}
 	}

@@ -101,6 +101,7 @@ func (h *Host) meet(ctx context.Context, nc net.Conn) (net.Conn, guest, error) {
 	defer cancel()
 	tc := tls.Server(sockopt.Acknowledging(t.Conn), t.config)
 	if err := tc.HandshakeContext(ctx); err != nil {
+		linger(t.Conn) // what TLS has said is to arrive
 		return tc, guest{}, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: "no TLS could be spoken", Err: err}
 	}
 	return tc, guest{uid: -1, secure: true, unknown: len(tc.ConnectionState().VerifiedChains) == 0}, nil
