@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -20,7 +21,13 @@ import (
 	"github.com/memspan/memspan/wire/control"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A host serves one surface, as the daemon does, or worse: its hooks make it
 // slow, lie and die.
