@@ -157,3 +157,30 @@ func TestFullDisk(t *testing.T) {
 		})
 	}
 }
+
+// blocks returns how many bytes a file takes.
+func blocks(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Sys().(*syscall.Stat_t).Blocks * 512
+}
+
+// Zeros take no room.
+func TestSparseFile(t *testing.T) {
+	content := make([]byte, 64*mib)
+	copy(content[10*mib:], random(mib))
+	h := expose(t, content, mib, nil)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := open(t, h.rooted(h.tcp()), pull.Options{}).ToFile(t.Context(), path, all); err != nil {
+		t.Fatal(err)
+	}
+	if n := blocks(t, path); n > 2*mib {
+		t.Errorf("the file takes %d bytes", n)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("other bytes, or %v", err)
+	}
+}
