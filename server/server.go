@@ -155,7 +155,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.HostBudget == 0 {
-		cfg.HostBudget = cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory) / 2
+		cfg.HostBudget = cmp.Or(memlimit.System().Usable(), fallbackMemory) / 2
 	}
 	vulkan, err := cfg.Vulkan.withDefaults(cfg.Logger)
 	if err != nil {

@@ -68,7 +68,7 @@ that belongs to this user.`,
 func (f *hostFlags) add(cmd *cobra.Command, dir string) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.dir, f.prefix+"dir", "", dir)
-	flags.StringVar(&f.socket, f.prefix+"socket", "", "`path` of the guests' unix socket (default memspan-host.sock in $XDG_RUNTIME_DIR)")
+	flags.StringVar(&f.socket, f.prefix+"socket", "", "`path` of the guests' unix socket (default memspan-host.sock in $XDG_RUNTIME_DIR; none on Windows)")
 	flags.StringArrayVar(&f.listen, f.prefix+"listen", nil, "`host:port` to listen on over TCP for guests; may be repeated; port 0 takes a free one, guests of the original system want 4660")
 	flags.StringArrayVar(&f.trust, f.prefix+"trust", nil, "network, as in 192.168.122.0/24, that any guest may connect from; may be repeated (`CIDR`)")
 	flags.StringArrayVar(&f.translate, "translate", nil, "what guests call a directory, and what it is here: `GUEST=HOST`, as in /mnt/c=C:\\; may be repeated")
@@ -125,6 +125,15 @@ func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener
 	socket := f.socket
 	if socket == "" {
 		socket = sharedbuf.DefaultAddress()
+	}
+	switch {
+	case peersAreKnown:
+	case f.socket != "":
+		return open, fmt.Errorf("--socket %s: this system does not tell who connects to a unix socket; use --listen: %w", socket, errors.ErrUnsupported)
+	case len(open) == 0:
+		return open, usagef("add --listen 127.0.0.1:PORT: there are no unix sockets to listen on here")
+	default:
+		return open, nil
 	}
 	ln, err := listenUnix(ctx, socket)
 	if err != nil {

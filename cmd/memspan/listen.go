@@ -283,9 +283,8 @@ func privateDir(dir string) error {
 	if err != nil {
 		return fmt.Errorf("the socket's directory: %w", err)
 	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if ok && owner.Uid != 0 && int(owner.Uid) != os.Getuid() {
-		return fmt.Errorf("the socket's directory %s belongs to user %d; choose another with --socket", dir, owner.Uid)
+	if uid, ok := ownerOf(info); ok && uid != 0 && uid != os.Getuid() {
+		return fmt.Errorf("the socket's directory %s belongs to user %d; choose another with --socket", dir, uid)
 	}
 	return nil
 }
