@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -293,6 +294,18 @@ func (l *link) event(h wire.Header) error {
 // counts: a request that was carried out all the same has succeeded, so that
 // nothing it made is left without an owner.
 func (l *link) control(ctx context.Context, op control.Op, args any, received func([]byte) error) ([]byte, error) {
+	return l.controlWith(ctx, l.wire.WriteFrame, op, args, received)
+}
+
+// controlFile is control for a request that a file goes with. The file stays
+// the caller's.
+func (l *link) controlFile(ctx context.Context, f *os.File, op control.Op, args any, received func([]byte) error) ([]byte, error) {
+	return l.controlWith(ctx, func(h wire.Header, _ []byte, data ...[]byte) error {
+		return l.wire.WriteFrameFiles(h, data[0], f)
+	}, op, args, received)
+}
+
+func (l *link) controlWith(ctx context.Context, write func(h wire.Header, prefix []byte, data ...[]byte) error, op control.Op, args any, received func([]byte) error) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, canceled(ctx)
 	}
@@ -303,7 +316,7 @@ func (l *link) control(ctx context.Context, op control.Op, args any, received fu
 	c := l.newCall(wire.KindControl)
 	defer l.release(c)
 	c.received = received
-	if err := l.send(c, 0, nil, payload); err != nil {
+	if err := l.sendBy(write, c, 0, nil, payload); err != nil {
 		return nil, err
 	}
 	if !l.wait(ctx, c) {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
@@ -29,11 +30,14 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if dup {
 		return fmt.Errorf("request id %d is under way already", h.ID)
 	}
+	if s.guest && !guestMay(req.Op) {
+		return s.refuse(h, wire.Unauthenticated, fmt.Sprintf("%s is not for guests, who may pull surfaces and nothing else: dial with a token", req.Op))
+	}
 	if req.Op == control.OpCancel {
 		return s.cancelRequest(h, req.Args)
 	}
 	if s.immediate(req) {
-		err := s.answerControl(ctx, h, req)
+		err := s.answerControl(ctx, h, req, nil)
 		s.mu.Lock()
 		s.settle()
 		s.mu.Unlock()
@@ -47,6 +51,10 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if req.Op == control.OpVulkan {
 		return s.lendGPU(h, req.Args)
 	}
+	if req.Op == control.OpSurfaceOpen {
+		return s.openSurface(h, req.Args)
+	}
+	file := s.takeExposed(req)
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.mu.Lock()
 	full := len(s.cancels) >= s.srv.limits.Requests
@@ -56,11 +64,13 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	s.mu.Unlock()
 	if full {
 		cancel(nil)
+		file.Close()
 		return s.refuse(h, wire.Limit, fmt.Sprintf("%d control requests are under way already", s.srv.limits.Requests))
 	}
 	s.requests.Go(func() {
 		defer cancel(nil)
-		err := s.answerControl(ctx, h, req)
+		defer file.Close()
+		err := s.answerControl(ctx, h, req, file)
 		s.mu.Lock()
 		delete(s.cancels, h.ID)
 		s.settle()
@@ -103,11 +113,15 @@ func (s *session) cancelRequest(h wire.Header, args json.RawMessage) error {
 	return s.reply(h, struct{}{})
 }
 
-func (s *session) answerControl(ctx context.Context, h wire.Header, req control.Request) error {
-	if req.Op == control.OpMap { // its reply may carry a descriptor
+// answerControl carries out a request, with the file that came with it or nil.
+func (s *session) answerControl(ctx context.Context, h wire.Header, req control.Request, file *os.File) error {
+	switch req.Op { // whose replies may carry descriptors
+	case control.OpMap:
 		return s.mapRange(ctx, h, req.Args)
+	case control.OpPull:
+		return s.pull(ctx, h, req.Args)
 	}
-	result, err := s.control(ctx, req)
+	result, err := s.control(ctx, req, file)
 	if err != nil {
 		return s.replyError(h, err)
 	}
@@ -137,7 +151,7 @@ func call[A, R any](ctx context.Context, args json.RawMessage, f func(context.Co
 // none is the reply of operations that have nothing to say.
 type none struct{}
 
-func (s *session) control(ctx context.Context, req control.Request) (any, error) {
+func (s *session) control(ctx context.Context, req control.Request, file *os.File) (any, error) {
 	switch req.Op {
 	case control.OpAlloc:
 		return call(ctx, req.Args, s.alloc)
@@ -185,6 +199,18 @@ func (s *session) control(ctx context.Context, req control.Request) (any, error)
 		return call(ctx, req.Args, s.lock)
 	case control.OpUnlock:
 		return call(ctx, req.Args, s.unlock)
+	case control.OpExpose:
+		return call(ctx, req.Args, func(ctx context.Context, a control.Expose) (control.Exposed, error) { return s.expose(ctx, a, file) })
+	case control.OpSeal:
+		return call(ctx, req.Args, s.seal)
+	case control.OpSurfaces:
+		return s.listSurfaces(), nil
+	case control.OpRevoke:
+		return call(ctx, req.Args, s.revoke)
+	case control.OpSurfaceWait:
+		return call(ctx, req.Args, s.waitSurface)
+	case control.OpSurfaceDigests:
+		return call(ctx, req.Args, s.surfaceDigests)
 	}
 	return nil, &wire.Error{Code: wire.Unsupported, Message: fmt.Sprintf("unknown operation %q", req.Op)}
 }
@@ -263,6 +289,9 @@ func spanInfo(sp *span.Span) control.SpanInfo {
 }
 
 func (s *session) closeHandle(_ context.Context, a control.Handle) (none, error) {
+	if s.dropSurface(a.Handle) {
+		return none{}, nil
+	}
 	s.mu.Lock()
 	sp := s.handles[a.Handle]
 	s.countRest(a.Handle)

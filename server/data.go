@@ -154,6 +154,9 @@ func (s *session) answer(j *dataJob, prefix []byte, data ...[]byte) error {
 func (s *session) failData(j *dataJob, err error) error { return s.replyError(j.header, err) }
 
 func (s *session) read(ctx context.Context, j *dataJob) error {
+	if h := s.surface(j.command.Memory); h != nil && h.opening != nil {
+		return s.readSurface(j, h)
+	}
 	sp, err := s.span(j.command.Memory)
 	if err != nil {
 		return s.failData(j, err)
@@ -203,6 +206,9 @@ func signed(c wire.MemoryCommand) (off, n int64, err error) {
 }
 
 func (s *session) transfer(ctx context.Context, j *dataJob) error {
+	if h := s.surface(j.command.Memory); h != nil && h.exposure != nil {
+		return s.appendSurface(ctx, j, h.exposure)
+	}
 	sp, err := s.span(j.command.Memory)
 	if err != nil {
 		return s.failData(j, err)

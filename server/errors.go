@@ -10,6 +10,7 @@ import (
 
 	"github.com/memspan/memspan/coherency"
 	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/wire"
@@ -40,6 +41,24 @@ var codes = [...]struct {
 	{tier.ErrCorrupt, wire.Corrupt},
 	{disk.ErrFailed, wire.TierFailed},
 	{tier.ErrLost, wire.DataLoss},
+	{surface.ErrTicket, wire.Unauthenticated},
+	{surface.ErrBusy, wire.Busy},
+	{surface.ErrExpired, wire.Expired},
+	{surface.ErrRevoked, wire.Revoked},
+	{surface.ErrTaken, wire.Taken},
+	{surface.ErrGiven, wire.Taken},
+	{surface.ErrFailed, wire.PeerLost},
+	{surface.ErrClosed, wire.Closed},
+	{surface.ErrMissing, wire.WrongState},
+	{surface.ErrState, wire.WrongState},
+	{surface.ErrRange, wire.OutOfRange},
+	{surface.ErrChanged, wire.Conflict},
+	{surface.ErrCorrupt, wire.Corrupt},
+	{surface.ErrFormat, wire.Invalid},
+	{surface.ErrNotFound, wire.NotFound},
+	{surface.ErrExists, wire.Exists},
+	{surface.ErrLimit, wire.Limit},
+	{surface.ErrRoom, wire.Budget},
 	{errGone, wire.Closed},
 	{os.ErrClosed, wire.Closed},
 	{context.Canceled, wire.Canceled},

@@ -88,7 +88,7 @@ func (s *session) answerDirect(ctx context.Context, h wire.Header, m *mapping) e
 		defer f.Close()
 		var id uint64
 		if id, err = s.addMapping(m); err == nil {
-			return s.passFile(h, control.Mapped{Mapping: id, Direct: true, Size: size}, f)
+			return s.passFiles(h, control.Mapped{Mapping: id, Direct: true, Size: size}, f)
 		}
 	}
 	m.direct.Close(ctx, false)

@@ -23,6 +23,7 @@ import (
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/tier/disk"
 	"github.com/memspan/memspan/tier/host"
@@ -48,9 +49,17 @@ type Config struct {
 	// HostBudget is the most RAM that spans may take, in bytes; 0: half of
 	// what the machine, or the control group, has.
 	HostBudget int64
+	// Buffers makes the server a host of shared buffers too; nil: it is none.
+	Buffers *BufferConfig
 	// Token must be presented by sessions over TCP that have no client
 	// certificate. Without a token they are refused.
 	Token string
+	// Addresses are where pullers reach the server, as its tickets say: what is
+	// listened on, the best first.
+	Addresses []string
+	// SurfaceBudget is the most RAM that surfaces may take, in bytes; 0: a
+	// quarter of what the machine, or the control group, has.
+	SurfaceBudget int64
 	// IOTimeout ends a session whose peer makes no progress in the middle of
 	// a message; 0: 30 s. A slow link that moves is not ended.
 	IOTimeout time.Duration
@@ -62,7 +71,8 @@ type Config struct {
 
 // Limits bound what peers may ask for. Zero fields have the stated defaults.
 type Limits struct {
-	Sessions int   // connections at a time; 256
+	Sessions int   // connections at a time, beside guests; 256
+	Guests   int   // connections at a time that may pull surfaces alone; 4096
 	Spans    int   // 1048576
 	SpanSize int64 // bytes; 1 TiB
 	Handles  int   // of one session; 16384
@@ -79,6 +89,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	set(&l.Sessions, 256)
+	set(&l.Guests, 4096)
 	set(&l.Spans, 1<<20)
 	set(&l.Handles, 1<<14)
 	set(&l.Mappings, 4096)
@@ -114,14 +125,21 @@ type Server struct {
 	disk  *disk.Tier // nil: absent
 	data  string     // its directory
 
-	vulkan *VulkanConfig // with its defaults; nil: no GPU is lent
+	surfaces  *surface.Store
+	replicas  replicas
+	addresses []string // in tickets
+	machine   surface.Machine
+
+	vulkan  *VulkanConfig // with its defaults; nil: no GPU is lent
+	buffers *buffers      // nil: the server hosts none
 
 	nextOwner atomic.Uint64
 	work      sync.WaitGroup // sessions and listeners
 
 	mu        sync.Mutex            // guards what follows
 	sessions  map[*session]struct{} // those that are shaking hands too
-	admitted  int                   // of them, those that are not
+	admitted  int                   // of them, those that are not, and no guests
+	guests    int                   // those of them that are guests
 	leases    map[*session]*lease   // those that have become Vulkan applications'
 	lent      int                   // of them, and those to come
 	listeners map[net.Listener]struct{}
@@ -137,7 +155,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.HostBudget == 0 {
-		cfg.HostBudget = cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory) / 2
+		cfg.HostBudget = cmp.Or(memlimit.System().Usable(), fallbackMemory) / 2
 	}
 	vulkan, err := cfg.Vulkan.withDefaults(cfg.Logger)
 	if err != nil {
@@ -203,11 +221,27 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	})
 	srv.store = store
 	close(ready)
+	srv.surfaces = surface.NewStore(surface.Config{
+		Budget: cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4),
+		Logger: cfg.Logger,
+	})
+	srv.replicas = replicas{store: srv.surfaces, byID: make(map[surface.ID]*replica)}
+	srv.addresses = cfg.Addresses
+	srv.machine, _ = surface.ThisMachine() // without, nobody takes its unix sockets for this machine's
 	if srv.disk != nil {
 		debug.FreeOSMemory() // reading a large index takes more than keeping it
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.closeTiers())
+		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.surfaces.Close(), srv.closeTiers())
+	}
+	if cfg.Buffers != nil {
+		gpu := cfg.VRAM
+		if srv.vram == nil {
+			gpu = nil
+		}
+		if srv.buffers, err = srv.newBuffers(*cfg.Buffers, gpu); err != nil {
+			return nil, errors.Join(fmt.Errorf("server: shared buffers: %w", err), srv.surfaces.Close(), store.Close(), srv.closeTiers())
+		}
 	}
 	return srv, nil
 }
@@ -292,7 +326,7 @@ func (srv *Server) admissible(ln net.Listener) error {
 func (srv *Server) start(ctx context.Context, nc net.Conn) {
 	s := newSession(srv, nc)
 	srv.mu.Lock()
-	full := len(srv.sessions)-srv.admitted >= srv.limits.Sessions
+	full := len(srv.sessions)-srv.admitted-srv.guests >= srv.limits.Sessions+srv.limits.Guests
 	if !srv.closing && !full {
 		srv.sessions[s] = struct{}{}
 		srv.work.Add(1)
@@ -318,11 +352,17 @@ func (srv *Server) admit(s *session) error {
 	switch {
 	case srv.closing:
 		return &wire.Error{Code: wire.Closed, Op: "dial", Message: "the server is stopping"}
-	case srv.admitted >= srv.limits.Sessions:
+	case s.guest && srv.guests >= srv.limits.Guests:
+		return &wire.Error{Code: wire.Limit, Op: "dial", Message: fmt.Sprintf("the server has %d guests", srv.guests)}
+	case !s.guest && srv.admitted >= srv.limits.Sessions:
 		return &wire.Error{Code: wire.Limit, Op: "dial", Message: fmt.Sprintf("the server has %d sessions", srv.admitted)}
 	}
 	s.admitted = true
-	srv.admitted++
+	if s.guest {
+		srv.guests++
+	} else {
+		srv.admitted++
+	}
 	return nil
 }
 
@@ -330,7 +370,10 @@ func (srv *Server) dismiss(s *session) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	delete(srv.sessions, s)
-	if s.admitted {
+	switch {
+	case s.admitted && s.guest:
+		srv.guests--
+	case s.admitted:
 		srv.admitted--
 	}
 }
@@ -349,9 +392,17 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 		draining.Go(func() { s.drain(ctx) })
 	}
 	srv.mu.Unlock()
+	if srv.buffers != nil {
+		srv.buffers.stop()
+	}
 	draining.Wait()
 	srv.work.Wait()
-	return errors.Join(srv.store.Close(), srv.closeTiers())
+	srv.replicas.close()
+	var err error
+	if srv.buffers != nil {
+		err = srv.buffers.close()
+	}
+	return errors.Join(err, srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

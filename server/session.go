@@ -45,6 +45,10 @@ type session struct {
 	peer        control.SessionStat // who it is; immutable once admitted
 	ended       chan struct{}       // closed when serve returns
 	conn        *wire.Conn
+	files       *fdpass.Conn // of a unix socket; else nil
+	guest       bool         // may pull surfaces, and nothing else
+	nonce       [32]byte     // of proofs
+	binding     [32]byte     // of proofs to the TLS connection; zeros without
 	direct      bool
 	compress    bool
 
@@ -65,6 +69,7 @@ type session struct {
 	handles  map[uint64]*span.Span
 	mappings map[uint64]*mapping
 	locks    map[uint64]heldLock
+	surfaces map[uint64]*surfaceHandle
 	waiting  int                                // for locks
 	cancels  map[uint64]context.CancelCauseFunc // control requests under way, by request id
 	pending  map[uint64]*span.Span              // by handle or mapping: changed by frames of a write whose last is to come
@@ -113,6 +118,7 @@ func newSession(srv *Server, nc net.Conn) *session {
 		handles:     make(map[uint64]*span.Span),
 		mappings:    make(map[uint64]*mapping),
 		locks:       make(map[uint64]heldLock),
+		surfaces:    make(map[uint64]*surfaceHandle),
 		cancels:     make(map[uint64]context.CancelCauseFunc),
 		pending:     make(map[uint64]*span.Span),
 		batches:     make(map[uint64]*batch),
@@ -186,6 +192,8 @@ func (s *session) jobDone(err error) {
 	s.mu.Unlock()
 }
 
+var errGuest = errors.New("a guest, who may pull surfaces and nothing else, sends data")
+
 var errGone = fmt.Errorf("the connection is gone: %w", net.ErrClosed)
 
 // handshake makes the connection ready and reads the client's hello.
@@ -203,7 +211,8 @@ func (s *session) handshake(ctx context.Context) error {
 		if err := sameUser(raw); err != nil {
 			return err
 		}
-		nc = fdpass.New(raw)
+		s.files = fdpass.New(raw)
+		nc = s.files
 		trusted, s.direct = true, true
 		s.peer.Transport = control.TransportUnix
 		if _, _, pid, err := fdpass.PeerCred(raw); err == nil {
@@ -216,7 +225,13 @@ func (s *session) handshake(ctx context.Context) error {
 			s.plainOnTLS(raw.Conn, err)
 			return err
 		}
-		trusted = len(tc.ConnectionState().VerifiedChains) > 0
+		state := tc.ConnectionState()
+		trusted = len(state.VerifiedChains) > 0
+		binding, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(s.binding))
+		if err != nil {
+			return err
+		}
+		copy(s.binding[:], binding)
 		nc = tc
 		s.peer.Transport, s.peer.Peer = control.TransportTLS, raw.RemoteAddr().String()
 	default:
@@ -252,7 +267,7 @@ func (s *session) handshake(ctx context.Context) error {
 			fmt.Sprintf("this server speaks protocol version %d, the client %d; use the same release on both sides", wire.Version, hello.Protocol))
 		return fmt.Errorf("client speaks protocol version %d", hello.Protocol)
 	}
-	if !trusted && !s.authentic(hello.Token) {
+	if s.guest = hello.Guest; !s.guest && !trusted && !s.authentic(hello.Token) {
 		s.refuse(h, wire.Unauthenticated, "the token is missing or wrong; give the one that the server was started with (--token-file)")
 		return errors.New("token is missing or wrong")
 	}
@@ -261,6 +276,7 @@ func (s *session) handshake(ctx context.Context) error {
 		return errors.Join(err, s.replyError(h, err))
 	}
 	s.compress = hello.Compress && !s.direct
+	rand.Read(s.nonce[:])
 	err = s.reply(h, control.Welcome{
 		Protocol:  wire.Version,
 		Session:   uint64(s.owner),
@@ -270,6 +286,7 @@ func (s *session) handshake(ctx context.Context) error {
 		Compress:  s.compress,
 		MaxSpan:   s.srv.limits.SpanSize,
 		MaxMap:    s.srv.limits.Map,
+		Nonce:     s.nonce[:],
 	})
 	if err == nil && s.compress {
 		s.conn.SetCompress(true)
@@ -332,8 +349,12 @@ func (s *session) readFrames(ctx context.Context) error {
 		switch h.Kind {
 		case wire.KindControl:
 			err = s.startControl(ctx, h)
-		case wire.KindTransfer, wire.KindRead, wire.KindFlush:
+		case wire.KindRead:
 			err = s.startData(ctx, h)
+		case wire.KindTransfer, wire.KindFlush:
+			if err = errGuest; !s.guest {
+				err = s.startData(ctx, h)
+			}
 		default:
 			err = fmt.Errorf("frame of kind %d from a client", h.Kind)
 		}
@@ -448,9 +469,12 @@ func (s *session) event(e control.Event) {
 // mappings are committed as unclean.
 func (s *session) cleanUp() {
 	s.mu.Lock()
-	mappings, locks, handles, pending := s.mappings, s.locks, s.handles, s.pending
-	s.mappings, s.locks, s.handles, s.pending = nil, nil, nil, nil
+	mappings, locks, handles, pending, surfaces := s.mappings, s.locks, s.handles, s.pending, s.surfaces
+	s.mappings, s.locks, s.handles, s.pending, s.surfaces = nil, nil, nil, nil, nil
 	s.mu.Unlock()
+	for _, h := range surfaces {
+		h.close()
+	}
 	for _, sp := range pending {
 		sp.CountCommit()
 	}
@@ -482,11 +506,11 @@ func (m *mapping) close(ctx context.Context, died bool) error {
 	return nil
 }
 
-// passFile sends a reply with a descriptor beside it.
-func (s *session) passFile(h wire.Header, v any, f *os.File) error {
+// passFiles sends a reply with descriptors beside it.
+func (s *session) passFiles(h wire.Header, v any, files ...*os.File) error {
 	payload, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return s.conn.WriteFrameFiles(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, payload, f)
+	return s.conn.WriteFrameFiles(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, payload, files...)
 }

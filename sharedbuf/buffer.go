@@ -176,7 +176,7 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	request.Generation = b.generation
 	b.mu.Unlock()
 	if err == nil && b.client.apart && b.region == nil {
-		err = sharedfile.Publish(b.mem)
+		err = sharedfile.Publish(b.file, b.mem)
 	}
 	var file *os.File
 	if b.region != nil {

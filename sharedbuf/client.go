@@ -262,7 +262,7 @@ func (b *Buffer) createNameless() error {
 
 // inRAM refuses what would take more RAM than there is.
 func inRAM(size int64) error {
-	if room := memlimit.Read(os.DirFS("/")).Usable(); room > 0 && size > room {
+	if room := memlimit.System().Usable(); room > 0 && size > room {
 		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("RAM has room for %d bytes only", room)}
 	}
 	return nil

@@ -113,6 +113,9 @@ func (l *link) read() {
 		switch {
 		case waiter != nil:
 			waiter <- answer{reply: reply} // it has room for one
+		case reply.ID == 0 && reply.Failure() != nil: // it does not let us in, or ends the connection
+			l.fail(reply.Failure())
+			return
 		case !known: // of those that were asked somebody may have given up waiting
 			l.fail(&Error{Code: ErrPeerLost, Message: fmt.Sprintf("the host broke the protocol: it answered request %d, which was not asked", reply.ID)})
 			return

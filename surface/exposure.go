@@ -268,7 +268,7 @@ func (e *Exposure) free() {
 		errs = append(errs, e.mem.Close())
 	}
 	if e.page != nil {
-		errs = append(errs, e.page.mem.Close())
+		errs = append(errs, e.page.close())
 	}
 	if err := errors.Join(errs...); err != nil {
 		e.store.log.Error("surface: giving memory back failed", "surface", e.header.ID, "error", err)

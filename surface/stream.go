@@ -79,6 +79,9 @@ func (e *Exposure) prepare(off, n int64) error {
 		return fmt.Errorf("%w: %d bytes, and the surface was to store %d", ErrRange, end, e.mem.Limit())
 	}
 	if end <= e.ready {
+		if !e.known { // the file ends where its bytes do
+			return e.mem.Grow(end)
+		}
 		return nil
 	}
 	page := int64(os.Getpagesize())

@@ -26,6 +26,7 @@ import (
 // clients there prove who they are.
 type listenFlags struct {
 	addresses   []string
+	http        []string
 	tokenFile   string
 	tls         bool
 	tlsDir      string
@@ -72,8 +73,8 @@ func (f *listenFlags) check() error {
 	switch {
 	case (f.tlsCert == "") != (f.tlsKey == ""):
 		return usagef("--tls-cert and --tls-key go together")
-	case len(f.addresses) == 0 && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
-		return usagef("TLS is for the network: add --listen HOST:PORT")
+	case len(f.addresses)+len(f.http) == 0 && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
+		return usagef("TLS is for the network: add --listen HOST:PORT or --http HOST:PORT")
 	case f.tlsDir != "" && f.tlsCert != "":
 		return usagef("--tls-dir is for a self-made certificate; leave it out, or --tls-cert and --tls-key")
 	}
@@ -230,6 +231,10 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 		path = memspan.DefaultAddress()
 	}
 	path = strings.TrimPrefix(path, "unix:")
+	path, err := filepath.Abs(path) // tickets say it to processes elsewhere
+	if err != nil {
+		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+	}
 	if err := privateDir(filepath.Dir(path)); err != nil {
 		return listener{}, err
 	}
@@ -278,9 +283,8 @@ func privateDir(dir string) error {
 	if err != nil {
 		return fmt.Errorf("the socket's directory: %w", err)
 	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if ok && owner.Uid != 0 && int(owner.Uid) != os.Getuid() {
-		return fmt.Errorf("the socket's directory %s belongs to user %d; choose another with --socket", dir, owner.Uid)
+	if uid, ok := ownerOf(info); ok && uid != 0 && uid != os.Getuid() {
+		return fmt.Errorf("the socket's directory %s belongs to user %d; choose another with --socket", dir, uid)
 	}
 	return nil
 }

@@ -51,70 +51,32 @@ func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
 // NextData fails on this system.
 func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux }
 
-// MapRange fails on this system.
-func MapRange(*os.File, int64, int64, bool) ([]byte, error) { return nil, errNeedsLinux }
-
-// CheckSealed fails on this system.
-func CheckSealed(*os.File, int64) error { return errNeedsLinux }
-
-// Unmap fails on this system.
-func Unmap([]byte) error { return errNeedsLinux }
-
 // Close does nothing.
 func (r *Region) Close() error { return nil }
 
-// Published is a memfd on Linux; it cannot be made on this system.
-type Published struct{}
-
-// Publish fails on this system.
-func Publish(string, int64) (*Published, error) { return nil, errNeedsLinux }
-
-// Adopt fails on this system.
-func Adopt(*os.File) (*Published, error) { return nil, errNeedsLinux }
-
-// Limit returns 0.
-func (p *Published) Limit() int64 { return 0 }
-
-// Bytes returns nil.
-func (p *Published) Bytes() []byte { return nil }
-
-// Writable returns nil.
-func (p *Published) Writable() []byte { return nil }
-
-// File returns nil.
-func (p *Published) File() *os.File { return nil }
-
-// Grow fails on this system.
-func (p *Published) Grow(int64) error { return errNeedsLinux }
-
-// Fix fails on this system.
-func (p *Published) Fix() error { return errNeedsLinux }
-
-// Populate fails on this system.
-func (p *Published) Populate(int64, int64) error { return errNeedsLinux }
+// Blank fails on this system.
+func Blank(string) (*os.File, error) { return nil, errNeedsLinux }
 
 // Freeze fails on this system.
-func (p *Published) Freeze() error { return errNeedsLinux }
+func Freeze(*os.File) error { return errNeedsLinux }
 
-// Resident fails on this system.
-func (p *Published) Resident() (int64, error) { return 0, errNeedsLinux }
+// Frozen returns false.
+func Frozen(*os.File) bool { return false }
 
-// ReadAt fails on this system.
-func (p *Published) ReadAt([]byte, int64) (int, error) { return 0, errNeedsLinux }
+// A Draft is memory that is written and then frozen, on Linux.
+type Draft struct{}
+
+// NewDraft fails on this system.
+func NewDraft(string, int64) (*Draft, error) { return nil, errNeedsLinux }
+
+// Bytes returns nil.
+func (d *Draft) Bytes() []byte { return nil }
+
+// File returns nil.
+func (d *Draft) File() *os.File { return nil }
+
+// Freeze fails on this system.
+func (d *Draft) Freeze() error { return errNeedsLinux }
 
 // Close does nothing.
-func (p *Published) Close() error { return nil }
-
-// A Limits says what the system allows this process, in bytes; 0: no limit.
-type Limits struct{ File, AddressSpace int64 }
-
-// ReadLimits returns no limits.
-func ReadLimits() Limits { return Limits{} }
-
-// Data returns all of the file: what is no hole is not known on this system.
-func Data(_ *os.File, size int64, _ int) ([][2]int64, error) {
-	if size == 0 {
-		return nil, nil
-	}
-	return [][2]int64{{0, size}}, nil
-}
+func (d *Draft) Close() error { return nil }

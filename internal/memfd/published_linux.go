@@ -224,6 +224,16 @@ func (p *Published) Close() error {
 	return errors.Join(errs...)
 }
 
+// Size returns the length of memory whose descriptor came from another process, in
+// bytes.
+func Size(file *os.File) (int64, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("memfd: size of %s: %w", file.Name(), err)
+	}
+	return info.Size(), nil
+}
+
 // A Limits says what the system allows this process, in bytes; 0: no limit.
 type Limits struct {
 	File         int64 // RLIMIT_FSIZE, of each file: growing beyond it kills the process

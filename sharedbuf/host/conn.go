@@ -14,7 +14,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
@@ -316,14 +315,4 @@ func place(err error, op, path string) error {
 		placed.Code, placed.Message = sharedbuf.ErrCanceled, "the connection ended, or the host is stopping"
 	}
 	return placed
-}
-
-// isResource reports whether err is for want of something that may come back.
-func isResource(err error) bool {
-	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
 }

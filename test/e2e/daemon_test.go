@@ -44,12 +44,15 @@ type settings struct {
 	VRAMBudget   int64
 	IOTimeout    time.Duration
 	Data         string // the directory of the Disk tier, "": none
+
+	SurfaceBudget int64
 }
 
 func (s settings) config(log io.Writer) server.Config {
 	cfg := server.Config{
 		Token: token, HostBudget: s.HostBudget, IOTimeout: s.IOTimeout, Data: s.Data,
-		Logger: slog.New(slog.NewTextHandler(log, nil)),
+		SurfaceBudget: s.SurfaceBudget,
+		Logger:        slog.New(slog.NewTextHandler(log, nil)),
 	}
 	if s.VRAM {
 		cfg.VRAM = &vram.Config{
@@ -130,6 +133,7 @@ func serveCommand(t testing.TB, binary string, s settings) *exec.Cmd {
 	add(s.HostBudget > 0, "--host-budget", strconv.FormatInt(s.HostBudget, 10))
 	add(s.VRAMBudget > 0, "--vram-budget", strconv.FormatInt(s.VRAMBudget, 10))
 	add(s.Data != "", "--data", s.Data)
+	add(s.SurfaceBudget > 0, "--surface-budget", strconv.FormatInt(s.SurfaceBudget, 10))
 	add(s.IOTimeout > 0, "--io-timeout", s.IOTimeout.String())
 	return cmd
 }

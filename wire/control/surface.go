@@ -4,6 +4,11 @@ package control
 
 import "time"
 
+// BindingLabel names the 32 bytes that both ends of a TLS connection export
+// (RFC 8446, section 7.5; no context) to bind a proof to it: who relays the proof
+// over another connection proves nothing.
+const BindingLabel = "EXPORTER-memspan-surface"
+
 // ExposeSource says where the bytes of a surface come from.
 type ExposeSource string
 

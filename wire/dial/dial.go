@@ -52,6 +52,9 @@ type Options struct {
 	IOTimeout time.Duration
 	// Name is how the server's log calls this client.
 	Name string
+	// Guest asks for a session without a token that may do nothing but pull
+	// surfaces: control.Hello.
+	Guest bool
 	// Quiet has writes to a server that is gone raise no SIGPIPE, which in a
 	// program that is not Go's may end it. (Linux)
 	Quiet bool
@@ -205,7 +208,7 @@ func (d *dialer) dial(ctx context.Context) (*Conn, error) {
 func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 	cfg := wire.Config{IOTimeout: d.IOTimeout}
 	socket := nc
-	hello := control.Hello{Protocol: wire.Version, Client: d.Name}
+	hello := control.Hello{Protocol: wire.Version, Client: d.Name, Guest: d.Guest}
 	var fds *fdpass.Conn
 	switch {
 	case d.network == "unix":

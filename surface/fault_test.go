@@ -14,7 +14,6 @@ import (
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/surface"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // A surface for which there is no room is refused before anything is taken, and
@@ -62,19 +61,6 @@ func TestRoomIsMadeSureOfFirst(t *testing.T) {
 		_, err := s.Create(t.Context(), surface.Spec{Size: 1<<20 + 1})
 		refused(name, name, err)
 	}
-
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	less := limit
-	less.Cur = 256 << 20
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &less); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Setrlimit(unix.RLIMIT_FSIZE, &limit)
-	_, err = newStore(t, 0).Create(t.Context(), surface.Spec{Size: 256<<20 + 1, Sparse: true})
-	refused("file size", "RLIMIT_FSIZE", err)
 }
 
 // A source that changes while it is copied is found, and nobody gets a mixture

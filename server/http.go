@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/wire"
+)
+
+// SurfacePath begins the paths that Handler serves; a ticket follows.
+const SurfacePath = "/surface/"
+
+// Handler serves surfaces over HTTP to whoever has a ticket, for programs that know
+// nothing else: GET and HEAD of SurfacePath and the ticket, ranges included. A
+// surface that is still being written comes as it is written, without ranges.
+// Encrypted surfaces are refused: their key is not for servers.
+//
+// Who serves it beyond this machine has to encrypt: the path has the ticket.
+func (srv *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+SurfacePath+"{ticket}", srv.serveSurface)
+	return mux
+}
+
+// httpStatus tells the status for an error's code; others are 500.
+var httpStatus = map[wire.Code]int{
+	wire.Invalid:         http.StatusBadRequest,
+	wire.Unauthenticated: http.StatusForbidden,
+	wire.Busy:            http.StatusTooManyRequests,
+	wire.Expired:         http.StatusGone,
+	wire.Revoked:         http.StatusGone,
+	wire.Taken:           http.StatusGone,
+	wire.Closed:          http.StatusServiceUnavailable,
+	wire.Unsupported:     http.StatusNotImplemented,
+	wire.PeerLost:        http.StatusBadGateway,
+}
+
+func (srv *Server) serveSurface(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	// What is served is somebody's bytes, and no page of ours.
+	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "private, no-store")
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	o, err := srv.openTicket(r.PathValue("ticket"), host)
+	if err != nil {
+		we := wireError(err)
+		status, ok := httpStatus[we.Code]
+		if !ok {
+			status = http.StatusInternalServerError
+		}
+		http.Error(w, we.Error(), status)
+		return
+	}
+	defer o.Close()
+	header := o.Header()
+	if t, _, err := mime.ParseMediaType(header.ContentType); err == nil && t != "" {
+		h.Set("Content-Type", header.ContentType)
+	} else {
+		h.Set("Content-Type", "application/octet-stream")
+	}
+	if header.Name != "" {
+		h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": header.Name}))
+	}
+	content := &contentReader{ctx: r.Context(), o: o}
+	part := o.Restriction().Range
+	if m := o.Manifest(); m != nil {
+		h.Set("ETag", fmt.Sprintf("%q", m.Root()))
+		content.off, content.size = part.Offset, max(min(part.Length, m.Size-part.Offset), 0)
+		http.ServeContent(w, r, "", time.Time{}, content)
+		return
+	}
+	content.off, content.size = part.Offset, part.Length
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return
+	}
+	if _, err := io.Copy(flushed{w}, content); err != nil {
+		// What was sent must not look whole.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// flushed sends each piece of a stream as it comes.
+type flushed struct{ http.ResponseWriter }
+
+func (f flushed) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	if err == nil {
+		err = http.NewResponseController(f.ResponseWriter).Flush()
+	}
+	return n, err
+}
+
+// openTicket opens a surface of this server for who has shown the ticket itself.
+func (srv *Server) openTicket(text, who string) (*surface.Opening, error) {
+	t, err := surface.ParseTicket(text)
+	if err != nil {
+		return nil, err
+	}
+	o, err := openOwn(srv.surfaces, t, who)
+	if err != nil {
+		return nil, err
+	}
+	if h := o.Header(); h.Encrypted {
+		o.Close()
+		return nil, &wire.Error{Code: wire.Unsupported, Op: "open", Message: "the surface is encrypted, and its key is not for servers: memspan pull decrypts it"}
+	}
+	return o, nil
+}
+
+// A contentReader reads the content of a surface that is not encrypted, from
+// byte off of it on, as it comes.
+type contentReader struct {
+	ctx  context.Context
+	o    *surface.Opening
+	off  int64
+	size int64
+	at   int64
+}
+
+var errSeek = errors.New("server: seek to a place before the beginning")
+
+// Seek implements io.Seeker.
+func (c *contentReader) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += c.at
+	case io.SeekEnd:
+		offset += c.size
+	}
+	if offset < 0 {
+		return 0, errSeek
+	}
+	c.at = offset
+	return offset, nil
+}
+
+// Read implements io.Reader. It waits for chunks that are not there yet.
+func (c *contentReader) Read(p []byte) (int, error) {
+	for {
+		progress, err := c.o.Progress()
+		if err != nil {
+			return 0, err
+		}
+		at, end := c.off+c.at, c.off+min(c.size, progress.Size-min(c.off, progress.Size))
+		if at >= end && (progress.State == surface.Sealed || c.at >= c.size) {
+			return 0, io.EOF
+		}
+		header := c.o.Header()
+		// Up to the end of a chunk: others may not be there.
+		if n := min(int64(len(p)), end-at, header.Chunk-at%header.Chunk); n > 0 {
+			b, err := c.o.ReadStored(at, n)
+			if err == nil {
+				copy(p, b)
+				c.at += n
+				return int(n), nil
+			}
+			if !errors.Is(err, surface.ErrMissing) {
+				return 0, err
+			}
+		}
+		if _, err := c.o.Wait(c.ctx, progress.Sequence); err != nil {
+			return 0, err
+		}
+	}
+}

@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/memspan/memspan/span"
+	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/tier"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// A surfaceHandle is a surface that a session writes or has open.
+type surfaceHandle struct {
+	srv      *Server
+	exposure *surface.Exposure // being written, else nil
+	opening  *surface.Opening  // open, else nil
+
+	// reading is held, shared, while bytes of the opening's memory are sent.
+	reading sync.RWMutex
+	closed  bool // guarded by reading
+}
+
+func (h *surfaceHandle) close() {
+	h.reading.Lock()
+	defer h.reading.Unlock()
+	h.closed = true
+	if h.exposure != nil {
+		h.exposure.Fail(errExposerGone)
+	}
+	if h.opening != nil {
+		h.opening.Close()
+		h.srv.replicas.left(h.opening.ID())
+	}
+}
+
+var errExposerGone = errors.New("its session ended, or gave it up")
+
+// addSurface gives a surface a handle of this session.
+func (s *session) addSurface(h *surfaceHandle) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.surfaces) >= s.srv.limits.Handles {
+		return 0, &wire.Error{Code: wire.Limit, Op: "open", Message: fmt.Sprintf("the session has %d surfaces: close some", len(s.surfaces))}
+	}
+	id := newHandle(s.surfaces)
+	s.surfaces[id] = h
+	return id, nil
+}
+
+// surface returns what a handle means, or nil if it is none of a surface.
+func (s *session) surface(handle uint64) *surfaceHandle {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.surfaces[handle]
+}
+
+// opened returns the handle of a surface that the session has open.
+func (s *session) opened(handle uint64) (*surfaceHandle, error) {
+	if h := s.surface(handle); h != nil && h.opening != nil {
+		return h, nil
+	}
+	return nil, errNoSurface
+}
+
+// use calls f while the opening's memory is there.
+func (h *surfaceHandle) use(f func(o *surface.Opening) error) error {
+	h.reading.RLock()
+	defer h.reading.RUnlock()
+	if h.closed {
+		return errNoSurface
+	}
+	return f(h.opening)
+}
+
+var errNoSurface = &wire.Error{Code: wire.NotFound, Message: "the session has no such handle: open the surface first"}
+
+// dropSurface takes a handle from the session and reports whether it was one of a
+// surface.
+func (s *session) dropSurface(handle uint64) bool {
+	s.mu.Lock()
+	h := s.surfaces[handle]
+	delete(s.surfaces, handle)
+	s.mu.Unlock()
+	if h == nil {
+		return false
+	}
+	h.close()
+	return true
+}
+
+// guestMay reports whether a session that has a ticket and no token may ask for
+// op.
+func guestMay(op control.Op) bool {
+	return slices.Contains([]control.Op{control.OpSurfaceOpen, control.OpSurfaceWait, control.OpSurfaceDigests, control.OpClose, control.OpCancel}, op)
+}
+
+// takeExposed takes the descriptor that came with a request to expose: now, before
+// the next request is read, whose descriptor comes behind it. It is nil if there is
+// none.
+func (s *session) takeExposed(req control.Request) *os.File {
+	var a control.Expose
+	if s.files == nil || req.Op != control.OpExpose || decode(req.Args, &a) != nil {
+		return nil
+	}
+	if a.Source != control.ExposeMemory && a.Source != control.ExposeFile {
+		return nil
+	}
+	f, err := s.files.Take()
+	if err != nil {
+		return nil
+	}
+	return f
+}
+
+// expose makes a surface. The file that came with the request stays the caller's.
+func (s *session) expose(ctx context.Context, a control.Expose, file *os.File) (control.Exposed, error) {
+	spec := surface.Spec{
+		Name: a.Name, ContentType: a.ContentType, Chunk: a.Chunk, Size: a.Size,
+		Encrypted: a.Encrypted, ReadOnce: a.ReadOnce,
+	}
+	if a.Lifetime < 0 || a.Lifetime > int64(maxLifetime/time.Millisecond) {
+		return control.Exposed{}, &wire.Error{Code: wire.Invalid, Op: "expose", Message: fmt.Sprintf("a lifetime of %d ms: want 0 to %d", a.Lifetime, int64(maxLifetime/time.Millisecond))}
+	}
+	if a.Lifetime > 0 {
+		spec.Expires = time.Now().Add(time.Duration(a.Lifetime) * time.Millisecond)
+	}
+	switch a.Source {
+	case control.ExposeMemory, control.ExposeFile:
+		if file == nil {
+			return control.Exposed{}, &wire.Error{Code: wire.Unsupported, Op: "expose", Message: "no file came with the request; files are handed over on unix sockets alone: elsewhere write the bytes"}
+		}
+		if a.Source == control.ExposeMemory {
+			e, err := s.srv.surfaces.Take(ctx, spec, file)
+			if err != nil {
+				return control.Exposed{}, err
+			}
+			return s.srv.exposed(e)
+		}
+		spec.Sparse = true
+		return s.exposeWhole(ctx, spec, func(e *surface.Exposure) error { return e.CopyFile(ctx, file) })
+	case control.ExposeSpan:
+		sp, err := s.span(a.Handle)
+		if err != nil {
+			return control.Exposed{}, err
+		}
+		spec.Size = sp.Size
+		return s.exposeWhole(ctx, spec, func(e *surface.Exposure) error { return s.copySpan(ctx, e, sp) })
+	case control.ExposeWritten:
+		e, err := s.srv.surfaces.Create(ctx, spec)
+		if err != nil {
+			return control.Exposed{}, err
+		}
+		h := &surfaceHandle{srv: s.srv, exposure: e}
+		reply, err := s.srv.exposed(e)
+		if err == nil {
+			reply.Handle, err = s.addSurface(h)
+		}
+		if err != nil {
+			h.close()
+			return control.Exposed{}, err
+		}
+		return reply, nil
+	}
+	return control.Exposed{}, &wire.Error{Code: wire.Invalid, Op: "expose", Message: fmt.Sprintf("unknown source %q", a.Source)}
+}
+
+// maxLifetime bounds what a lifetime may be, so that the time it ends can be
+// written down.
+const maxLifetime = 100 * 365 * 24 * time.Hour
+
+// exposeWhole makes a surface that fill copies.
+func (s *session) exposeWhole(ctx context.Context, spec surface.Spec, fill func(*surface.Exposure) error) (control.Exposed, error) {
+	e, err := s.srv.surfaces.Create(ctx, spec)
+	if err != nil {
+		return control.Exposed{}, err
+	}
+	if err = fill(e); err == nil {
+		_, err = e.Seal(ctx)
+	}
+	if err != nil {
+		e.Fail(err)
+		return control.Exposed{}, err
+	}
+	return s.srv.exposed(e)
+}
+
+// seal ends the writing of a surface.
+func (s *session) seal(ctx context.Context, a control.Handle) (control.Exposed, error) {
+	h := s.surface(a.Handle)
+	if h == nil || h.exposure == nil {
+		return control.Exposed{}, &wire.Error{Code: wire.NotFound, Op: "seal", Message: "the session writes no such surface"}
+	}
+	if _, err := h.exposure.Seal(ctx); err != nil {
+		return control.Exposed{}, err
+	}
+	s.mu.Lock()
+	delete(s.surfaces, a.Handle)
+	s.mu.Unlock()
+	return s.srv.exposed(h.exposure)
+}
+
+// exposed describes a surface that this server's user has exposed.
+func (srv *Server) exposed(e *surface.Exposure) (control.Exposed, error) {
+	t := e.Ticket()
+	t.Addresses = srv.addresses
+	t.Machine = srv.machine
+	text, err := t.Text()
+	if err != nil {
+		return control.Exposed{}, err
+	}
+	st := e.Stat()
+	return control.Exposed{ID: e.ID().String(), Ticket: text, Size: st.Size, Copied: st.Copied, Memory: st.Memory}, nil
+}
+
+// copySpan copies a span's bytes to a surface, block by block. Blocks that were
+// never written take no memory.
+func (s *session) copySpan(ctx context.Context, e *surface.Exposure, sp *span.Span) error {
+	data, err := written(sp)
+	if err != nil {
+		return err
+	}
+	return e.CopyFrom(ctx, data, func(p []byte, off int64) error {
+		scratch, err := s.srv.store.Scratch(ctx)
+		if err != nil {
+			return err
+		}
+		defer s.srv.store.PutScratch(scratch)
+		for len(p) > 0 {
+			n := min(int64(len(p)), tier.BlockSize-off%tier.BlockSize)
+			if err := sp.Read(ctx, off, scratch.Slice(0, n)); err != nil {
+				return err
+			}
+			copy(p, scratch.Bytes()[:n])
+			p, off = p[n:], off+n
+		}
+		return nil
+	})
+}
+
+// written returns the parts of a span that were ever written, whole blocks.
+func written(sp *span.Span) ([][2]int64, error) {
+	data := [][2]int64{} // not nil: that would be all of it
+	at := int64(0)
+	err := sp.Versions(0, sp.Size, func(v uint64) {
+		end := min(at+tier.BlockSize, sp.Size)
+		if last := len(data) - 1; v != 0 && last >= 0 && data[last][1] == at {
+			data[last][1] = end
+		} else if v != 0 {
+			data = append(data, [2]int64{at, end})
+		}
+		at = end
+	})
+	return data, err
+}
+
+// appendSurface stores what a transfer frame brings of a surface that is being written.
+func (s *session) appendSurface(ctx context.Context, j *dataJob, e *surface.Exposure) error {
+	off, n, err := signed(j.command)
+	if err == nil && off != e.Appended() {
+		err = &wire.Error{Code: wire.WrongState, Op: "write", Offset: off, Length: n,
+			Message: fmt.Sprintf("a surface is written from its beginning on, without gaps: byte %d is next", e.Appended())}
+	}
+	if err == nil {
+		err = e.Append(ctx, j.data.Bytes()[:n])
+	}
+	if err != nil {
+		return s.failData(j, err)
+	}
+	s.bytesWritten.Add(n)
+	return s.answer(j, wire.AppendResult(nil, vkSuccess))
+}
+
+// readSurface answers a read frame from a surface's memory.
+func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
+	off, n, err := signed(j.command)
+	if err != nil {
+		return s.failData(j, err)
+	}
+	var unsent error // that the answer could not be written ends the connection
+	err = h.use(func(o *surface.Opening) error {
+		data, err := o.ReadStored(off, n)
+		if err != nil {
+			return err
+		}
+		s.bytesRead.Add(n)
+		unsent = s.answer(j, wire.AppendResult(nil, vkSuccess), data)
+		return nil
+	})
+	if err != nil {
+		return s.failData(j, err)
+	}
+	return unsent
+}
+
+// maxRuns is how many runs of chunks one answer has.
+const maxRuns = 4096
+
+// surfaceState tells what is there, from a chunk on.
+func surfaceState(o *surface.Opening, p surface.Progress, from int64) control.SurfaceState {
+	runs, more := o.Runs(from, maxRuns)
+	st := control.SurfaceState{Sequence: p.Sequence, Sealed: p.State == surface.Sealed, Size: p.Size, Count: p.Count, More: more}
+	for _, r := range runs {
+		st.Have = append(st.Have, control.ChunkRun(r))
+	}
+	if p.Root != nil {
+		st.Root = p.Root[:]
+	}
+	return st
+}
+
+// openSurface answers OpSurfaceOpen.
+func (s *session) openSurface(h wire.Header, args json.RawMessage) error {
+	var a control.SurfaceOpen
+	if err := decode(args, &a); err != nil {
+		return s.replyError(h, err)
+	}
+	id, err := surface.ParseID(a.ID)
+	var proof surface.Proof
+	if err == nil && len(a.Proof) != len(proof) {
+		err = &wire.Error{Code: wire.Invalid, Op: "open", Message: fmt.Sprintf("a proof of %d bytes, want %d", len(a.Proof), len(proof))}
+	}
+	var o *surface.Opening
+	if err == nil {
+		copy(proof[:], a.Proof)
+		o, err = s.srv.surfaces.Open(surface.Request{
+			Who: s.who(), ID: id, Caveats: a.Caveats, Proof: proof, Nonce: s.nonce, Binding: s.binding,
+		})
+	}
+	if err != nil {
+		return s.replyError(h, err)
+	}
+	return s.answerOpened(h, o, a.Direct)
+}
+
+// who names who asks, for counting how often he was wrong: a machine.
+func (s *session) who() string {
+	if host, _, err := net.SplitHostPort(s.peer.Peer); err == nil {
+		return host
+	}
+	return here
+}
+
+// answerOpened gives an opening a handle, and the client what it needs.
+func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) error {
+	p, err := o.Progress()
+	if err != nil {
+		o.Close()
+		return s.replyError(h, err)
+	}
+	header := o.Header()
+	reply := control.SurfaceOpened{
+		Direct: direct && s.direct && o.Direct(),
+		Header: header.AppendHeader(nil),
+		State:  surfaceState(o, p, 0),
+	}
+	var memory, page *os.File
+	if reply.Direct {
+		memory, page, err = o.Files()
+	}
+	if err == nil {
+		reply.Handle, err = s.addSurface(&surfaceHandle{srv: s.srv, opening: o})
+	}
+	if err != nil {
+		o.Close()
+		return s.replyError(h, err)
+	}
+	if !reply.Direct {
+		return s.reply(h, reply)
+	}
+	return s.passFiles(h, reply, memory, page)
+}
+
+// waitSurface answers when a surface is not as the client knows it any more.
+func (s *session) waitSurface(ctx context.Context, a control.SurfaceWait) (control.SurfaceState, error) {
+	h, err := s.opened(a.Handle)
+	if err != nil {
+		return control.SurfaceState{}, err
+	}
+	if a.From < 0 {
+		return control.SurfaceState{}, &wire.Error{Code: wire.Invalid, Op: "wait", Message: fmt.Sprintf("from chunk %d", a.From)}
+	}
+	p, err := h.opening.Wait(ctx, a.Sequence) // closed meanwhile, it does not touch its memory
+	if err != nil {
+		return control.SurfaceState{}, err
+	}
+	var st control.SurfaceState
+	err = h.use(func(o *surface.Opening) error {
+		st = surfaceState(o, p, a.From)
+		return nil
+	})
+	return st, err
+}
+
+// maxDigests is how many digests one answer has.
+const maxDigests = 8192
+
+func (s *session) surfaceDigests(_ context.Context, a control.SurfaceDigests) (control.Digests, error) {
+	h, err := s.opened(a.Handle)
+	if err != nil {
+		return control.Digests{}, err
+	}
+	if a.Count < 0 || a.Count > maxDigests {
+		return control.Digests{}, &wire.Error{Code: wire.Limit, Op: "digests", Message: fmt.Sprintf("%d chunks at once: want at most %d", a.Count, maxDigests)}
+	}
+	var d control.Digests
+	err = h.use(func(o *surface.Opening) error {
+		d.Digests, err = o.Digests(nil, a.First, a.Count)
+		return err
+	})
+	return d, err
+}
+
+func (s *session) listSurfaces() control.Surfaces {
+	list := control.Surfaces{Surfaces: []control.SurfaceStat{}}
+	all := s.srv.surfaces.List()
+	if more := len(all) - maxListed; more > 0 {
+		all = all[more:]
+	}
+	for _, st := range all {
+		one := control.SurfaceStat{
+			ID: st.ID.String(), Name: st.Name, ContentType: st.ContentType, Size: st.Size, Chunk: st.Chunk,
+			Chunks: st.Chunks, Have: st.Have, Sealed: st.State == surface.Sealed, Replica: st.Replica,
+			ReadOnce: st.ReadOnce, Encrypted: st.Encrypted, Created: st.Created, Expires: st.Expires,
+			Pullers: st.Pullers, Pulls: st.Pulls, Direct: st.Direct, Given: st.Given, Waiting: st.Waiting,
+			Memory: st.Memory,
+		}
+		if st.Reason != nil {
+			one.Error = st.Reason.Error()
+		}
+		list.Surfaces = append(list.Surfaces, one)
+	}
+	return list
+}
+
+// maxListed is how many surfaces one answer describes, the newest: well within
+// what fits into a message.
+const maxListed = 1024
+
+func (s *session) revoke(_ context.Context, a control.SurfaceID) (none, error) {
+	id, err := surface.ParseID(a.ID)
+	if err != nil {
+		return none{}, err
+	}
+	return none{}, s.srv.surfaces.Revoke(id)
+}

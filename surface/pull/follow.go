@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pull
+
+import (
+	"context"
+
+	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/wire/control"
+)
+
+const (
+	// digestBatch is how many digests are asked for at a time.
+	digestBatch = 8192
+	// maxChunk is more than any chunk's number.
+	maxChunk = surface.MaxSize / surface.MinChunk
+)
+
+// follow learns what the source has, until it has all.
+func (c *source) follow(ctx context.Context, state control.SurfaceState) {
+	sequence := state.Sequence
+	for {
+		complete, err := c.learn(ctx, state)
+		if err != nil {
+			c.drop(err)
+			return
+		}
+		if complete {
+			return
+		}
+		c.s.mu.Lock()
+		wait := control.SurfaceWait{Handle: c.handle, Sequence: sequence, From: c.have.missing()}
+		c.s.mu.Unlock()
+		if state.More { // answered at once
+			last := state.Have[len(state.Have)-1]
+			wait.Sequence, wait.From = state.Sequence-1, last.First+last.Count
+		}
+		more := state.More
+		state = control.SurfaceState{}
+		if err := c.control(ctx, control.OpSurfaceWait, wait, &state); err != nil {
+			c.drop(err)
+			return
+		}
+		if !more { // what changed since the first part of a long answer is told by another
+			sequence = state.Sequence
+		}
+	}
+}
+
+// learn takes in what the source has said, and asks for the digests that go
+// with it. It reports whether there is nothing more to be learnt.
+func (c *source) learn(ctx context.Context, state control.SurfaceState) (complete bool, err error) {
+	s := c.s
+	if err := c.checkState(&state); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	for _, run := range state.Have {
+		c.have.add(run)
+	}
+	usable := s.usableLocked()
+	s.mu.Unlock()
+	if usable > 0 {
+		c.poke()
+	}
+	if c.vouches || s.ticket.Root != nil {
+		if err := c.learnDigests(ctx, &state); err != nil {
+			return false, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	complete = state.Sealed && !state.More && (state.Count == 0 || c.have.holds(0, state.Count))
+	if complete && (c.vouches || s.ticket.Root != nil) {
+		complete = s.rooted
+	}
+	return complete, nil
+}
+
+// checkState refuses what cannot be.
+func (c *source) checkState(state *control.SurfaceState) error {
+	h := c.header // follow's own from here on
+	h.Size = state.Size
+	if state.Size < 0 || state.Size > surface.MaxSize || h.Count() != state.Count {
+		return broken("a surface of %d bytes in %d chunks", state.Size, state.Count)
+	}
+	if state.Size < c.header.Size || state.Sealed && len(state.Root) != surface.DigestSize {
+		return broken("a surface of %d bytes that had %d, sealed %v", state.Size, c.header.Size, state.Sealed)
+	}
+	if state.More && len(state.Have) == 0 {
+		return broken("more runs follow none")
+	}
+	var next int64
+	for _, run := range state.Have {
+		if run.First < next || run.Count <= 0 || run.First > maxChunk || run.Count > maxChunk {
+			return broken("run of %d chunks from %d", run.Count, run.First)
+		}
+		next = run.First + run.Count
+	}
+	c.header.Size = state.Size
+	return nil
+}
+
+// learnDigests asks for the digests that are to be had and not known yet.
+func (c *source) learnDigests(ctx context.Context, state *control.SurfaceState) error {
+	s := c.s
+	want := state.Count
+	if !state.Sealed { // the last chunk may grow
+		c.s.mu.Lock()
+		want = min(state.Size/c.header.Chunk, c.have.missing())
+		c.s.mu.Unlock()
+	}
+	// Digests that nothing vouches for yet are nobody else's.
+	provisional := s.ticket.Root != nil
+	for {
+		s.mu.Lock()
+		known, rooted := s.header.Digests, s.rooted
+		s.mu.Unlock()
+		if provisional {
+			known = c.header.Digests
+		}
+		first := int64(len(known))
+		if rooted || first >= want {
+			break
+		}
+		var answer control.Digests
+		n := min(want-first, digestBatch)
+		if err := c.control(ctx, control.OpSurfaceDigests, control.SurfaceDigests{Handle: c.handle, First: first, Count: n}, &answer); err != nil {
+			return err
+		}
+		if int64(len(answer.Digests)) != n*surface.DigestSize {
+			return broken("%d bytes of digests for %d chunks", len(answer.Digests), n)
+		}
+		add := make([]surface.Digest, n)
+		for i := range add {
+			copy(add[i][:], answer.Digests[i*surface.DigestSize:])
+		}
+		if provisional {
+			c.header.Digests = append(c.header.Digests, add...)
+			continue
+		}
+		s.mu.Lock()
+		if int64(len(s.header.Digests)) == first { // else another source was faster
+			s.header.Digests = append(s.header.Digests, add...)
+			s.header.Size = max(s.header.Size, state.Size)
+			s.notifyLocked()
+			s.pokeLocked()
+		}
+		s.mu.Unlock()
+	}
+	if state.Sealed {
+		return c.learnRoot(surface.Digest(state.Root))
+	}
+	return nil
+}
+
+// learnRoot verifies a manifest that is complete.
+func (c *source) learnRoot(told surface.Digest) error {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rooted {
+		if s.ticket.Root == nil && s.header.Size != c.header.Size {
+			return lying("surface %v has %d bytes, and not %d", s.header.ID, s.header.Size, c.header.Size)
+		}
+		return nil
+	}
+	m := s.header
+	if s.ticket.Root != nil {
+		m = c.header
+	}
+	m.Size = c.header.Size
+	if int64(len(m.Digests)) != m.Count() {
+		return lying("surface %v has %d digests for %d chunks", m.ID, len(m.Digests), m.Count())
+	}
+	root := m.Root()
+	switch {
+	case s.ticket.Root != nil && root != *s.ticket.Root:
+		return lying("the manifest of surface %v is not the one that the ticket was made for", m.ID)
+	case root != told:
+		return lying("the manifest of surface %v has another root than its source says", m.ID)
+	}
+	s.header, s.sealed, s.rooted = m, true, true
+	for _, g := range append([]*gathering(nil), s.gatherings...) {
+		g.endsLocked()
+	}
+	s.notifyLocked()
+	s.pokeLocked()
+	return nil
+}

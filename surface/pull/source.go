@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pull
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+	"github.com/memspan/memspan/wire/dial"
+)
+
+const (
+	// firstWindow and fullWindow are how many frames are asked of a source
+	// before the first is there: few, until it has shown what it can do, so
+	// that a slow one owes little.
+	firstWindow = 4
+	fullWindow  = 16
+)
+
+// A source is a server that has the surface, or part of it: a connection on
+// which requests are pipelined and answered by their ids. What is told of its
+// goroutines: read receives, ask asks when there is something new to ask for,
+// follow learns what it has. All end when the connection does.
+type source struct {
+	s       *Surface
+	address string
+	vouches bool // for the manifest: it is one of the ticket's addresses
+	conn    *dial.Conn
+	handle  uint64
+	header  surface.Manifest // as it has it, without digests
+	gone    chan struct{}    // closed when err is set
+	wake    chan struct{}    // has an element when there may be something to ask for
+	work    sync.WaitGroup
+
+	// Guarded by the surface's mu.
+	err      error
+	lastID   uint64
+	pending  map[uint64]*request
+	fetches  map[*fetch]struct{}
+	have     ranges
+	window   int  // frames
+	inflight int  // frames of fetches asked for and not received
+	held     bool // what was received waits for workers
+	ping     bool // a sign of life is wanted
+	bytes    int64
+}
+
+// A request is under way on a connection.
+type request struct {
+	// Of a read: where its data goes.
+	fetch *fetch
+	dst   []byte
+	// Of a control request: what came.
+	reply []byte
+	err   error
+	done  chan struct{}
+}
+
+// connect dials a source and opens the surface there. Files is what came with
+// the answer if direct was asked for and given.
+func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *source, opened control.SurfaceOpened, err error) {
+	o := s.options.Dial
+	o.Guest = true
+	conn, err := dial.Dial(ctx, address, o)
+	if err != nil {
+		return nil, opened, err
+	}
+	var nonce, binding [32]byte
+	if copy(nonce[:], conn.Welcome.Nonce) != len(nonce) || len(conn.Welcome.Nonce) != len(nonce) {
+		conn.Wire.Close()
+		return nil, opened, &wire.Error{Code: wire.Unsupported, Op: "open", Message: address + ": this server knows no surfaces"}
+	}
+	if tc, ok := conn.Wire.NetConn().(*tls.Conn); ok {
+		state := tc.ConnectionState()
+		key, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(binding))
+		if err != nil {
+			conn.Wire.Close()
+			return nil, opened, fmt.Errorf("%s: %w", address, err)
+		}
+		copy(binding[:], key)
+	}
+	proof := s.ticket.Proof(nonce, binding)
+	err = conn.Ask(ctx, control.OpSurfaceOpen, control.SurfaceOpen{
+		ID: s.ticket.ID.String(), Caveats: s.ticket.EncodedCaveats(), Proof: proof[:], Direct: direct,
+	}, &opened)
+	if err != nil {
+		return nil, opened, fmt.Errorf("%s: %w", address, err)
+	}
+	c = &source{
+		s: s, address: address, conn: conn, handle: opened.Handle,
+		gone: make(chan struct{}), wake: make(chan struct{}, 1),
+		pending: make(map[uint64]*request), fetches: make(map[*fetch]struct{}),
+		window: firstWindow, lastID: 1 << 32, // Ask has numbered before
+	}
+	header, err := surface.ParseHeader(opened.Header)
+	if err == nil {
+		c.header = *header
+		c.header.Size = opened.State.Size // it may have grown in between
+		err = s.fits(header)
+	}
+	if err != nil {
+		conn.Wire.Close()
+		return nil, opened, fmt.Errorf("%s: %w", address, err)
+	}
+	return c, opened, nil
+}
+
+// start begins to use the source, whose state is what it has told last.
+func (c *source) start(ctx context.Context, state control.SurfaceState) {
+	c.work.Go(c.read)
+	c.work.Go(c.ask)
+	c.work.Go(func() { c.follow(ctx, state) })
+}
+
+// drop gives the source up, for the reason that err is. What it owes is asked
+// of others.
+func (c *source) drop(err error) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.dropLocked(err)
+}
+
+func (c *source) dropLocked(err error) {
+	if c.err != nil {
+		return
+	}
+	if errors.Is(err, io.EOF) {
+		err = &wire.Error{Code: wire.PeerLost, Message: "the source closed the connection", Err: err}
+	}
+	c.err = fmt.Errorf("%s: %w", c.address, err)
+	close(c.gone)
+	c.conn.Wire.Close()
+	for _, r := range c.pending {
+		if r.done != nil {
+			r.err = c.err
+			close(r.done)
+		}
+	}
+	clear(c.pending)
+	for f := range c.fetches {
+		f.failedLocked()
+	}
+	clear(c.fetches)
+	c.s.lostLocked()
+}
+
+// read receives until the connection ends.
+func (c *source) read() {
+	for {
+		h, err := c.conn.Wire.ReadHeader()
+		if err == nil {
+			err = c.receive(h)
+		}
+		if err != nil {
+			c.drop(err)
+			return
+		}
+	}
+}
+
+// receive takes in one frame. An error ends the source.
+func (c *source) receive(h wire.Header) error {
+	if h.Kind == wire.KindEvent {
+		return c.conn.Wire.Discard() // whoever closes does so
+	}
+	c.s.mu.Lock()
+	r := c.pending[h.ID]
+	delete(c.pending, h.ID)
+	c.s.mu.Unlock()
+	switch {
+	case !h.Has(wire.FlagReply):
+		return broken("a %v frame that answers nothing", h.Kind)
+	case r == nil:
+		return broken("an answer to request %d, which was not made or was answered", h.ID)
+	case h.Kind == wire.KindControl && r.done != nil:
+		return c.receiveControl(h, r)
+	case h.Kind == wire.KindRead && r.done == nil:
+		return c.receiveRead(h, r)
+	}
+	return broken("a %v frame answers a request of another kind", h.Kind)
+}
+
+func (c *source) receiveControl(h wire.Header, r *request) error {
+	data := make([]byte, h.Raw)
+	err := c.conn.Wire.ReadData(data)
+	if err == nil && h.Has(wire.FlagError) {
+		if r.err, err = wire.ParseError(data); err != nil {
+			r.err = err
+		}
+	}
+	if err != nil {
+		r.err = err
+	}
+	r.reply = data
+	close(r.done)
+	return err
+}
+
+func (c *source) receiveRead(h wire.Header, r *request) error {
+	var result [4]byte
+	if _, err := c.conn.Wire.ReadPrefix(result[:0]); err != nil {
+		return err
+	}
+	if h.Has(wire.FlagError) {
+		data := make([]byte, h.Raw)
+		if err := c.conn.Wire.ReadData(data); err != nil {
+			return err
+		}
+		refusal, err := wire.ParseError(data)
+		if err != nil {
+			return err
+		}
+		return refusal // it said that it has the chunk
+	}
+	if int(h.Raw) != len(r.dst) {
+		return broken("%d bytes answer a read of %d", h.Raw, len(r.dst))
+	}
+	if err := c.conn.Wire.ReadData(r.dst); err != nil {
+		return err
+	}
+	f := r.fetch
+	c.s.mu.Lock()
+	c.inflight--
+	c.window = min(c.window+1, fullWindow)
+	c.bytes += int64(len(r.dst))
+	f.left -= len(r.dst)
+	whole := f.left == 0
+	if whole {
+		delete(c.fetches, f)
+	}
+	// To ask for many at a time spares system calls, and half a window keeps
+	// the link busy meanwhile.
+	more := c.inflight <= c.window/2
+	c.s.mu.Unlock()
+	if more {
+		if err := c.request(); err != nil {
+			return err
+		}
+	}
+	if !whole {
+		return nil
+	}
+	c.hold(true) // if it waits, that is not the source's fault
+	c.s.check(f)
+	c.hold(false)
+	return nil
+}
+
+func (c *source) hold(held bool) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.held = held
+}
+
+// ask asks whenever there may be something new to ask for.
+func (c *source) ask() {
+	for {
+		select {
+		case <-c.gone:
+			return
+		case <-c.wake:
+		}
+		err := c.request()
+		if err == nil && c.pinging() {
+			err = c.notify(control.OpCancel, control.Cancel{}) // there is no request 0: answered at once
+		}
+		if err != nil {
+			c.drop(err)
+			return
+		}
+	}
+}
+
+func (c *source) pinging() bool {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	ping := c.ping
+	c.ping = false
+	return ping
+}
+
+// poke has ask look.
+func (c *source) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default: // it will
+	}
+}
+
+// request asks for as much as the window allows and pulls want.
+func (c *source) request() error {
+	for {
+		f := c.s.assign(c)
+		if f == nil {
+			return c.conn.Wire.Push()
+		}
+		if f.source == nil { // there is nothing to be asked for
+			c.s.check(f)
+			continue
+		}
+		if err := c.send(f); err != nil {
+			return err
+		}
+	}
+}
+
+// send sends the requests of a fetch, which assign has noted.
+func (c *source) send(f *fetch) error {
+	var prefix [32]byte
+	for at := 0; at < len(f.buf); {
+		n := min(len(f.buf)-at, wire.MaxData)
+		r := &request{fetch: f, dst: f.buf[at : at+n : at+n]}
+		id, err := c.enter(r)
+		if err != nil {
+			return err
+		}
+		command := wire.MemoryCommand{Memory: c.handle, Offset: uint64(f.offset) + uint64(at), Size: uint64(n)}
+		if err := c.conn.Wire.QueueFrame(wire.Header{Kind: wire.KindRead, ID: id}, wire.AppendRead(prefix[:0], command)); err != nil {
+			return err
+		}
+		at += n
+	}
+	return nil
+}
+
+// enter numbers a request that is about to be sent.
+func (c *source) enter(r *request) (id uint64, err error) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.err != nil {
+		return 0, c.err
+	}
+	c.lastID++
+	c.pending[c.lastID] = r
+	return c.lastID, nil
+}
+
+// post sends a control request.
+func (c *source) post(op control.Op, args any) (*request, error) {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return nil, err
+	}
+	payload, err := json.Marshal(control.Request{Op: op, Args: raw})
+	if err != nil {
+		return nil, err
+	}
+	r := &request{done: make(chan struct{})}
+	id, err := c.enter(r)
+	if err != nil {
+		return nil, err
+	}
+	return r, c.conn.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload)
+}
+
+// notify sends a control request whose answer does not matter.
+func (c *source) notify(op control.Op, args any) error {
+	_, err := c.post(op, args)
+	return err
+}
+
+// control sends a control request and waits for its answer, or until ctx ends.
+func (c *source) control(ctx context.Context, op control.Op, args, reply any) error {
+	r, err := c.post(op, args)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if r.err != nil {
+		return r.err
+	}
+	if err := json.Unmarshal(r.reply, reply); err != nil {
+		return broken("answer to %s: %v", op, err)
+	}
+	return nil
+}
