@@ -275,13 +275,7 @@ func (s *Surface) lossLocked() error {
 	return fmt.Errorf("no source is left: %w", errors.Join(reasons...))
 }
 
-// pokeAll has all sources look for something to ask for.
-func (s *Surface) pokeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pokeLocked()
-}
-
+// pokeLocked has all sources look for something to ask for.
 func (s *Surface) pokeLocked() {
 	for _, c := range s.sources {
 		if c.err == nil {
