@@ -48,6 +48,13 @@ func TestRoomIsMadeSureOfFirst(t *testing.T) {
 		t.Errorf("%d bytes were copied first, %d taken", st.Copied, st.Memory)
 	}
 
+	_, err = s.Create(t.Context(), surface.Spec{Size: 4 << 30, Chunk: surface.MinChunk, Sparse: true})
+	refused("digests", "budget", err)
+	_, err = newStore(t, 0).Create(t.Context(), surface.Spec{Size: surface.MaxSize, Sparse: true})
+	refused("address space", "address space", err)
+	e = create(t, s, surface.Spec{Size: 11 << 20, Sparse: true})
+	refused("appending to what was to be sparse", "budget", e.Append(t.Context(), make([]byte, 11<<20)))
+
 	for name, m := range map[string]memlimit.Memory{"machine": {Available: 1 << 20}, "control group": {Available: 1 << 30, Group: 1 << 20}} {
 		s := newStore(t, 0)
 		s.SetMemory(m)

@@ -14,10 +14,7 @@ import (
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newStore(t testing.TB, budget int64) *surface.Store {
 	t.Helper()
