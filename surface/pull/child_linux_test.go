@@ -78,7 +78,6 @@ func command(t *testing.T, role string, ticket *surface.Ticket, path string) *ex
 func TestKilledPuller(t *testing.T) {
 	content := random(40*mib + 5)
 	h := expose(t, content, mib, nil)
-	h.ticket = h.rooted(h.tcp())
 	path := filepath.Join(t.TempDir(), "file")
 	const before = 36 // reads
 	reached := make(chan struct{})
@@ -90,7 +89,8 @@ func TestKilledPuller(t *testing.T) {
 		}
 		return n >= before
 	}
-	cmd := command(t, "pull", h.ticket, path)
+	ticket := h.rooted(h.tcp())
+	cmd := command(t, "pull", ticket, path)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestKilledPuller(t *testing.T) {
 	cmd.Process.Kill()
 	cmd.Wait()
 	reads.Store(-1 << 40)
-	s := open(t, h.ticket, pull.Options{})
+	s := open(t, ticket, pull.Options{})
 	if err := s.ToFile(t.Context(), path, all); err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -148,16 +147,6 @@ func (h *host) tcp() string {
 	}
 	h.listen(ln)
 	return "tcp://" + ln.Addr().String()
-}
-
-func (h *host) unix() string {
-	path := filepath.Join(h.tb.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		h.tb.Fatal(err)
-	}
-	h.listen(ln)
-	return "unix:" + path
 }
 
 func (h *host) listen(ln net.Listener) {
