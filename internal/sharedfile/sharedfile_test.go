@@ -19,21 +19,6 @@ import (
 	"github.com/memspan/memspan/internal/sharedfile"
 )
 
-// tempDir is t.TempDir, whose cleanup fails under Wine.
-func tempDir(t *testing.T) string {
-	t.Helper()
-	path, err := os.MkdirTemp("", "sharedfile-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(path); err != nil && runtime.GOOS != "windows" {
-			t.Error(err)
-		}
-	})
-	return path
-}
-
 func open(t *testing.T, path string) *sharedfile.Dir {
 	t.Helper()
 	d, err := sharedfile.OpenDir(path)
@@ -56,7 +41,7 @@ func create(t *testing.T, d *sharedfile.Dir, name string) *os.File {
 
 func TestMap(t *testing.T) {
 	for _, size := range []int64{1, 4096, 4097, 2<<20 - 1, 2 << 20, 5<<20 + 1} {
-		d := open(t, tempDir(t))
+		d := open(t, t.TempDir())
 		f := create(t, d, "f")
 		if err := sharedfile.Reserve(f, size); err != nil {
 			t.Fatal(err)
@@ -90,7 +75,7 @@ func TestMap(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	f := create(t, open(t, tempDir(t)), "f")
+	f := create(t, open(t, t.TempDir()), "f")
 	for _, size := range []int64{-1, 0, 1 << 62} {
 		if _, err := sharedfile.Map(f, size, false, false); err == nil {
 			t.Errorf("%d bytes were mapped", size)
@@ -105,7 +90,7 @@ func TestMap(t *testing.T) {
 const boot = "one-kernel"
 
 func TestLease(t *testing.T) {
-	path := tempDir(t)
+	path := t.TempDir()
 	d := open(t, path)
 	take := func(name string) *sharedfile.Lease {
 		t.Helper()
@@ -188,7 +173,7 @@ func TestLease(t *testing.T) {
 
 // However makers and sweepers meet, no living maker loses his file.
 func TestLeasesAgainstSweepers(t *testing.T) {
-	d := open(t, tempDir(t))
+	d := open(t, t.TempDir())
 	var work sync.WaitGroup
 	stop := make(chan struct{})
 	for range 2 {
