@@ -49,6 +49,8 @@ type Config struct {
 	// HostBudget is the most RAM that spans may take, in bytes; 0: half of
 	// what the machine, or the control group, has.
 	HostBudget int64
+	// Buffers makes the server a host of shared buffers too; nil: it is none.
+	Buffers *BufferConfig
 	// Token must be presented by sessions over TCP that have no client
 	// certificate. Without a token they are refused.
 	Token string
@@ -128,7 +130,8 @@ type Server struct {
 	addresses []string // in tickets
 	machine   surface.Machine
 
-	vulkan *VulkanConfig // with its defaults; nil: no GPU is lent
+	vulkan  *VulkanConfig // with its defaults; nil: no GPU is lent
+	buffers *buffers      // nil: the server hosts none
 
 	nextOwner atomic.Uint64
 	work      sync.WaitGroup // sessions and listeners
@@ -230,6 +233,15 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("server: %w", err), srv.surfaces.Close(), srv.closeTiers())
+	}
+	if cfg.Buffers != nil {
+		gpu := cfg.VRAM
+		if srv.vram == nil {
+			gpu = nil
+		}
+		if srv.buffers, err = srv.newBuffers(*cfg.Buffers, gpu); err != nil {
+			return nil, errors.Join(fmt.Errorf("server: shared buffers: %w", err), srv.surfaces.Close(), store.Close(), srv.closeTiers())
+		}
 	}
 	return srv, nil
 }
@@ -380,10 +392,17 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 		draining.Go(func() { s.drain(ctx) })
 	}
 	srv.mu.Unlock()
+	if srv.buffers != nil {
+		srv.buffers.stop()
+	}
 	draining.Wait()
 	srv.work.Wait()
 	srv.replicas.close()
-	return errors.Join(srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
+	var err error
+	if srv.buffers != nil {
+		err = srv.buffers.close()
+	}
+	return errors.Join(err, srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

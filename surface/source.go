@@ -100,6 +100,9 @@ func (e *Exposure) prepare(off, n int64) error {
 		return fmt.Errorf("%w: %d bytes, and the surface was to store %d", ErrRange, end, e.mem.Limit())
 	}
 	if end <= e.ready {
+		if !e.known { // the file ends where its bytes do
+			return e.mem.Grow(end)
+		}
 		return nil
 	}
 	page := int64(os.Getpagesize())
@@ -166,10 +169,10 @@ func (e *Exposure) hashChunks(first, stop int64) {
 // Each byte is copied once, by all processors; holes stay holes. The file's
 // size is to be what the surface stores.
 func (e *Exposure) CopyFile(ctx context.Context, file *os.File) error {
-	return e.failed("copy "+file.Name()+" to", e.copyFile(ctx, file))
+	return e.failed("copy "+file.Name()+" to", e.copyFile(ctx, file, file.ReadAt))
 }
 
-func (e *Exposure) copyFile(ctx context.Context, file *os.File) error {
+func (e *Exposure) copyFile(ctx context.Context, file *os.File, readAt func([]byte, int64) (int, error)) error {
 	before, err := settled(ctx, file)
 	if err != nil {
 		return err
@@ -186,7 +189,7 @@ func (e *Exposure) copyFile(ctx context.Context, file *os.File) error {
 		return err
 	}
 	err = e.copyFrom(ctx, data, func(p []byte, off int64) error {
-		if _, err := file.ReadAt(p, off); err != nil {
+		if _, err := readAt(p, off); err != nil {
 			if errors.Is(err, io.EOF) {
 				return fmt.Errorf("%w: it was cut short", ErrChanged)
 			}
@@ -211,7 +214,7 @@ const granularity = 10 * time.Millisecond
 
 // settled returns the file's size and times, such that a change from now on changes them.
 func settled(ctx context.Context, file *os.File) (os.FileInfo, error) {
-	for {
+	for waited := false; ; waited = true {
 		info, err := file.Stat()
 		if err != nil {
 			return nil, err
@@ -219,6 +222,9 @@ func settled(ctx context.Context, file *os.File) (os.FileInfo, error) {
 		age := time.Since(changeTime(info))
 		if age < 0 || age > granularity {
 			return info, nil
+		}
+		if waited {
+			return nil, fmt.Errorf("%w: it changes all the time", ErrChanged)
 		}
 		select {
 		case <-time.After(granularity - age + 1):

@@ -57,35 +57,40 @@ func random(n int64, seed uint64) []byte {
 	return b
 }
 
-// readAll reads what an opening shows, chunk by chunk, waiting where it is not there.
-func readAll(t testing.TB, o *surface.Opening) []byte {
-	t.Helper()
-	var got []byte
+// follow shows all that is stored to visit, in order, waiting where it is not there.
+func follow(ctx context.Context, o *surface.Opening, visit func(off int64, b []byte)) error {
+	next := int64(0) // chunk
 	p, err := o.Progress()
 	for {
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		h := o.Header()
-		for i := int64(len(got)) / h.StoredChunk(); i < p.Count; i++ {
-			off, n := h.StoredRange(i)
-			if int64(len(got)) == h.StoredSize() || off != int64(len(got)) {
-				break
-			}
+		for ; next < p.Count; next++ {
+			off, n := h.StoredRange(next)
 			b, err := o.ReadStored(off, n)
 			if errors.Is(err, surface.ErrMissing) {
 				break
 			}
 			if err != nil {
-				t.Fatal(err)
+				return err
 			}
-			got = append(got, b...)
+			visit(off, b)
 		}
-		if p.State == surface.Sealed && int64(len(got)) == h.StoredSize() {
-			return got
+		if p.State == surface.Sealed && next == p.Count {
+			return nil
 		}
-		p, err = o.Wait(t.Context(), p.Sequence)
+		p, err = o.Wait(ctx, p.Sequence)
 	}
+}
+
+func readAll(t testing.TB, o *surface.Opening) []byte {
+	t.Helper()
+	var got []byte
+	if err := follow(t.Context(), o, func(_ int64, b []byte) { got = append(got, b...) }); err != nil {
+		t.Fatal(err)
+	}
+	return got
 }
 
 func verify(t testing.TB, m *surface.Manifest, stored []byte) {

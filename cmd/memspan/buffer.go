@@ -19,11 +19,12 @@ func newBuffer(opts *options) *cobra.Command {
 		Use:   "buffer",
 		Short: "Share buffers with a host",
 		Example: `  memspan buffer test
-  memspan buffer test --dir /dev/shm/buffers 64MiB`,
+  memspan buffer test --dir /dev/shm/buffers 64MiB
+  memspan buffer run --size 64MiB fill pattern=1 then checksum`,
 		Args: args(cobra.NoArgs, "one of its commands"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newBufferTest(opts))
+	cmd.AddCommand(newBufferTest(opts), newBufferRun(opts))
 	return cmd
 }
 

@@ -19,7 +19,10 @@ import (
 	"github.com/memspan/memspan/sharedbuf/host"
 )
 
+// hostFlags say whose shared buffers are worked on: by host, and by serve, whose
+// flags for it have a prefix.
 type hostFlags struct {
+	prefix    string
 	dir       string
 	socket    string
 	listen    []string
@@ -37,6 +40,7 @@ func newHost(opts *options) *cobra.Command {
 		Long: `Host serves guests that share buffers with it: files in a directory that both
 sides see, or, over the unix socket, memory without a name. No byte of a buffer
 is sent; a guest names it and says what to do: process, checksum, verify, fill.
+To turn buffers into spans and run kernels on them: memspan serve --shared-dir.
 
 It runs until it is interrupted or gets SIGTERM. Guests keep their buffers and
 find it again when it is restarted. Now and then it removes the files of guests
@@ -55,27 +59,29 @@ that belongs to this user.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.dir, "dir", "", "`directory` that buffers are in (default none: buffers without a name only)")
-	flags.StringVar(&f.socket, "socket", "", "`path` of the unix socket (default memspan-host.sock in $XDG_RUNTIME_DIR; none on Windows)")
-	flags.StringArrayVar(&f.listen, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one, guests of the original system want 4660")
-	flags.StringArrayVar(&f.trust, "trust", nil, "network, as in 192.168.122.0/24, that anybody may connect from; may be repeated (`CIDR`)")
-	flags.StringArrayVar(&f.translate, "translate", nil, "what guests call a directory, and what it is here: `GUEST=HOST`, as in /mnt/c=C:\\; may be repeated")
-	flags.Var(&f.maxBuffer, "max-buffer", "largest buffer (default 64 GiB)")
+	f.add(cmd, "`directory` that buffers are in (default none: buffers without a name only)")
 	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	return cmd
 }
 
+// add adds the flags.
+func (f *hostFlags) add(cmd *cobra.Command, dir string) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.dir, f.prefix+"dir", "", dir)
+	flags.StringVar(&f.socket, f.prefix+"socket", "", "`path` of the guests' unix socket (default memspan-host.sock in $XDG_RUNTIME_DIR; none on Windows)")
+	flags.StringArrayVar(&f.listen, f.prefix+"listen", nil, "`host:port` to listen on over TCP for guests; may be repeated; port 0 takes a free one, guests of the original system want 4660")
+	flags.StringArrayVar(&f.trust, f.prefix+"trust", nil, "network, as in 192.168.122.0/24, that any guest may connect from; may be repeated (`CIDR`)")
+	flags.StringArrayVar(&f.translate, "translate", nil, "what guests call a directory, and what it is here: `GUEST=HOST`, as in /mnt/c=C:\\; may be repeated")
+	flags.Var(&f.maxBuffer, f.prefix+"max-buffer", "largest shared buffer (default 64 GiB)")
+}
+
 // config turns the flags into the host's configuration.
-func (f *hostFlags) config(stderr io.Writer) (host.Config, error) {
-	c := host.Config{
-		Dir:       f.dir,
-		MaxBuffer: int64(f.maxBuffer),
-		Logger:    slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel})),
-	}
+func (f *hostFlags) config() (host.Config, error) {
+	c := host.Config{Dir: f.dir, MaxBuffer: int64(f.maxBuffer)}
 	for _, text := range f.trust {
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
-			return host.Config{}, usagef("--trust %s: want a network, like 192.168.122.0/24", text)
+			return host.Config{}, usagef("--%strust %s: want a network, like 192.168.122.0/24", f.prefix, text)
 		}
 		c.Trust = append(c.Trust, network.Masked())
 	}
@@ -87,7 +93,7 @@ func (f *hostFlags) config(stderr io.Writer) (host.Config, error) {
 		c.Translate = append(c.Translate, rule)
 	}
 	if len(c.Translate) > 0 && f.dir == "" {
-		return host.Config{}, usagef("--translate is for files: add --dir DIRECTORY")
+		return host.Config{}, usagef("--translate is for files: add --%sdir DIRECTORY", f.prefix)
 	}
 	return c, nil
 }
@@ -104,15 +110,15 @@ func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener
 	for _, address := range f.listen {
 		addr, err := net.ResolveTCPAddr("tcp", address)
 		if err != nil {
-			return open, usagef("--listen %s: %w; want HOST:PORT", address, err)
+			return open, usagef("--%slisten %s: %w; want HOST:PORT", f.prefix, address, err)
 		}
 		if !addr.IP.IsLoopback() && !trusts {
-			return open, usagef("--listen %s: it is reachable from other machines; add --trust CIDR with the network that guests come from", address)
+			return open, usagef("--%slisten %s: it is reachable from other machines; add --%strust CIDR with the network that guests come from", f.prefix, address, f.prefix)
 		}
 		var lc net.ListenConfig
 		ln, err := lc.Listen(ctx, "tcp", address)
 		if err != nil {
-			return open, fmt.Errorf("--listen %s: %w", address, err)
+			return open, fmt.Errorf("--%slisten %s: %w", f.prefix, address, err)
 		}
 		open = append(open, listener{ln, "tcp://" + ln.Addr().String()})
 	}
@@ -138,10 +144,11 @@ func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener
 
 // run serves until ctx ends.
 func (f *hostFlags) run(ctx context.Context, asJSON bool, stdout, stderr io.Writer) (err error) {
-	config, err := f.config(stderr)
+	config, err := f.config()
 	if err != nil {
 		return err
 	}
+	config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel}))
 	listeners, err := f.listeners(ctx, len(config.Trust) > 0)
 	if err != nil {
 		return err
@@ -173,9 +180,7 @@ func (f *hostFlags) announce(config host.Config, listeners []listener, asJSON bo
 		addresses = append(addresses, ln.address)
 		fmt.Fprintln(stderr, "memspan: listening on", ln.address)
 	}
-	for _, network := range config.Trust {
-		fmt.Fprintf(stderr, "memspan: WARNING: anybody in %v may connect, unencrypted and without a token, and have every buffer of this user read and written\n", network)
-	}
+	warnOfTrust(config, stderr)
 	notify(config.Logger, "READY=1")
 	if !asJSON {
 		return nil
@@ -184,4 +189,11 @@ func (f *hostFlags) announce(config host.Config, listeners []listener, asJSON bo
 		Addresses []string `json:"addresses"`
 		PID       int      `json:"pid"`
 	}{addresses, os.Getpid()})
+}
+
+// warnOfTrust says loudly who is let in without proof.
+func warnOfTrust(config host.Config, stderr io.Writer) {
+	for _, network := range config.Trust {
+		fmt.Fprintf(stderr, "memspan: WARNING: anybody in %v may connect, unencrypted and without a token, and have every buffer of this user read and written\n", network)
+	}
 }

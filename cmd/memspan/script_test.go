@@ -62,6 +62,11 @@ func TestScript(t *testing.T) {
 				return err
 			}
 			env.Setenv("SETUP", setup)
+			kernels, err := filepath.Abs(filepath.Join("..", "..", "tier", "vram", "testdata"))
+			if err != nil {
+				return err
+			}
+			env.Setenv("KERNELS", kernels)
 			env.Values[daemonsKey{}] = make(daemons)
 			return os.Mkdir(run, 0o700)
 		},

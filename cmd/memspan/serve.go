@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/server"
+	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/tier/vram"
 	"github.com/memspan/memspan/wire/dial"
 )
@@ -38,6 +41,7 @@ type serveFlags struct {
 	noVRAM     bool
 	hide       []string
 	vulkan     vulkanFlags
+	shared     hostFlags
 	ioTimeout  time.Duration
 	logLevel   slog.Level
 	logJSON    bool
@@ -45,7 +49,7 @@ type serveFlags struct {
 }
 
 func newServe(opts *options) *cobra.Command {
-	f := new(serveFlags)
+	f := &serveFlags{shared: hostFlags{prefix: "shared-"}}
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon that holds the spans",
@@ -57,6 +61,9 @@ run' starts here or elsewhere, each through a worker process of its own.
 With --data, spans whose home is disk are kept in that directory, whatever
 happens to the daemon or the machine: 'memspan put --tier host --home disk'. It
 also takes what does not fit into RAM.
+
+With --shared-dir it is a host of shared buffers too, as 'memspan host' is: guests
+share buffers with it that it turns into spans and back, and runs kernels on.
 
 It listens on a unix socket for this user's processes: $MEMSPAN_SOCKET, else
 memspan.sock in $XDG_RUNTIME_DIR. --listen adds the network:
@@ -70,6 +77,7 @@ the certificate's fingerprint, by which clients recognise it.`,
   memspan serve --data ~/spans
   memspan serve --vram-budget 4GiB --host-budget 16GiB
   (umask 077; head -c 32 /dev/urandom | base64 >token)
+  memspan serve --shared-dir /dev/shm/buffers
   memspan serve --listen 127.0.0.1:7070 --token-file token
   memspan serve --listen 0.0.0.0:7070 --token-file token
   memspan serve --listen 0.0.0.0:7070 --tls-cert s.crt --tls-key s.key --tls-client-ca ca.crt`,
@@ -96,6 +104,7 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.StringVar(&f.vramDevice, "vram-device", "", "GPU to use: its `index`, the beginning of its UUID or part of its name (default the first discrete one)")
 	flags.BoolVar(&f.noVRAM, "no-vram", false, "hold spans in RAM only")
 	f.vulkan.add(cmd)
+	f.shared.add(cmd, "`directory` of shared buffers, which makes the daemon their host too")
 	flags.DurationVar(&f.ioTimeout, "io-timeout", 30*time.Second, "end connections that make no progress for this `duration`; slow ones go on")
 	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
@@ -117,32 +126,33 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	if err != nil {
 		return err
 	}
+	var shared []listener // for guests with shared buffers
+	if cfg.Buffers != nil {
+		if shared, err = f.shared.listeners(ctx, len(f.shared.trust) > 0); err != nil {
+			closeAll(listeners)
+			return err
+		}
+	}
 	for _, ln := range listeners {
 		cfg.Addresses = append(cfg.Addresses, ln.address)
 	}
 	web, err := f.listenHTTP(ctx)
 	if err != nil {
-		for _, ln := range listeners {
-			ln.Close()
-		}
+		closeAll(listeners, shared)
 		return err
 	}
 	// Everything that can be wrong with the command line has been found: the
 	// driver is started last.
 	srv, err := server.New(ctx, cfg)
 	if err != nil {
-		for _, ln := range slices.Concat(listeners, web) {
-			ln.Close()
-		}
+		closeAll(listeners, web, shared)
 		return err
 	}
 
 	if f.vramDevice != "" && !srv.Tiers().Has(memspan.VRAM) {
 		// Without a device the server goes on, but not without the one that
 		// was asked for.
-		for _, ln := range slices.Concat(listeners, web) {
-			ln.Close()
-		}
+		closeAll(listeners, web, shared)
 		return errors.Join(fmt.Errorf("--vram-device %s: there is no such device here; see what there is: memspan doctor", f.vramDevice), srv.Shutdown(ctx))
 	}
 
@@ -168,7 +178,13 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 			return serveHTTP(ctx, srv, ln.Listener)
 		})
 	}
-	if err = f.announce(cfg.Logger, slices.Concat(listeners, web), asJSON, stdout, stderr); err != nil {
+	for _, ln := range shared {
+		group.Go(func() error {
+			defer stop()
+			return srv.ServeBuffers(ctx, ln.Listener)
+		})
+	}
+	if err = f.announce(cfg, slices.Concat(listeners, web), shared, asJSON, stdout, stderr); err != nil {
 		stop()
 	}
 	notify(cfg.Logger, "READY=1")
@@ -178,6 +194,32 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	return errors.Join(err, srv.Shutdown(grace), group.Wait())
+}
+
+func closeAll(lists ...[]listener) {
+	for _, ln := range slices.Concat(lists...) {
+		ln.Close()
+	}
+}
+
+// buffers turns the flags into the configuration of shared buffers; nil: there
+// are to be none.
+func (f *serveFlags) buffers() (*server.BufferConfig, error) {
+	s := &f.shared
+	if s.dir == "" && s.socket == "" && len(s.listen) == 0 {
+		if len(s.trust) > 0 || len(s.translate) > 0 || s.maxBuffer != 0 {
+			return nil, usagef("--shared-trust, --translate and --shared-max-buffer are for a host of shared buffers: add --shared-dir DIRECTORY")
+		}
+		return nil, nil
+	}
+	if s.socket == "" && f.socket != "" { // beside the daemon's
+		s.socket = filepath.Join(filepath.Dir(strings.TrimPrefix(f.socket, "unix:")), filepath.Base(sharedbuf.DefaultAddress()))
+	}
+	config, err := s.config()
+	if err != nil {
+		return nil, err
+	}
+	return &server.BufferConfig{Host: config}, nil
 }
 
 // config turns the flags into the server's configuration.
@@ -212,6 +254,9 @@ func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
 	if cfg.Vulkan, err = f.vulkan.config(); err != nil {
 		return server.Config{}, err
 	}
+	if cfg.Buffers, err = f.buffers(); err != nil {
+		return server.Config{}, err
+	}
 	if !f.noVRAM {
 		cfg.VRAM = &vram.Config{
 			Device:           f.vramDevice,
@@ -225,23 +270,32 @@ func (f *serveFlags) config(stderr io.Writer) (server.Config, error) {
 }
 
 // announce says where the daemon can be reached.
-func (f *serveFlags) announce(log *slog.Logger, listeners []listener, asJSON bool, stdout, stderr io.Writer) error {
-	var addresses []string
-	for _, ln := range listeners {
-		addresses = append(addresses, ln.address)
-		if f.logJSON {
-			log.Info("listening", "address", ln.address)
-		} else {
-			fmt.Fprintln(stderr, "memspan: listening on", ln.address)
+func (f *serveFlags) announce(cfg server.Config, listeners, shared []listener, asJSON bool, stdout, stderr io.Writer) error {
+	said := struct {
+		Addresses []string `json:"addresses"`
+		Shared    []string `json:"shared_addresses,omitempty"` // for guests
+		PID       int      `json:"pid"`
+	}{PID: os.Getpid()}
+	say := func(what string, list []listener) (addresses []string) {
+		for _, ln := range list {
+			addresses = append(addresses, ln.address)
+			if f.logJSON {
+				cfg.Logger.Info(what, "address", ln.address)
+			} else {
+				fmt.Fprintf(stderr, "memspan: %s on %s\n", what, ln.address)
+			}
 		}
+		return addresses
+	}
+	said.Addresses = say("listening", listeners)
+	said.Shared = say("listening for guests", shared)
+	if cfg.Buffers != nil {
+		warnOfTrust(cfg.Buffers.Host, stderr)
 	}
 	if !asJSON {
 		return nil
 	}
-	return printJSON(stdout, struct {
-		Addresses []string `json:"addresses"`
-		PID       int      `json:"pid"`
-	}{addresses, os.Getpid()})
+	return printJSON(stdout, said)
 }
 
 // notify tells a service manager how the daemon is doing, as sd_notify(3)

@@ -30,8 +30,11 @@ type Commands struct {
 
 // The stages and accesses of Vulkan 1.0 in use.
 const (
+	stageCompute        = 0x0800
 	stageTransfer       = 0x1000
 	stageHost           = 0x4000
+	accessShaderRead    = 0x0020
+	accessShaderWrite   = 0x0040
 	accessTransferRead  = 0x0800
 	accessTransferWrite = 0x1000
 	accessHostRead      = 0x2000
@@ -59,6 +62,11 @@ func (d *Device) NewCommands() (*Commands, error) {
 		src:   accessTransferWrite | accessHostWrite, dst: accessTransferRead | accessTransferWrite,
 	}
 	c.after = &memoryBarrier{sType: typeMemoryBarrier, src: accessTransferWrite, dst: accessHostRead}
+	if d.stages&stageCompute != 0 {
+		c.before.src |= accessShaderWrite
+		c.before.dst |= accessShaderRead | accessShaderWrite
+		c.after.src |= accessShaderWrite
+	}
 	c.pinner.Pin(c.buffer) // the driver follows submit.commands
 	return c, nil
 }
@@ -77,7 +85,7 @@ func (c *Commands) Begin() error {
 	if err := check("vkBeginCommandBuffer", call(p.begin, *c.buffer, uintptr(unsafe.Pointer(c.beginInfo)))); err != nil {
 		return err
 	}
-	call(p.barrier, *c.buffer, stageTransfer|stageHost, stageTransfer, 0, 1, uintptr(unsafe.Pointer(c.before)), 0, 0, 0, 0)
+	call(p.barrier, *c.buffer, c.d.stages|stageHost, c.d.stages, 0, 1, uintptr(unsafe.Pointer(c.before)), 0, 0, 0, 0)
 	return nil
 }
 
@@ -96,7 +104,7 @@ func (c *Commands) Fill(dst Buffer, off, n int64, word uint32) {
 // wrote, and gives it to the queue.
 func (c *Commands) Submit() error {
 	p := &c.d.procs
-	call(p.barrier, *c.buffer, stageTransfer, stageHost, 0, 1, uintptr(unsafe.Pointer(c.after)), 0, 0, 0, 0)
+	call(p.barrier, *c.buffer, c.d.stages, stageHost, 0, 1, uintptr(unsafe.Pointer(c.after)), 0, 0, 0, 0)
 	if err := check("vkEndCommandBuffer", call(p.end, *c.buffer)); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ type Device struct {
 	handle uintptr
 	queue  uintptr
 	pool   uint64
+	stages uintptr // of its queue, in which memory is used
 	procs  deviceProcs
 }
 
@@ -36,20 +37,33 @@ type deviceProcs struct {
 	begin, end, copyBuffer, fillBuffer, barrier                    uintptr
 	createFence, destroyFence, resetFences, waitForFences, submit  uintptr
 	fenceStatus                                                    uintptr
+
+	createModule, destroyModule, createSetLayout, destroySetLayout uintptr
+	createPipelineLayout, destroyPipelineLayout                    uintptr
+	createComputePipelines, destroyPipeline                        uintptr
+	createDescriptorPool, destroyDescriptorPool                    uintptr
+	allocateSets, updateSets                                       uintptr
+	bindPipeline, bindSets, pushConstants, dispatch                uintptr
 }
 
 // OpenDevice makes a logical device of the device with the given index, with
-// one queue of the given family.
+// one queue of the given family. What kernels on it access beyond a buffer's end
+// stays within the memory that the buffer is bound to.
 func (i *Instance) OpenDevice(index, family int) (*Device, error) {
 	var pinner runtime.Pinner // C follows pointers within what it is given
 	defer pinner.Unpin()
 	priority := new(float32)
 	queue := &deviceQueueCreateInfo{sType: typeDeviceQueueCreateInfo, family: uint32(family), count: 1, priorities: priority}
-	info := &deviceCreateInfo{sType: typeDeviceCreateInfo, queueCount: 1, queues: queue}
+	features := i.features(i.devices[index])
+	info := &deviceCreateInfo{sType: typeDeviceCreateInfo, queueCount: 1, queues: queue, features: features}
 	pinner.Pin(priority)
 	pinner.Pin(queue)
+	pinner.Pin(features)
 
-	d, handle := new(Device), new(uintptr)
+	d, handle := &Device{stages: stageTransfer}, new(uintptr)
+	if i.infos[index].Queues[family].Flags&Compute != 0 {
+		d.stages |= stageCompute
+	}
 	err := check("vkCreateDevice", call(i.createDevice, i.devices[index], uintptr(unsafe.Pointer(info)), 0, uintptr(unsafe.Pointer(handle))))
 	if err != nil {
 		return nil, fmt.Errorf("open device %d (%s): %w", index, i.infos[index].Name, err)
@@ -87,6 +101,14 @@ func (d *Device) load(getProc uintptr) error {
 		"vkCmdCopyBuffer": &p.copyBuffer, "vkCmdFillBuffer": &p.fillBuffer, "vkCmdPipelineBarrier": &p.barrier,
 		"vkCreateFence": &p.createFence, "vkDestroyFence": &p.destroyFence, "vkResetFences": &p.resetFences,
 		"vkWaitForFences": &p.waitForFences, "vkQueueSubmit": &p.submit, "vkGetFenceStatus": &p.fenceStatus,
+		"vkCreateShaderModule": &p.createModule, "vkDestroyShaderModule": &p.destroyModule,
+		"vkCreateDescriptorSetLayout": &p.createSetLayout, "vkDestroyDescriptorSetLayout": &p.destroySetLayout,
+		"vkCreatePipelineLayout": &p.createPipelineLayout, "vkDestroyPipelineLayout": &p.destroyPipelineLayout,
+		"vkCreateComputePipelines": &p.createComputePipelines, "vkDestroyPipeline": &p.destroyPipeline,
+		"vkCreateDescriptorPool": &p.createDescriptorPool, "vkDestroyDescriptorPool": &p.destroyDescriptorPool,
+		"vkAllocateDescriptorSets": &p.allocateSets, "vkUpdateDescriptorSets": &p.updateSets,
+		"vkCmdBindPipeline": &p.bindPipeline, "vkCmdBindDescriptorSets": &p.bindSets,
+		"vkCmdPushConstants": &p.pushConstants, "vkCmdDispatch": &p.dispatch,
 	} {
 		if *proc = call(getProc, d.handle, uintptr(unsafe.Pointer(cString(name)))); *proc == 0 {
 			return fmt.Errorf("vk: the driver has no %s", name)
@@ -157,11 +179,14 @@ type Requirements struct {
 // Allows reports whether the buffer may be bound to memory of a type.
 func (r Requirements) Allows(memoryType int) bool { return r.types&(1<<memoryType) != 0 }
 
-// CreateBuffer makes a buffer of size bytes that copies and fills may use, and
-// says what memory it needs. Buffers of every size allow the same types.
+// bufferUsage is what buffers are for: both ends of transfers, and storage for
+// kernels.
+const bufferUsage = 1 | 2 | 32
+
+// CreateBuffer makes a buffer of size bytes that copies, fills and kernels may
+// use, and says what memory it needs. Buffers of every size allow the same types.
 func (d *Device) CreateBuffer(size int64) (Buffer, Requirements, error) {
-	const transferSrcDst = 1 | 2
-	info := &bufferCreateInfo{sType: typeBufferCreateInfo, size: uint64(size), usage: transferSrcDst}
+	info := &bufferCreateInfo{sType: typeBufferCreateInfo, size: uint64(size), usage: bufferUsage}
 	b := new(Buffer)
 	err := check("vkCreateBuffer", call(d.procs.createBuffer, d.handle, uintptr(unsafe.Pointer(info)), 0, uintptr(unsafe.Pointer(b))))
 	if err != nil {

@@ -3,7 +3,7 @@
 // Package vk calls Vulkan without cgo: libvulkan.so.1 is opened at run time
 // and its functions are called by address. It carries what the VRAM tier and
 // the command's doctor need, and no more: listing devices, device memory,
-// buffers, and copies and fills on one queue.
+// buffers, and copies, fills and compute kernels on one queue.
 //
 // The names are Vulkan's without their prefix; what a call means and when its
 // arguments are valid is said by the Vulkan specification, whose version 1.0

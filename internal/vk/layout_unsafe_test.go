@@ -53,6 +53,19 @@ func layouts() []layout {
 		sub    submitInfo
 		fence  fenceCreateInfo
 		cp     BufferCopy
+		feat   physicalDeviceFeatures
+		module shaderModuleCreateInfo
+		stage  shaderStageCreateInfo
+		pipe   computePipelineCreateInfo
+		bind   setLayoutBinding
+		set    setLayoutCreateInfo
+		push   pushConstantRange
+		lay    pipelineLayoutCreateInfo
+		dps    descriptorPoolSize
+		dpool  descriptorPoolCreateInfo
+		dset   descriptorSetAllocateInfo
+		dbuf   descriptorBufferInfo
+		write  writeDescriptorSet
 	)
 	return []layout{
 		{"VkApplicationInfo", [2]uintptr{48, unsafe.Sizeof(app)}, []field{
@@ -65,6 +78,9 @@ func layouts() []layout {
 			{"pQueueCreateInfos", [2]uintptr{24, unsafe.Offsetof(dev.queues)}}, {"pEnabledFeatures", [2]uintptr{64, unsafe.Offsetof(dev.features)}}}},
 		{"VkPhysicalDeviceLimits", [2]uintptr{504, unsafe.Sizeof(limits)}, []field{
 			{"maxMemoryAllocationCount", [2]uintptr{36, unsafe.Offsetof(limits.maxMemoryAllocations)}},
+			{"maxComputeWorkGroupCount", [2]uintptr{220, unsafe.Offsetof(limits.maxGroupCount)}},
+			{"maxComputeWorkGroupInvocations", [2]uintptr{232, unsafe.Offsetof(limits.maxInvocations)}},
+			{"maxComputeWorkGroupSize", [2]uintptr{236, unsafe.Offsetof(limits.maxGroupSize)}},
 			{"nonCoherentAtomSize", [2]uintptr{496, unsafe.Offsetof(limits.nonCoherentAtomSize)}}}},
 		{"VkPhysicalDeviceProperties", [2]uintptr{824, unsafe.Sizeof(props)}, []field{
 			{"deviceName", [2]uintptr{20, unsafe.Offsetof(props.deviceName)}}, {"limits", [2]uintptr{296, unsafe.Offsetof(props.limits)}}}},
@@ -101,6 +117,34 @@ func layouts() []layout {
 		{"VkFenceCreateInfo", [2]uintptr{24, unsafe.Sizeof(fence)}, []field{{"flags", [2]uintptr{16, unsafe.Offsetof(fence.flags)}}}},
 		{"VkBufferCopy", [2]uintptr{24, unsafe.Sizeof(cp)}, []field{
 			{"dstOffset", [2]uintptr{8, unsafe.Offsetof(cp.Dst)}}, {"size", [2]uintptr{16, unsafe.Offsetof(cp.Size)}}}},
+		{"VkPhysicalDeviceFeatures", [2]uintptr{220, unsafe.Sizeof(feat)}, []field{
+			{"robustBufferAccess", [2]uintptr{0, unsafe.Offsetof(feat.robustBufferAccess)}}, {"shaderFloat64", [2]uintptr{156, unsafe.Offsetof(feat.shaderFloat64)}},
+			{"shaderInt64", [2]uintptr{160, unsafe.Offsetof(feat.shaderInt64)}}, {"shaderInt16", [2]uintptr{164, unsafe.Offsetof(feat.shaderInt16)}}}},
+		{"VkShaderModuleCreateInfo", [2]uintptr{40, unsafe.Sizeof(module)}, []field{
+			{"codeSize", [2]uintptr{24, unsafe.Offsetof(module.size)}}, {"pCode", [2]uintptr{32, unsafe.Offsetof(module.code)}}}},
+		{"VkPipelineShaderStageCreateInfo", [2]uintptr{48, unsafe.Sizeof(stage)}, []field{
+			{"stage", [2]uintptr{20, unsafe.Offsetof(stage.stage)}}, {"module", [2]uintptr{24, unsafe.Offsetof(stage.module)}},
+			{"pName", [2]uintptr{32, unsafe.Offsetof(stage.name)}}}},
+		{"VkComputePipelineCreateInfo", [2]uintptr{96, unsafe.Sizeof(pipe)}, []field{
+			{"stage", [2]uintptr{24, unsafe.Offsetof(pipe.stage)}}, {"layout", [2]uintptr{72, unsafe.Offsetof(pipe.layout)}},
+			{"basePipelineIndex", [2]uintptr{88, unsafe.Offsetof(pipe.baseIndex)}}}},
+		{"VkDescriptorSetLayoutBinding", [2]uintptr{24, unsafe.Sizeof(bind)}, []field{
+			{"descriptorType", [2]uintptr{4, unsafe.Offsetof(bind.kind)}}, {"stageFlags", [2]uintptr{12, unsafe.Offsetof(bind.stages)}}}},
+		{"VkDescriptorSetLayoutCreateInfo", [2]uintptr{32, unsafe.Sizeof(set)}, []field{
+			{"bindingCount", [2]uintptr{20, unsafe.Offsetof(set.count)}}, {"pBindings", [2]uintptr{24, unsafe.Offsetof(set.bindings)}}}},
+		{"VkPushConstantRange", [2]uintptr{12, unsafe.Sizeof(push)}, []field{{"size", [2]uintptr{8, unsafe.Offsetof(push.size)}}}},
+		{"VkPipelineLayoutCreateInfo", [2]uintptr{48, unsafe.Sizeof(lay)}, []field{
+			{"pSetLayouts", [2]uintptr{24, unsafe.Offsetof(lay.sets)}}, {"pushConstantRangeCount", [2]uintptr{32, unsafe.Offsetof(lay.pushCount)}},
+			{"pPushConstantRanges", [2]uintptr{40, unsafe.Offsetof(lay.push)}}}},
+		{"VkDescriptorPoolSize", [2]uintptr{8, unsafe.Sizeof(dps)}, []field{{"descriptorCount", [2]uintptr{4, unsafe.Offsetof(dps.count)}}}},
+		{"VkDescriptorPoolCreateInfo", [2]uintptr{40, unsafe.Sizeof(dpool)}, []field{
+			{"maxSets", [2]uintptr{20, unsafe.Offsetof(dpool.maxSets)}}, {"pPoolSizes", [2]uintptr{32, unsafe.Offsetof(dpool.sizes)}}}},
+		{"VkDescriptorSetAllocateInfo", [2]uintptr{40, unsafe.Sizeof(dset)}, []field{
+			{"descriptorPool", [2]uintptr{16, unsafe.Offsetof(dset.pool)}}, {"pSetLayouts", [2]uintptr{32, unsafe.Offsetof(dset.layouts)}}}},
+		{"VkDescriptorBufferInfo", [2]uintptr{24, unsafe.Sizeof(dbuf)}, []field{{"range", [2]uintptr{16, unsafe.Offsetof(dbuf.size)}}}},
+		{"VkWriteDescriptorSet", [2]uintptr{64, unsafe.Sizeof(write)}, []field{
+			{"dstSet", [2]uintptr{16, unsafe.Offsetof(write.set)}}, {"descriptorType", [2]uintptr{36, unsafe.Offsetof(write.kind)}},
+			{"pBufferInfo", [2]uintptr{48, unsafe.Offsetof(write.buffers)}}}},
 	}
 }
 
@@ -141,6 +185,13 @@ func TestLayoutAgainstHeader(t *testing.T) {
 		"VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO": int64(typeCommandBufferAllocateInfo), "VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO": int64(typeCommandBufferBeginInfo),
 		"VK_STRUCTURE_TYPE_MEMORY_BARRIER": int64(typeMemoryBarrier), "VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2": int64(typeProperties2),
 		"VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES": int64(typeIDProperties), "VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES": int64(typeDriverProperties),
+		"VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO": int64(typeShaderModuleCreateInfo), "VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO": int64(typeShaderStageCreateInfo),
+		"VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO": int64(typeComputePipelineCreateInfo), "VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO": int64(typePipelineLayoutCreateInfo),
+		"VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO": int64(typeSetLayoutCreateInfo), "VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO": int64(typeDescriptorPoolCreateInfo),
+		"VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO": int64(typeDescriptorSetAllocateInfo), "VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET": int64(typeWriteDescriptorSet),
+		"VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT": stageCompute, "VK_ACCESS_SHADER_READ_BIT": accessShaderRead, "VK_ACCESS_SHADER_WRITE_BIT": accessShaderWrite,
+		"VK_SHADER_STAGE_COMPUTE_BIT": computeShader, "VK_DESCRIPTOR_TYPE_STORAGE_BUFFER": storageBuffer, "VK_PIPELINE_BIND_POINT_COMPUTE": bindCompute,
+		"VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT": bufferUsage,
 		"VK_PIPELINE_STAGE_TRANSFER_BIT": stageTransfer, "VK_PIPELINE_STAGE_HOST_BIT": stageHost,
 		"VK_ACCESS_TRANSFER_READ_BIT": accessTransferRead, "VK_ACCESS_TRANSFER_WRITE_BIT": accessTransferWrite,
 		"VK_ACCESS_HOST_READ_BIT": accessHostRead, "VK_ACCESS_HOST_WRITE_BIT": accessHostWrite,

@@ -31,7 +31,7 @@ type Instance struct {
 	destroyInstance, enumeratePhysicalDevices                 uintptr
 	getProperties, getProperties2, getMemoryProperties        uintptr
 	getQueueFamilyProperties, createDevice, getDeviceProcAddr uintptr
-	enumerateExtensions                                       uintptr
+	enumerateExtensions, getFeatures                          uintptr
 }
 
 // call calls a C function. The directive keeps what the arguments point to
@@ -132,6 +132,7 @@ func (i *Instance) create() error {
 	i.createDevice = i.proc("vkCreateDevice")
 	i.getDeviceProcAddr = i.proc("vkGetDeviceProcAddr")
 	i.enumerateExtensions = i.proc("vkEnumerateDeviceExtensionProperties")
+	i.getFeatures = i.proc("vkGetPhysicalDeviceFeatures")
 	return nil
 }
 
@@ -176,6 +177,11 @@ func (i *Instance) describe(device uintptr) DeviceInfo {
 	}
 	i.describe2(device, &info)
 	info.ImportsHostMemory = i.has(device, "VK_EXT_external_memory_host")
+	f := i.features(device)
+	info.Kernels = KernelLimits{
+		Invocations: p.limits.maxInvocations, GroupSize: p.limits.maxGroupSize, Groups: p.limits.maxGroupCount[0],
+		Float64: f.shaderFloat64 != 0, Int64: f.shaderInt64 != 0, Int16: f.shaderInt16 != 0,
+	}
 
 	m := new(physicalDeviceMemoryProperties)
 	call(i.getMemoryProperties, device, uintptr(unsafe.Pointer(m)))
@@ -197,6 +203,17 @@ func (i *Instance) describe(device uintptr) DeviceInfo {
 		}
 	}
 	return info
+}
+
+// features returns those features in use that a physical device has: they are
+// enabled where they are there.
+func (i *Instance) features(device uintptr) *physicalDeviceFeatures {
+	have := new(physicalDeviceFeatures)
+	call(i.getFeatures, device, uintptr(unsafe.Pointer(have)))
+	return &physicalDeviceFeatures{
+		robustBufferAccess: have.robustBufferAccess,
+		shaderFloat64:      have.shaderFloat64, shaderInt64: have.shaderInt64, shaderInt16: have.shaderInt16,
+	}
 }
 
 // describe2 adds what Vulkan 1.1 and 1.2 say beyond 1.0. A structure may only

@@ -28,6 +28,14 @@ const (
 	typeMappedMemoryRange         structType = 6
 	typeFenceCreateInfo           structType = 8
 	typeBufferCreateInfo          structType = 12
+	typeShaderModuleCreateInfo    structType = 16
+	typeShaderStageCreateInfo     structType = 18
+	typeComputePipelineCreateInfo structType = 29
+	typePipelineLayoutCreateInfo  structType = 30
+	typeSetLayoutCreateInfo       structType = 32
+	typeDescriptorPoolCreateInfo  structType = 33
+	typeDescriptorSetAllocateInfo structType = 34
+	typeWriteDescriptorSet        structType = 35
 	typeCommandPoolCreateInfo     structType = 39
 	typeCommandBufferAllocateInfo structType = 40
 	typeCommandBufferBeginInfo    structType = 42
@@ -81,7 +89,7 @@ type deviceCreateInfo struct {
 	layers         unsafe.Pointer
 	extensionCount uint32
 	extensions     unsafe.Pointer
-	features       unsafe.Pointer
+	features       *physicalDeviceFeatures
 }
 
 // physicalDeviceLimits names the limits in use; the offsets are VkPhysicalDeviceLimits'.
@@ -89,8 +97,24 @@ type physicalDeviceLimits struct {
 	_                    structs.HostLayout
 	_                    [36]byte
 	maxMemoryAllocations uint32 // 36
-	_                    [456]byte
+	_                    [180]byte
+	maxGroupCount        [3]uint32 // 220
+	maxInvocations       uint32    // 232
+	maxGroupSize         [3]uint32 // 236
+	_                    [248]byte
 	nonCoherentAtomSize  uint64 // 496
+}
+
+// physicalDeviceFeatures names the features in use; the offsets are
+// VkPhysicalDeviceFeatures'. Each is 0 or 1.
+type physicalDeviceFeatures struct {
+	_                  structs.HostLayout
+	robustBufferAccess uint32
+	_                  [152]byte
+	shaderFloat64      uint32 // 156
+	shaderInt64        uint32 // 160
+	shaderInt16        uint32 // 164
+	_                  [52]byte
 }
 
 type extensionProperties struct {
@@ -261,6 +285,119 @@ type fenceCreateInfo struct {
 type BufferCopy struct {
 	_              structs.HostLayout
 	Src, Dst, Size uint64
+}
+
+type shaderModuleCreateInfo struct {
+	_     structs.HostLayout
+	sType structType
+	pNext unsafe.Pointer
+	flags uint32
+	size  uint64
+	code  *uint32
+}
+
+type shaderStageCreateInfo struct {
+	_              structs.HostLayout
+	sType          structType
+	pNext          unsafe.Pointer
+	flags          uint32
+	stage          uint32
+	module         uint64
+	name           *byte
+	specialization unsafe.Pointer
+}
+
+type computePipelineCreateInfo struct {
+	_         structs.HostLayout
+	sType     structType
+	pNext     unsafe.Pointer
+	flags     uint32
+	stage     shaderStageCreateInfo
+	layout    uint64
+	base      uint64
+	baseIndex int32
+}
+
+type setLayoutBinding struct {
+	_        structs.HostLayout
+	binding  uint32
+	kind     uint32
+	count    uint32
+	stages   uint32
+	samplers unsafe.Pointer
+}
+
+type setLayoutCreateInfo struct {
+	_        structs.HostLayout
+	sType    structType
+	pNext    unsafe.Pointer
+	flags    uint32
+	count    uint32
+	bindings *setLayoutBinding
+}
+
+type pushConstantRange struct {
+	_      structs.HostLayout
+	stages uint32
+	offset uint32
+	size   uint32
+}
+
+type pipelineLayoutCreateInfo struct {
+	_         structs.HostLayout
+	sType     structType
+	pNext     unsafe.Pointer
+	flags     uint32
+	setCount  uint32
+	sets      *uint64
+	pushCount uint32
+	push      *pushConstantRange
+}
+
+type descriptorPoolSize struct {
+	_     structs.HostLayout
+	kind  uint32
+	count uint32
+}
+
+type descriptorPoolCreateInfo struct {
+	_         structs.HostLayout
+	sType     structType
+	pNext     unsafe.Pointer
+	flags     uint32
+	maxSets   uint32
+	sizeCount uint32
+	sizes     *descriptorPoolSize
+}
+
+type descriptorSetAllocateInfo struct {
+	_       structs.HostLayout
+	sType   structType
+	pNext   unsafe.Pointer
+	pool    uint64
+	count   uint32
+	layouts *uint64
+}
+
+type descriptorBufferInfo struct {
+	_      structs.HostLayout
+	buffer Buffer
+	offset uint64
+	size   uint64
+}
+
+type writeDescriptorSet struct {
+	_       structs.HostLayout
+	sType   structType
+	pNext   unsafe.Pointer
+	set     uint64
+	binding uint32
+	element uint32
+	count   uint32
+	kind    uint32
+	images  unsafe.Pointer
+	buffers *descriptorBufferInfo
+	texels  unsafe.Pointer
 }
 
 // cString returns s with its terminating NUL.

@@ -35,6 +35,19 @@ type DeviceInfo struct {
 	// ImportsHostMemory is whether the driver can use memory of the process's own
 	// as device memory: it has VK_EXT_external_memory_host.
 	ImportsHostMemory bool `json:"imports_host_memory"`
+	// Kernels is what compute kernels may ask of it.
+	Kernels KernelLimits `json:"kernels"`
+}
+
+// KernelLimits are the limits of a device for compute kernels.
+type KernelLimits struct {
+	Invocations uint32    `json:"invocations"` // of a work group
+	GroupSize   [3]uint32 `json:"group_size"`  // of its sides
+	Groups      uint32    `json:"groups"`      // of a dispatch, in its first dimension
+	// The types beyond 32-bit numbers that a kernel may compute with.
+	Float64 bool `json:"float64"`
+	Int64   bool `json:"int64"`
+	Int16   bool `json:"int16"`
 }
 
 // A Heap is memory that several memory types may draw on.

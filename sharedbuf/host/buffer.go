@@ -74,7 +74,7 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 	}()
 	result := &sharedbuf.Result{Operation: w.chain[0].Operation, BufferID: uint32(w.request.BufferID), Status: "processed"}
 	for i, op := range w.ops {
-		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], progress: &w.progress}
+		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.file, progress: &w.progress}
 		value, err := op.Run(c)
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)

@@ -4,11 +4,15 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/memspan/memspan/internal/crc32c"
@@ -33,14 +37,17 @@ type Operation struct {
 	Run    func(c *Call) (any, error)
 }
 
-// A Call is one operation on one buffer. It is valid while Run runs, in its
-// goroutine only.
+// A Call is one operation on one buffer. It is valid while Run runs. Its methods
+// may be called concurrently, but for Each.
 type Call struct {
-	ctx       context.Context
-	step      sharedbuf.Step
-	mem       []byte
+	ctx      context.Context
+	step     sharedbuf.Step
+	mem      []byte
+	file     *os.File // of a buffer without a name; else nil
+	progress *atomic.Int64
+
+	mu        sync.Mutex
 	processed int64
-	progress  *atomic.Int64
 }
 
 // Context ends when the request is given up.
@@ -48,6 +55,10 @@ func (c *Call) Context() context.Context { return c.ctx }
 
 // Size returns the buffer's length in bytes.
 func (c *Call) Size() int64 { return int64(len(c.mem)) }
+
+// Memory returns the sealed memfd of a buffer without a name, which both sides
+// map; nil for others. It is valid while Run runs.
+func (c *Call) Memory() *os.File { return c.file }
 
 // Arguments decodes what the guest gave with the operation into v. No arguments
 // leave it as it is. The error matches sharedbuf.ErrInvalid.
@@ -75,7 +86,7 @@ const chunkSize = 256 << 10
 // sharedbuf.ErrTruncated. Each ends with f's first error, or when the request is
 // given up.
 func (c *Call) Each(f func(off int64, chunk []byte) error) (err error) {
-	fault := memfd.Guard(func() {
+	fault := guarded(func() {
 		for off := 0; off < len(c.mem); off += chunkSize {
 			if c.ctx.Err() != nil {
 				err = context.Cause(c.ctx)
@@ -85,15 +96,64 @@ func (c *Call) Each(f func(off int64, chunk []byte) error) (err error) {
 			if err = f(int64(off), c.mem[off:end:end]); err != nil {
 				return
 			}
-			c.processed += int64(end - off)
-			c.progress.Add(int64(end - off))
+			c.Processed(int64(end - off))
 		}
 	})
-	if fault != nil {
-		return &sharedbuf.Error{Code: sharedbuf.ErrTruncated,
-			Message: "the buffer's memory went away: the file was cut short while it was mapped, or there is no space left for it", Err: fault}
+	return cmp.Or(fault, err)
+}
+
+// ReadAt copies bytes of the buffer, from off on, to p. It implements
+// io.ReaderAt; a fault becomes an error that matches sharedbuf.ErrTruncated. The
+// bytes are not counted: see Processed.
+func (c *Call) ReadAt(p []byte, off int64) (int, error) {
+	return c.copyAt(off, len(p), io.EOF, func(mem []byte) int { return memfd.Copy(p, mem) })
+}
+
+// WriteAt copies p to bytes of the buffer, from off on, if the operation is
+// ReadWrite. It implements io.WriterAt: what is beyond the buffer's end is not
+// written, which is an error. Faults are as those of ReadAt.
+func (c *Call) WriteAt(p []byte, off int64) (int, error) {
+	return c.copyAt(off, len(p), io.ErrShortWrite, func(mem []byte) int { return memfd.Copy(mem, p) })
+}
+
+// copyAt has n bytes of the buffer from off on copied, or as many as there are:
+// then the error is short.
+func (c *Call) copyAt(off int64, n int, short error, copied func(mem []byte) int) (done int, err error) {
+	switch {
+	case c.ctx.Err() != nil:
+		return 0, context.Cause(c.ctx)
+	case off < 0:
+		return 0, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("byte %d of a buffer", off)}
+	case off > c.Size():
+		return 0, short
 	}
-	return err
+	mem := c.mem[off:]
+	if len(mem) >= n {
+		mem, short = mem[:n:n], nil
+	}
+	if err := guarded(func() { done = copied(mem) }); err != nil {
+		return 0, err
+	}
+	return done, short
+}
+
+// Processed adds n to the bytes that the guest is told were processed. Each does
+// it by itself.
+func (c *Call) Processed(n int64) {
+	c.mu.Lock()
+	c.processed += n
+	c.mu.Unlock()
+	c.progress.Add(n)
+}
+
+// guarded calls f, which touches a buffer, and turns a fault into an error.
+func guarded(f func()) error {
+	fault := memfd.Guard(f)
+	if fault == nil {
+		return nil
+	}
+	return &sharedbuf.Error{Code: sharedbuf.ErrTruncated,
+		Message: "the buffer's memory went away: the file was cut short while it was mapped, or there is no space left for it", Err: fault}
 }
 
 // builtin are the operations that every host has.
@@ -182,6 +242,14 @@ func fill(c *Call) (any, error) {
 	})
 }
 
+// needSpans are the operations that a host with spans has, package server's.
+var needSpans = []string{"transform", "ingest", "export"}
+
+// spanless says of an operation that needs spans that there are none.
+func spanless(*Call) (any, error) {
+	return nil, &sharedbuf.Error{Code: sharedbuf.ErrUnsupported, Message: "this host has no spans; use memspan serve --shared-dir"}
+}
+
 // register makes a table of operations.
 func register(more []Operation) (map[string]Operation, error) {
 	table := make(map[string]Operation)
@@ -193,6 +261,11 @@ func register(more []Operation) (map[string]Operation, error) {
 			return nil, fmt.Errorf("host: operation %q is there twice", op.Name)
 		}
 		table[op.Name] = op
+	}
+	for _, name := range needSpans {
+		if _, has := table[name]; !has {
+			table[name] = Operation{Name: name, Run: spanless}
+		}
 	}
 	return table, nil
 }

@@ -430,17 +430,20 @@ func TestCanceledAnywhere(t *testing.T) {
 	const chunk = 64 * kib
 	content := random(100*chunk + 77)
 	h := expose(t, content, chunk, nil)
-	address := h.tcp()
 	path := filepath.Join(t.TempDir(), "file")
+	var left atomic.Int64
+	var stop atomic.Pointer[context.CancelFunc]
+	h.onRead = func(*wire.Conn, wire.Header, wire.MemoryCommand) bool {
+		if left.Add(-1) == 0 {
+			(*stop.Load())()
+		}
+		return false
+	}
+	address := h.tcp()
 	for point := int64(0); ; point++ {
 		ctx, cancel := context.WithCancel(t.Context())
-		var n atomic.Int64
-		h.onRead = func(*wire.Conn, wire.Header, wire.MemoryCommand) bool {
-			if n.Add(1) == point {
-				cancel()
-			}
-			return false
-		}
+		stop.Store(&cancel)
+		left.Store(point)
 		if point == 0 {
 			cancel()
 		}

@@ -46,7 +46,6 @@ type source struct {
 	pending  map[uint64]*request
 	fetches  map[*fetch]struct{}
 	have     ranges
-	complete bool // nothing will be added to have
 	window   int  // frames
 	inflight int  // frames of fetches asked for and not received
 	held     bool // what was received waits for workers
@@ -104,6 +103,7 @@ func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *
 	header, err := surface.ParseHeader(opened.Header)
 	if err == nil {
 		c.header = *header
+		c.header.Size = opened.State.Size // it may have grown in between
 		err = s.fits(header)
 	}
 	if err != nil {

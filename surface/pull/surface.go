@@ -66,6 +66,8 @@ type Surface struct {
 	cancel   context.CancelCauseFunc
 	work     sync.WaitGroup
 	received chan *fetch
+	closing  sync.Once
+	closeErr error
 
 	mu         sync.Mutex       // guards what follows
 	header     surface.Manifest // with the digests that are known, from the first on; of a growing surface with the size so far
@@ -309,10 +311,30 @@ func (s *Surface) usableLocked() int64 {
 }
 
 // Close ends what is under way, with ErrClosed, and gives back what the surface
-// holds: slices that Bytes returned must not be used any more.
+// holds: slices that Bytes returned must not be used any more. It is idempotent.
 func (s *Surface) Close() error {
+	s.closing.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Surface) close() error {
 	s.cancel(ErrClosed)
+	s.dropAll()
+	s.work.Wait()
+	s.dropAll() // who was being dialed
+	for _, c := range s.sources {
+		c.work.Wait()
+	}
+	if s.direct != nil {
+		return s.direct.close()
+	}
+	return nil
+}
+
+// dropAll ends all sources and gatherings.
+func (s *Surface) dropAll() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.err == nil {
 		s.err = ErrClosed
 	}
@@ -323,21 +345,6 @@ func (s *Surface) Close() error {
 		g.finishLocked(ErrClosed)
 	}
 	s.notifyLocked()
-	s.mu.Unlock()
-	s.work.Wait() // first: who joins adds to sources
-	s.mu.Lock()
-	sources := s.sources
-	for _, c := range sources {
-		c.dropLocked(ErrClosed)
-	}
-	s.mu.Unlock()
-	for _, c := range sources {
-		c.work.Wait()
-	}
-	if s.direct != nil {
-		return s.direct.close()
-	}
-	return nil
 }
 
 // A Source says what became of one of the servers that a surface is pulled from.

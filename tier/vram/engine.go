@@ -31,6 +31,10 @@ type engine struct {
 	mu      sync.Mutex
 	slabs   map[uint32]*memory
 	regions map[uint32]*mappedRegion
+	kernels map[uint32]*kernel
+
+	compute  *vk.Kernels // made for the first kernel; nil: there has been none
+	bindings chan vk.Binding
 }
 
 // memory is device memory with a buffer over the whole of it.
@@ -56,7 +60,9 @@ func openEngine(ask openRequest) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{instance: instance, slabs: make(map[uint32]*memory), regions: make(map[uint32]*mappedRegion)}
+	e := &engine{
+		instance: instance, slabs: make(map[uint32]*memory), regions: make(map[uint32]*mappedRegion), kernels: make(map[uint32]*kernel),
+	}
 	if err := e.open(ask); err != nil {
 		e.close()
 		return nil, err
@@ -103,6 +109,7 @@ func (e *engine) close() {
 		for _, s := range e.slabs {
 			e.free(s)
 		}
+		e.closeKernels()
 		e.dev.Close()
 	}
 	for _, r := range e.regions {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/tier"
@@ -36,6 +37,8 @@ type generation struct {
 	regionMu   sync.Mutex
 	regions    map[*memfd.Region]*region
 	lastRegion uint32
+
+	lastKernel atomic.Uint32
 }
 
 // A region is a memfd that the worker maps, or is about to.

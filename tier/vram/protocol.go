@@ -9,7 +9,7 @@ import (
 
 // The tier and its worker are one program, so their protocol has no versions:
 // fixed-size little-endian requests and replies on a unix stream socket, some
-// followed by a payload of JSON or text. Requests are answered in any order, by
+// followed by a payload of JSON, text or bytes. Requests are answered in any order, by
 // id. A region's descriptor travels with the request that adds it.
 
 type op uint32
@@ -25,9 +25,13 @@ const (
 	opRead                       // region other[otherOff, +n) = slab[off, +n)
 	opCopy                       // slab[off, +n) = slab other[otherOff, +n)
 	opFill                       // slab[off, +n) = arg, repeated
+	opAddKernel                  // other: id, payload: SPIR-V
+	opRemoveKernel               // other: id
+	opRun                        // kernel other, in arg work groups, on slab[off, +n); payload: push constants
 )
 
-var opNames = [...]string{"", "open", "probe", "add region", "remove region", "add slab", "remove slab", "write", "read", "copy", "fill"}
+var opNames = [...]string{"", "open", "probe", "add region", "remove region", "add slab", "remove slab", "write", "read", "copy", "fill",
+	"add kernel", "remove kernel", "run kernel"}
 
 func (o op) String() string {
 	if int(o) < len(opNames) {

@@ -17,7 +17,7 @@ const (
 	batchCount = 3  // lists of commands: one recorded while others are carried out
 	batchSize  = 64 // jobs in a list, at most
 	// deviceLimit is how long the device may take for one list, which moves a
-	// block per job at most.
+	// block per job at most and runs a kernel on one at its end.
 	deviceLimit = stallLimit / 2
 )
 
@@ -58,6 +58,7 @@ type queue struct {
 // A job records commands; done receives how they ended.
 type job struct {
 	record func(*vk.Commands)
+	long   bool // it is the last in its list
 	done   chan error
 }
 
@@ -87,7 +88,15 @@ func newQueue(dev *vk.Device) (*queue, error) {
 
 // do has the device carry out what record records, and waits until it has.
 func (q *queue) do(record func(*vk.Commands)) error {
-	j := &job{record: record, done: make(chan error, 1)}
+	return q.await(&job{record: record, done: make(chan error, 1)})
+}
+
+// doLong is do for what may take as long as deviceLimit by itself.
+func (q *queue) doLong(record func(*vk.Commands)) error {
+	return q.await(&job{record: record, long: true, done: make(chan error, 1)})
+}
+
+func (q *queue) await(j *job) error {
 	q.jobs <- j
 	return <-j.done
 }
@@ -109,13 +118,14 @@ func (q *queue) submit() {
 		err := b.cmds.Begin()
 		if err == nil {
 			j.record(b.cmds)
-			for len(b.jobs) < batchSize {
+			for len(b.jobs) < batchSize && !j.long {
 				more, ok := q.next()
 				if !ok {
 					break
 				}
-				b.jobs = append(b.jobs, more)
-				more.record(b.cmds)
+				j = more
+				b.jobs = append(b.jobs, j)
+				j.record(b.cmds)
 			}
 			err = b.cmds.Submit()
 		}

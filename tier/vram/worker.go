@@ -29,7 +29,7 @@ var errBuild error
 // is lost or the socket broke; the process should end then, since calls may
 // still be stuck in the driver.
 func Worker(ctx context.Context) error {
-	state, err := confine.Confine("") // workers of a tier run no shaders
+	state, err := confine.Confine("") // without a cache of shaders: what guests send must not meet there
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (s *server) serve() error {
 			}
 			slots <- struct{}{}
 			s.calls.Go(func() {
-				err := s.carryOut(q)
+				err := s.carryOut(q, payload)
 				s.reply(q.id, nil, err)
 				<-slots
 			})
@@ -142,7 +142,7 @@ func (s *server) prepare(q *request, payload []byte) (any, error) {
 	return nil, s.engine.addRegion(q.other, file, q.n)
 }
 
-func (s *server) carryOut(q *request) error {
+func (s *server) carryOut(q *request, payload []byte) error {
 	e := s.engine
 	switch q.op {
 	case opRemoveRegion:
@@ -161,6 +161,13 @@ func (s *server) carryOut(q *request) error {
 		return e.copy(q)
 	case opFill:
 		return e.fill(q)
+	case opAddKernel:
+		return e.addKernel(q.other, payload)
+	case opRemoveKernel:
+		e.removeKernel(q.other)
+		return nil
+	case opRun:
+		return e.run(q, payload)
 	}
 	return fmt.Errorf("unknown request %v", q.op)
 }
