@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import pickle
+import random
 import signal
 import socket
 import struct
@@ -894,6 +895,43 @@ class Threads(DaemonTest):
             client.close()
             threads.join(60)
             self.assertFalse(threads.is_alive())
+
+
+class Signals(DaemonTest):
+    """Handlers that raise at any moment, as ^C does."""
+
+    class Bang(Exception):
+        pass
+
+    def test_any_moment(self):
+        span = self.alloc(8 * MIB)
+        data = os.urandom(4 * MIB)
+        link = self.client._link
+
+        def bang(*_):
+            raise self.Bang
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, bang))
+        self.addCleanup(setattr, sys, "unraisablehook", sys.unraisablehook)
+        sys.unraisablehook = lambda _: None  # what is raised in a finalizer
+        rand = random.Random(1)
+        calls = [(span.stat, 0.0004), (lambda: span.write(0, data), 0.01), (lambda: span.read(0, 4 * MIB), 0.01),
+                 (lambda: span.map().unmap(), 0.0008), (lambda: self.client.open(span.name).close(), 0.0004)]
+        banged = 0
+        for _ in range(600):
+            call, most = rand.choice(calls)
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rand.uniform(1e-6, most))
+                    call()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except self.Bang:
+                banged += 1
+        self.assertGreater(banged, 50)
+        self.assertIsNone(link.error)
+        span.write(0, data)
+        self.assertEqual(span.read(0, 4 * MIB), data)
+        self.eventually(lambda: not link.pending, "requests stay")
 
 
 class Processes(DaemonTest):
