@@ -12,8 +12,9 @@ FUZZTIME    ?= 20s
 PAIRS       ?= 11
 BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-# What client programs import must compile where the daemon does not run.
-PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./sharedbuf/... ./internal/...
+# What client programs import must compile where the daemon does not run, and so
+# must the command.
+PORTABLE = . ./coherency/... ./mapping/... ./wire/... ./sharedbuf/... ./surface/... ./internal/...
 
 .PHONY: all build driver build-static setup demo test test-apps race search e2e test-slow lint vet generate bench fuzz cover clean
 .NOTPARALLEL:
@@ -85,6 +86,8 @@ vet:
 	GOARCH=arm64 $(GO) vet ./...
 	GOOS=darwin $(GO) vet $(PORTABLE)
 	GOOS=windows $(GO) vet $(PORTABLE)
+	GOOS=darwin $(GO) build -o /dev/null ./cmd/memspan
+	GOOS=windows $(GO) build -o /dev/null ./cmd/memspan
 
 generate:
 	$(GO) generate ./...

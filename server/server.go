@@ -155,7 +155,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.HostBudget == 0 {
-		cfg.HostBudget = cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory) / 2
+		cfg.HostBudget = cmp.Or(memlimit.System().Usable(), fallbackMemory) / 2
 	}
 	vulkan, err := cfg.Vulkan.withDefaults(cfg.Logger)
 	if err != nil {
@@ -392,17 +392,11 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 		draining.Go(func() { s.drain(ctx) })
 	}
 	srv.mu.Unlock()
-	if srv.buffers != nil {
-		srv.buffers.stop()
-	}
+	err := srv.buffers.end()
 	draining.Wait()
 	srv.work.Wait()
 	srv.replicas.close()
-	var err error
-	if srv.buffers != nil {
-		err = srv.buffers.close()
-	}
-	return errors.Join(err, srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
+	return errors.Join(err, srv.buffers.close(), srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

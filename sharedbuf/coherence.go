@@ -16,12 +16,12 @@ const (
 )
 
 // CoherenceOf returns what a directory gives that is on the named kind of file
-// system, as statfs(2) knows it: "tmpfs", "ext4", "9p", ... Kinds whose other side
+// system, as statfs(2) knows it, or Windows: "tmpfs", "ext4", "9p", "ntfs", ... Kinds whose other side
 // is elsewhere, and unknown ones, are WrittenThrough. (virtiofs is a kind of
 // "fuse"; with DAX it shares pages, which cannot be told from here.)
 func CoherenceOf(system string) Coherence {
 	switch system {
-	case "tmpfs", "ramfs", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "overlay", "vfat":
+	case "tmpfs", "ramfs", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "overlay", "vfat", "ntfs", "refs", "exfat", "fat32":
 		return PagesShared
 	}
 	return WrittenThrough

@@ -343,6 +343,16 @@ func TestRefusalWithoutCode(t *testing.T) {
 	}
 }
 
+// A host that lets nobody in says so before it has read a request.
+func TestRefusedGuest(t *testing.T) {
+	c := client(t, stub(t, func(*sharedbuf.Request) []byte {
+		return sharedbuf.AppendReply(nil, 0, nil, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: "you are not trusted"})
+	}), "")
+	if _, err := c.Echo(t.Context(), "x"); !errors.Is(err, sharedbuf.ErrDenied) || !strings.Contains(err.Error(), "you are not trusted") {
+		t.Errorf("a guest that is not let in gets: %v", err)
+	}
+}
+
 // A host that never answers is waited for as long as the context says.
 func TestStalledHost(t *testing.T) {
 	asked := make(chan struct{}, 10)
@@ -417,8 +427,10 @@ func TestTakenNames(t *testing.T) {
 func TestDialFails(t *testing.T) {
 	for address, want := range map[string]error{
 		"unix:" + filepath.Join(t.TempDir(), "none"): sharedbuf.ErrPeerLost,
-		"127.0.0.1:1":  sharedbuf.ErrPeerLost,
-		"tls://host:1": sharedbuf.ErrInvalid,
+		"127.0.0.1:1":       sharedbuf.ErrPeerLost,
+		"udp://host:1":      sharedbuf.ErrInvalid,
+		"tls://host":        sharedbuf.ErrInvalid,
+		"tls://127.0.0.1:1": sharedbuf.ErrPeerLost,
 	} {
 		if _, err := sharedbuf.Dial(t.Context(), address, sharedbuf.Options{Dir: t.TempDir()}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", address, err, want)

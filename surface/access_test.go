@@ -5,14 +5,11 @@ package surface_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"os"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/memspan/memspan/surface"
-	"golang.org/x/sys/unix"
 )
 
 // exposed returns a sealed surface of random bytes.
@@ -276,45 +273,4 @@ func TestRevoke(t *testing.T) {
 	if used, pending := s.Used(); used != 0 || pending != 0 {
 		t.Errorf("%d bytes are kept, %d of them pending", used, pending)
 	}
-}
-
-// Whoever has the descriptors reads, and can change nothing of what others see.
-func TestPullersChangeNothing(t *testing.T) {
-	s := newStore(t, 0)
-	e := create(t, s, surface.Spec{Size: -1})
-	if err := e.Append(t.Context(), random(3<<20, 10)); err != nil {
-		t.Fatal(err)
-	}
-	o := open(t, s, e.Ticket())
-	memory, page, err := o.Files()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, when := range []string{"open", "sealed"} {
-		for name, f := range map[string]*os.File{"memory": memory, "page": page} {
-			path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-			os.Chmod(path, 0o600) // as its owner could
-			w, err := os.OpenFile(path, os.O_RDWR, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if mem, err := unix.Mmap(int(w.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
-				t.Errorf("%s, %s: a writable mapping", when, name)
-				unix.Munmap(mem)
-			}
-			if _, err := w.WriteAt([]byte{1}, 0); err == nil {
-				t.Errorf("%s, %s: written", when, name)
-			}
-			if err := w.Truncate(0); err == nil {
-				t.Errorf("%s, %s: truncated", when, name)
-			}
-			w.Close()
-		}
-		if when == "open" {
-			if _, err := e.Seal(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	verify(t, e.Manifest(), readAll(t, o))
 }

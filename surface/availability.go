@@ -5,10 +5,11 @@ package surface
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 
-	"github.com/memspan/memspan/internal/futex"
+	"github.com/memspan/memspan/internal/bell"
 	"github.com/memspan/memspan/internal/memfd"
 )
 
@@ -24,11 +25,10 @@ type Availability struct {
 // OpenAvailability maps the page whose descriptor came from a store. It refuses what is
 // none, or could be taken away. file stays the caller's.
 func OpenAvailability(file *os.File) (*Availability, error) {
-	info, err := file.Stat()
+	size, err := memfd.Size(file)
 	if err != nil {
 		return nil, fmt.Errorf("availability page: %w", err)
 	}
-	size := info.Size()
 	if size < pageBitmap || size%8 != 0 || size > bitmapSize(MaxSize/MinChunk) {
 		return nil, fmt.Errorf("availability page of %d bytes: %w", size, ErrFormat)
 	}
@@ -66,12 +66,15 @@ func (a *Availability) Runs(from int64, limit int) []Run {
 func (a *Availability) Sequence() uint32 { return a.sequence.Load() }
 
 // WaitChange waits, without polling, until the sequence is not seen any more. It
-// fails when ctx ends.
+// fails when ctx ends, and with ErrFailed where the exposer's process is known to be
+// gone: on Windows, to who begins to wait then.
 func (a *Availability) WaitChange(ctx context.Context, seen uint32) error {
-	for a.sequence.Load() == seen {
-		if err := futex.Wait(ctx, a.sequence, seen); err != nil {
-			return fmt.Errorf("wait for a surface: %w", err)
-		}
+	err := bell.Wait(ctx, a.sequence, a.mem[pageBell:], seen)
+	if errors.Is(err, bell.ErrGone) {
+		err = fmt.Errorf("%w: its exposer is gone (%w)", ErrFailed, err)
+	}
+	if err != nil {
+		return fmt.Errorf("wait for a surface: %w", err)
 	}
 	return nil
 }

@@ -4,9 +4,11 @@ package surface
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/bits"
 	"sync/atomic"
 
+	"github.com/memspan/memspan/internal/bell"
 	"github.com/memspan/memspan/internal/futex"
 	"github.com/memspan/memspan/internal/memfd"
 )
@@ -17,8 +19,9 @@ const (
 	pageVersion = 1
 
 	pageState    = 12 // u32: a State
-	pageSequence = 16 // u32: the futex's word
+	pageSequence = 16 // u32: the bell's number
 	pageSize     = 24 // u64: bytes of content
+	pageBell     = 48 // 16 bytes: its name, on Windows
 	pageBitmap   = 4096
 )
 
@@ -73,7 +76,8 @@ func (w *words) has(i int64) bool {
 
 // A page is the availability page of an exposure, which alone changes it.
 type page struct {
-	mem *memfd.Published
+	mem  *memfd.Published
+	bell *bell.Bell
 	words
 }
 
@@ -95,7 +99,11 @@ func newPage(name string, chunk, chunks int64) (*page, error) {
 	}
 	copy(mem.Writable(), pageMagic)
 	binary.LittleEndian.PutUint32(mem.Writable()[8:], pageVersion)
-	p := &page{mem, wordsOf(mem.Writable())}
+	p := &page{mem: mem, words: wordsOf(mem.Writable())}
+	if p.bell, err = bell.Hang(p.sequence, mem.Writable()[pageBell:]); err != nil {
+		mem.Close()
+		return nil, err
+	}
 	p.state.Store(uint32(Open))
 	p.chunk.Store(uint64(chunk))
 	return p, nil
@@ -110,10 +118,9 @@ func (p *page) set(i int64) { p.bitmap[i/64].Or(1 << (i % 64)) }
 
 // changed tells who waits that something did. The sequence comes last: who
 // reads it first misses nothing.
-func (p *page) changed() {
-	p.sequence.Add(1)
-	futex.Wake(p.sequence)
-}
+func (p *page) changed() { p.bell.Ring() }
+
+func (p *page) close() error { return errors.Join(p.bell.Close(), p.mem.Close()) }
 
 // A Run is Count consecutive chunks.
 type Run struct{ First, Count int64 }

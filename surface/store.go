@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -58,7 +57,7 @@ type tombstone struct {
 func NewStore(config Config) *Store {
 	s := &Store{
 		log:   config.Logger,
-		room:  room{budget: config.Budget, memory: func() memlimit.Memory { return memlimit.Read(os.DirFS("/")) }, asked: recheck},
+		room:  room{budget: config.Budget, memory: memlimit.System, asked: recheck},
 		slots: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		dummy: Ticket{ID: NewID(), Secret: newSecret()},
 		kick:  make(chan struct{}, 1),

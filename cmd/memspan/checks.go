@@ -29,10 +29,32 @@ const (
 // named. Each stands alone, so that one that fails hides no other.
 func diagnose(ctx context.Context, opts *options, data, shared string) *diagnosis {
 	d := &diagnosis{OK: true, Version: thisVersion(), Devices: []vram.DeviceInfo{}}
+	memory := memlimit.System()
+	if peersAreKnown {
+		d.checkDaemonsNeeds(ctx, memory)
+	} else { // a system that runs no daemon
+		d.Checks = append(d.Checks, checkMemory(memory))
+	}
+	if data != "" {
+		d.Checks = append(d.Checks, checkData(data))
+	}
+	if shared != "" {
+		d.Checks = append(d.Checks, checkShared(shared))
+	}
+	d.Checks = append(d.Checks, checkDaemon(ctx, opts))
+	for _, c := range d.Checks {
+		if c.State == stateEssential {
+			d.OK = false
+		}
+	}
+	return d
+}
+
+// checkDaemonsNeeds looks at what the daemon and the applications it serves need.
+func (d *diagnosis) checkDaemonsNeeds(ctx context.Context, memory memlimit.Memory) {
 	devices, vulkan := checkVulkan(ctx)
 	d.Devices = append(d.Devices, devices...)
-	memory := memlimit.Read(os.DirFS("/"))
-	d.Checks = []check{
+	d.Checks = append(d.Checks,
 		vulkan,
 		checkDriver(),
 		checkImport(devices),
@@ -51,20 +73,7 @@ func diagnose(ctx context.Context, opts *options, data, shared string) *diagnosi
 			"more keeps long links busy", "sudo sysctl -w net.ipv4.tcp_rmem='4096 131072 33554432'"),
 		checkNumber("TCP send buffer", "/proc/sys/net/ipv4/tcp_wmem", 4<<20,
 			"more keeps long links busy", "sudo sysctl -w net.ipv4.tcp_wmem='4096 65536 33554432'"),
-	}
-	if data != "" {
-		d.Checks = append(d.Checks, checkData(data))
-	}
-	if shared != "" {
-		d.Checks = append(d.Checks, checkShared(shared))
-	}
-	d.Checks = append(d.Checks, checkDaemon(ctx, opts))
-	for _, c := range d.Checks {
-		if c.State == stateEssential {
-			d.OK = false
-		}
-	}
-	return d
+	)
 }
 
 func checkVulkan(ctx context.Context) ([]vram.DeviceInfo, check) {

@@ -51,7 +51,11 @@ func tryShared(dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
-	ln, err := net.Listen("unix", filepath.Join(temp, "s"))
+	network, address := "unix", filepath.Join(temp, "s")
+	if !peersAreKnown {
+		network, address = "tcp", "127.0.0.1:0"
+	}
+	ln, err := net.Listen(network, address)
 	if err != nil {
 		return err
 	}

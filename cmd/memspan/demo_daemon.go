@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -52,7 +51,7 @@ func startDaemon(ctx context.Context, args ...string) (_ *daemon, err error) {
 	d.cmd.Dir = d.dir
 	// What is typed at the terminal is for the command, which ends the daemon
 	// when it is done.
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	d.cmd.SysProcAttr = ownGroup()
 	d.cmd.Stderr = d.log
 	if d.stdin, err = d.cmd.StdinPipe(); err != nil {
 		return nil, err

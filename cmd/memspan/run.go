@@ -160,9 +160,7 @@ func (o *options) applicationEnvironment(address, manifest string) ([]string, er
 // runPassingSignals runs a program, passes on the signals that ask it to end,
 // and those that mean what it likes, and returns how it ended.
 func runPassingSignals(app *exec.Cmd) error {
-	asked := slices.DeleteFunc([]os.Signal{
-		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
-	}, signal.Ignored) // the program ignores them too, then
+	asked := slices.DeleteFunc(passedSignals(), signal.Ignored) // the program ignores them too, then
 	signals := make(chan os.Signal, 16)
 	if len(asked) > 0 {
 		signal.Notify(signals, asked...)

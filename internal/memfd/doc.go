@@ -6,4 +6,5 @@
 // A [Region] is one memfd with its size fixed by seals, so that no peer that
 // is handed its descriptor can shrink it under this process and raise SIGBUS
 // here. On systems other than Linux Create fails with [errors.ErrUnsupported].
+// What is [Published] is memory of the paging file on Windows.
 package memfd

@@ -26,7 +26,7 @@ func (m Memory) Usable() int64 {
 	return m.Available
 }
 
-// Read reads it from below root, which is os.DirFS("/") but in tests: from
+// Read reads it from below root, which is os.DirFS("/") on Linux: from
 // /proc/meminfo, /proc/self/cgroup and the control groups of /sys/fs/cgroup. It
 // never fails: what cannot be read is unknown, or no limit.
 func Read(root fs.FS) Memory {

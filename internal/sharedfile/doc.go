@@ -5,8 +5,11 @@
 // locked for as long as their maker lives.
 //
 // A file that another side may cut short raises a fault where it is read:
-// touch such a mapping within [memfd.Guard] only. On systems other than Linux
-// everything here fails with [errors.ErrUnsupported].
+// touch such a mapping within [memfd.Guard] only. Windows refuses to cut short a
+// file that is mapped there, but a file server may do it, or fail.
+//
+// On systems other than Linux and Windows everything here fails with
+// [errors.ErrUnsupported].
 //
 // [memfd.Guard]: https://pkg.go.dev/github.com/memspan/memspan/internal/memfd#Guard
 package sharedfile

@@ -168,14 +168,16 @@ func writeZeros(f *os.File, size int64) error {
 	return nil
 }
 
-// Publish writes what was stored in a mapping through to the file, for a side
-// that does not share its pages.
-func Publish(mem []byte) error { return os.NewSyscallError("msync", unix.Msync(mem, unix.MS_SYNC)) }
+// Publish writes what was stored in a mapping of f through to the file, for a
+// side that does not share its pages.
+func Publish(_ *os.File, mem []byte) error {
+	return os.NewSyscallError("msync", unix.Msync(mem, unix.MS_SYNC))
+}
 
 // Refresh drops the cached pages of a mapping of f, so that what is read next
 // comes from the file. What was stored is written first.
 func Refresh(f *os.File, mem []byte) error {
-	if err := Publish(mem); err != nil {
+	if err := Publish(f, mem); err != nil {
 		return err
 	}
 	if err := unix.Madvise(mem, unix.MADV_DONTNEED); err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !linux
+//go:build !linux && !windows
 
 package sharedfile
 
@@ -10,55 +10,55 @@ import (
 	"os"
 )
 
-var errNeedsLinux = fmt.Errorf("sharedfile: shared buffers need Linux: %w", errors.ErrUnsupported)
+var errSystem = fmt.Errorf("sharedfile: shared buffers need Linux or Windows: %w", errors.ErrUnsupported)
 
 // A Dir cannot be opened on this system.
 type Dir struct{}
 
 // OpenDir fails on this system.
-func OpenDir(string) (*Dir, error) { return nil, errNeedsLinux }
+func OpenDir(string) (*Dir, error) { return nil, errSystem }
 
 // Close does nothing.
 func (d *Dir) Close() error { return nil }
 
 // Open fails on this system.
-func (d *Dir) Open(string, bool) (*os.File, error) { return nil, errNeedsLinux }
+func (d *Dir) Open(string, bool) (*os.File, error) { return nil, errSystem }
 
 // Create fails on this system.
-func (d *Dir) Create(string) (*os.File, error) { return nil, errNeedsLinux }
+func (d *Dir) Create(string) (*os.File, error) { return nil, errSystem }
 
 // Remove fails on this system.
-func (d *Dir) Remove(string) error { return errNeedsLinux }
+func (d *Dir) Remove(string) error { return errSystem }
 
 // Same fails on this system.
-func (d *Dir) Same(string, *os.File) (bool, error) { return false, errNeedsLinux }
+func (d *Dir) Same(string, *os.File) (bool, error) { return false, errSystem }
 
 // Names fails on this system.
-func (d *Dir) Names(string) ([]string, error) { return nil, errNeedsLinux }
+func (d *Dir) Names(string) ([]string, error) { return nil, errSystem }
 
 // Reserve fails on this system.
-func Reserve(*os.File, int64) error { return errNeedsLinux }
+func Reserve(*os.File, int64) error { return errSystem }
 
 // Map fails on this system.
-func Map(*os.File, int64, bool, bool) ([]byte, error) { return nil, errNeedsLinux }
+func Map(*os.File, int64, bool, bool) ([]byte, error) { return nil, errSystem }
 
 // Unmap fails on this system.
-func Unmap([]byte) error { return errNeedsLinux }
+func Unmap([]byte) error { return errSystem }
 
 // Enlarge does nothing.
 func Enlarge(*os.File, []byte) {}
 
 // Publish fails on this system.
-func Publish([]byte) error { return errNeedsLinux }
+func Publish(*os.File, []byte) error { return errSystem }
 
 // Refresh fails on this system.
-func Refresh(*os.File, []byte) error { return errNeedsLinux }
+func Refresh(*os.File, []byte) error { return errSystem }
 
 // TryLock fails on this system.
-func TryLock(*os.File) (bool, error) { return false, errNeedsLinux }
+func TryLock(*os.File) (bool, error) { return false, errSystem }
 
 // Owner fails on this system.
-func Owner(*os.File) (int, error) { return 0, errNeedsLinux }
+func Owner(*os.File) (int, error) { return 0, errSystem }
 
 // BootID fails on this system.
-func BootID() (string, error) { return "", errNeedsLinux }
+func BootID() (string, error) { return "", errSystem }

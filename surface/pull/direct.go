@@ -3,28 +3,493 @@
 package pull
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
+	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
 )
 
-type direct struct{}
+// A direct is a surface's own memory, and its availability page. While it grows
+// it is read by its descriptor; once it is sealed it is mapped.
+type direct struct {
+	s      *Surface
+	source *source
+	file   *os.File
+	page   *surface.Availability
+	header surface.Manifest // of a growing surface with the size that it had
 
-func (d *direct) layout() surface.Manifest { return surface.Manifest{} }
-func (d *direct) size() (int64, bool)      { return 0, false }
-func (d *direct) close() error             { return nil }
-func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bitset) error {
-	return errors.ErrUnsupported
+	mapping sync.Mutex
+	mem     []byte      // what is stored, once it was mapped
+	mapped  atomic.Bool // mem is set, for good
+	// last is the size of a surface that was seen to be sealed, plus one: what
+	// the page says later does not change it.
+	last atomic.Int64
 }
 
+// openDirect takes the descriptors that have come with the answer.
 func (s *Surface) openDirect(c *source, opened control.SurfaceOpened) error {
-	return errors.ErrUnsupported
+	d := &direct{s: s, source: c, header: c.header}
+	s.sources = []*source{c}
+	err := d.take(opened)
+	if err != nil {
+		c.conn.Wire.Close()
+		return fmt.Errorf("%s: %w", c.address, err)
+	}
+	s.direct = d
+	c.work.Go(c.read) // its end is the server's
+	return nil
 }
 
-func (d *direct) copy(ctx context.Context, w io.Writer, win window) (int64, error) { return 0, nil }
-func (d *direct) read(ctx context.Context, p []byte, off int64) error              { return nil }
-func (d *direct) wait(ctx context.Context, w window) error                         { return nil }
-func (d *direct) final(ctx context.Context) (int64, error)                         { return 0, nil }
+func (d *direct) take(opened control.SurfaceOpened) (err error) {
+	if d.file, err = d.source.conn.Files.Take(); err != nil {
+		return err
+	}
+	page, err := d.source.conn.Files.Take()
+	if err == nil {
+		d.page, err = surface.OpenAvailability(page)
+		page.Close()
+	}
+	if err == nil {
+		if _, sealed := d.size(); sealed {
+			_, err = d.all()
+		}
+	}
+	if err != nil {
+		d.close()
+	}
+	return err
+}
+
+func (d *direct) close() error {
+	var err error
+	if d.mapped.Load() {
+		d.mapped.Store(false)
+		if len(d.mem) > 0 {
+			err = memfd.Unmap(d.mem)
+		}
+	}
+	if d.page != nil {
+		err = errors.Join(err, d.page.Close())
+	}
+	return errors.Join(err, d.file.Close())
+}
+
+// size returns the size so far, and whether it is final.
+func (d *direct) size() (int64, bool) {
+	sealed := d.page.State() == surface.Sealed // then what follows is final
+	size, _ := d.page.Size()
+	size = min(max(size, 0), surface.MaxSize)
+	if sealed {
+		d.last.CompareAndSwap(0, size+1)
+	}
+	if last := d.last.Load(); last > 0 {
+		return last - 1, true
+	}
+	return size, false
+}
+
+func (d *direct) layout() surface.Manifest {
+	m := d.header
+	m.Size, _ = d.size()
+	return m
+}
+
+// all maps what is stored of a surface that is sealed.
+func (d *direct) all() ([]byte, error) {
+	if d.mapped.Load() {
+		return d.mem, nil
+	}
+	d.mapping.Lock()
+	defer d.mapping.Unlock()
+	if d.mapped.Load() {
+		return d.mem, nil
+	}
+	m := d.layout()
+	if n := m.StoredSize(); n > 0 {
+		mem, err := memfd.MapRange(d.file, 0, n, false)
+		if err != nil {
+			return nil, err
+		}
+		d.mem = mem
+	}
+	d.mapped.Store(true)
+	return d.mem, nil
+}
+
+// has reports whether chunk i is there, as a whole: the last one of a surface that
+// is not sealed is not.
+func (d *direct) has(i int64) bool {
+	if !d.page.Has(i) {
+		return false
+	}
+	size, sealed := d.size()
+	return sealed || i < size/d.header.Chunk
+}
+
+// await waits until chunk i is there, and reports whether there is such a chunk: a
+// surface that is sealed may end before.
+func (d *direct) await(ctx context.Context, i int64) (bool, error) {
+	for {
+		seen := d.page.Sequence()
+		if d.has(i) {
+			return true, nil
+		}
+		if _, sealed := d.size(); sealed {
+			if m := d.layout(); i >= m.Count() {
+				return false, nil
+			}
+		}
+		var err error
+		switch d.page.State() {
+		case surface.Failed:
+			err = &wire.Error{Code: wire.PeerLost, Err: surface.ErrFailed}
+		case surface.Revoked:
+			err = &wire.Error{Code: wire.Revoked}
+		default:
+			err = d.waiting(ctx, func(ctx context.Context) error { return d.page.WaitChange(ctx, seen) })
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// awaitAll waits for chunks [first, end), or those of them that there are.
+func (d *direct) awaitAll(ctx context.Context, first, end int64) error {
+	for i := first; i < end; i++ {
+		if there, err := d.await(ctx, i); !there || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waiting calls wait with a context that ends with the connection too: who dies
+// wakes nobody.
+func (d *direct) waiting(ctx context.Context, wait func(context.Context) error) error {
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(d.s.ctx, cancel)
+	defer stop()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() {
+		select {
+		case <-d.source.gone:
+			cancel()
+		case <-both.Done():
+		}
+	})
+	err := wait(both)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
+	case d.s.ctx.Err() != nil:
+		return ErrClosed
+	case both.Err() != nil:
+		d.s.mu.Lock()
+		defer d.s.mu.Unlock()
+		return d.source.err
+	}
+	return err
+}
+
+// wait waits until the bytes of w are there.
+func (d *direct) wait(ctx context.Context, w window) error {
+	if err := d.inside(w); err != nil {
+		return err
+	}
+	first, end := w.chunks(d.header.Chunk)
+	if err := d.awaitAll(ctx, first, end); err != nil {
+		return err
+	}
+	return d.inside(w)
+}
+
+// inside fails if it is known that w goes beyond the end.
+func (d *direct) inside(w window) error {
+	if size, sealed := d.size(); sealed {
+		_, err := w.length(size)
+		return err
+	}
+	return nil
+}
+
+// stored returns what is stored of chunk i, which is there, in buf if it has to be
+// read.
+func (d *direct) stored(m *surface.Manifest, i int64, buf []byte) ([]byte, error) {
+	off, n := m.StoredRange(i)
+	if n <= 0 {
+		return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+	}
+	if _, sealed := d.size(); sealed {
+		mem, err := d.all()
+		if err != nil {
+			return nil, err
+		}
+		if off+n > int64(len(mem)) { // m is older
+			return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+		}
+		return mem[off : off+n : off+n], nil
+	}
+	if int64(cap(buf)) < n {
+		buf = make([]byte, n)
+	}
+	if _, err := d.file.ReadAt(buf[:n], off); err != nil {
+		return nil, err
+	}
+	return buf[:n], nil
+}
+
+// each waits for the chunks of [first, end), one after the other, and calls f with the
+// content of each.
+func (d *direct) each(ctx context.Context, first, end int64, f func(i int64, content []byte) error) error {
+	var buf, plain []byte
+	for i := first; end < 0 || i < end; i++ {
+		if ctx.Err() != nil {
+			return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
+		}
+		if there, err := d.await(ctx, i); !there || err != nil {
+			return err
+		}
+		m := d.layout()
+		b, err := d.stored(&m, i, buf)
+		if err != nil {
+			return err
+		}
+		if !d.mapped.Load() {
+			buf = b
+		}
+		if m.Encrypted {
+			if plain, err = d.s.sealer.Open(plain[:0], i, b); err != nil {
+				return err
+			}
+			b = plain
+		}
+		if err := f(i, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bring gives the content of chunks to a sink.
+func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bitset) error {
+	if _, sealed := d.size(); sealed {
+		m := d.layout()
+		if count := m.Count(); end < 0 || end > count {
+			end = max(first, count)
+		}
+	}
+	zero := make([]byte, 64<<10)
+	var done int64
+	return d.each(ctx, first, end, func(i int64, content []byte) error {
+		done += int64(len(content))
+		var err error
+		switch {
+		case have.has(i):
+		case isZero(content, zero):
+			err = to.hole(i, int64(len(content)))
+		default:
+			err = to.put(i, content)
+		}
+		if err == nil && d.s.options.Progress != nil {
+			p := Progress{Done: done, Total: -1}
+			if size, sealed := d.size(); sealed {
+				p.Total = min(size, end*d.header.Chunk) - first*d.header.Chunk
+			}
+			d.s.options.Progress(p)
+		}
+		return err
+	})
+}
+
+func isZero(b, zero []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zero))
+		if !bytes.Equal(b[:n], zero[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// copy writes the bytes of w.
+func (d *direct) copy(ctx context.Context, to io.Writer, w window) (done int64, err error) {
+	first, end := w.chunks(d.header.Chunk)
+	if size, sealed := d.size(); sealed && w.open {
+		w.end = min(w.end, size)
+		if w.end <= w.off {
+			return 0, nil
+		}
+		first, end = window{off: w.off, end: w.end}.chunks(d.header.Chunk)
+	}
+	err = d.each(ctx, first, end, func(i int64, content []byte) error {
+		part, _ := w.cut(i*d.header.Chunk, content)
+		n, err := to.Write(part)
+		done += int64(n)
+		return err
+	})
+	return done, err
+}
+
+// read reads p from off on. What lies beyond the end of a surface that is sealed
+// while it waits is left out.
+func (d *direct) read(ctx context.Context, p []byte, off int64) error {
+	w := window{off: off, end: off + int64(len(p))}
+	first, end := w.chunks(d.header.Chunk)
+	if err := d.awaitAll(ctx, first, end); err != nil {
+		return err
+	}
+	if d.header.Encrypted {
+		return d.open(p, w)
+	}
+	if _, sealed := d.size(); sealed {
+		mem, err := d.all()
+		if err != nil {
+			return err
+		}
+		if off < int64(len(mem)) {
+			memfd.Copy(p, mem[off:])
+		}
+		return nil
+	}
+	_, err := d.file.ReadAt(p, off)
+	return err
+}
+
+// open reads p of sealed chunks that are there.
+func (d *direct) open(p []byte, w window) error {
+	m := d.layout()
+	var buf []byte
+	first, end := m.ChunksOf(w.off, int64(len(p)))
+	for i := first; i < end; i++ {
+		content := d.s.cache.get(i)
+		if content == nil {
+			b, err := d.stored(&m, i, buf)
+			if err == nil {
+				content, err = d.s.sealer.Open(nil, i, b)
+			}
+			if err != nil {
+				return err
+			}
+			d.s.cache.put(i, content)
+		}
+		part, at := w.cut(i*m.Chunk, content)
+		copy(p[at:], part)
+	}
+	return nil
+}
+
+// final waits until the surface is sealed.
+func (d *direct) final(ctx context.Context) (int64, error) {
+	for {
+		seen := d.page.Sequence()
+		if size, sealed := d.size(); sealed {
+			return size, nil
+		}
+		switch d.page.State() {
+		case surface.Failed:
+			return 0, &wire.Error{Code: wire.PeerLost, Err: surface.ErrFailed}
+		case surface.Revoked:
+			return 0, &wire.Error{Code: wire.Revoked}
+		}
+		if err := d.waiting(ctx, func(ctx context.Context) error { return d.page.WaitChange(ctx, seen) }); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// Direct reports whether the surface's own memory is mapped here.
+func (s *Surface) Direct() bool { return s.direct != nil }
+
+// Bytes returns the content of a surface that is Direct and sealed: the very
+// pages that everybody has who maps it, which nobody can change any more. They must not be
+// written to, nor be touched after Close. It fails with ErrNotDirect,
+// ErrNotSealed and, if what is stored is encrypted, errors.ErrUnsupported: ReadAt
+// opens that.
+func (s *Surface) Bytes() ([]byte, error) {
+	w := window{open: true}
+	switch d := s.direct; {
+	case d == nil:
+		return nil, s.failed("map", w, ErrNotDirect)
+	case d.header.Encrypted:
+		return nil, s.failed("map", w, fmt.Errorf("its memory is encrypted: %w", errors.ErrUnsupported))
+	default:
+		if _, sealed := d.size(); !sealed {
+			return nil, s.failed("map", w, ErrNotSealed)
+		}
+		mem, err := d.all()
+		return mem, s.failed("map", w, err)
+	}
+}
+
+// Verify hashes all of a surface that is Direct, once it is sealed, and compares
+// with its manifest: with the ticket's root if it has one. Who maps a memory trusts the server
+// on his machine with it unless he does this. What is pulled chunk by chunk is
+// verified as it comes; for that Verify does nothing.
+func (s *Surface) Verify(ctx context.Context) error {
+	if s.direct == nil {
+		return nil
+	}
+	return s.failed("verify", window{open: true}, s.direct.verify(ctx))
+}
+
+func (d *direct) verify(ctx context.Context) error {
+	if _, err := d.final(ctx); err != nil {
+		return err
+	}
+	mem, err := d.all()
+	if err != nil {
+		return err
+	}
+	m := d.layout()
+	count := m.Count()
+	if int64(len(mem)) != m.StoredSize() {
+		return lying("its memory has %d bytes, and its size is %d", len(mem), m.Size)
+	}
+	m.Digests = make([]surface.Digest, count)
+	var next atomic.Int64
+	var work sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		work.Go(func() {
+			for i := next.Add(1) - 1; i < count && ctx.Err() == nil; i = next.Add(1) - 1 {
+				off, n := m.StoredRange(i)
+				m.Digests[i] = surface.Sum(mem[off : off+n])
+			}
+		})
+	}
+	work.Wait()
+	if ctx.Err() != nil {
+		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
+	}
+	root := d.s.ticket.Root
+	if root == nil {
+		var state control.SurfaceState
+		if err := d.source.control(ctx, control.OpSurfaceWait, control.SurfaceWait{Handle: d.source.handle, Sequence: d.page.Sequence() - 1, From: count}, &state); err != nil {
+			return err
+		}
+		if len(state.Root) != surface.DigestSize {
+			return broken("it is sealed and has no root")
+		}
+		root = (*surface.Digest)(state.Root)
+	}
+	if m.Root() != *root {
+		return lying("its bytes are not those that were exposed")
+	}
+	return nil
+}

@@ -206,13 +206,21 @@ func (s *Surface) read(ctx context.Context, p []byte, off int64) error {
 	first, end := win.chunks(to.chunk)
 	have := bitset{base: first}
 	there := int64(0)
+	s.mu.Lock()
+	m, usable := s.header, s.usableLocked()
+	s.mu.Unlock()
 	for i := first; i < end; i++ {
 		if data := s.cache.get(i); data != nil {
 			part, at := win.cut(i*to.chunk, data)
 			copy(p[at:], part)
-			have.set(i)
-			there++
+		} else if i < usable && s.zeros.Zero(&m, i) {
+			_, n := m.ContentRange(i)
+			to.hole(i, n)
+		} else {
+			continue
 		}
+		have.set(i)
+		there++
 	}
 	if there == end-first {
 		return nil

@@ -46,12 +46,12 @@ type source struct {
 	pending  map[uint64]*request
 	fetches  map[*fetch]struct{}
 	have     ranges
-	complete bool // nothing will be added to have
 	window   int  // frames
 	inflight int  // frames of fetches asked for and not received
 	held     bool // what was received waits for workers
 	ping     bool // a sign of life is wanted
 	bytes    int64
+	verified int64 // chunks that were what they should be
 }
 
 // A request is under way on a connection.
@@ -104,6 +104,7 @@ func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *
 	header, err := surface.ParseHeader(opened.Header)
 	if err == nil {
 		c.header = *header
+		c.header.Size = opened.State.Size // it may have grown in between
 		err = s.fits(header)
 	}
 	if err != nil {
@@ -132,6 +133,7 @@ func (c *source) dropLocked(err error) {
 	if c.err != nil {
 		return
 	}
+	again := c.mayReturn(err)
 	if errors.Is(err, io.EOF) {
 		err = &wire.Error{Code: wire.PeerLost, Message: "the source closed the connection", Err: err}
 	}
@@ -149,7 +151,17 @@ func (c *source) dropLocked(err error) {
 		f.failedLocked()
 	}
 	clear(c.fetches)
+	if again {
+		c.s.joinLocked(c.address, c.vouches)
+	}
 	c.s.lostLocked()
+}
+
+// mayReturn reports whether the source shall be dialed again: it was the link
+// that failed, and what came over it before was worth having.
+func (c *source) mayReturn(err error) bool {
+	var said *wire.Error // by the source, or about it
+	return c.verified > 0 && c.s.err == nil && (!errors.As(err, &said) || said.Code == wire.Stalled)
 }
 
 // read receives until the connection ends.

@@ -66,6 +66,8 @@ type Surface struct {
 	cancel   context.CancelCauseFunc
 	work     sync.WaitGroup
 	received chan *fetch
+	closing  sync.Once
+	closeErr error
 
 	mu         sync.Mutex       // guards what follows
 	header     surface.Manifest // with the digests that are known, from the first on; of a growing surface with the size so far
@@ -155,16 +157,15 @@ func (s *Surface) open(ctx context.Context) error {
 	s.mu.Lock()
 	s.header = first.header
 	s.sources = []*source{first}
-	s.joining = len(from)
+	for _, a := range from {
+		s.joinLocked(a, false)
+	}
 	s.mu.Unlock()
 	for range runtime.GOMAXPROCS(0) {
 		s.work.Go(s.verify)
 	}
 	s.work.Go(s.watch)
 	first.start(s.ctx, state)
-	for _, a := range from {
-		s.work.Go(func() { s.join(a) })
-	}
 	if s.ticket.Root == nil {
 		return nil
 	}
@@ -181,8 +182,13 @@ func (s *Surface) tryConnect(ctx context.Context, address string, direct, others
 	return s.connect(ctx, address, direct)
 }
 
-// join connects to a further source.
-func (s *Surface) join(address string) {
+// joinLocked begins to connect to a further source, or to one that was lost.
+func (s *Surface) joinLocked(address string, vouches bool) {
+	s.joining++
+	s.work.Go(func() { s.join(address, vouches) })
+}
+
+func (s *Surface) join(address string, vouches bool) {
 	c, opened, err := s.connect(s.ctx, address, false)
 	s.mu.Lock()
 	s.joining--
@@ -196,6 +202,7 @@ func (s *Surface) join(address string) {
 		s.mu.Unlock()
 		return
 	}
+	c.vouches = vouches
 	s.sources = append(s.sources, c)
 	c.start(s.ctx, opened.State)
 	s.mu.Unlock()
@@ -273,13 +280,7 @@ func (s *Surface) lossLocked() error {
 	return fmt.Errorf("no source is left: %w", errors.Join(reasons...))
 }
 
-// pokeAll has all sources look for something to ask for.
-func (s *Surface) pokeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pokeLocked()
-}
-
+// pokeLocked has all sources look for something to ask for.
 func (s *Surface) pokeLocked() {
 	for _, c := range s.sources {
 		if c.err == nil {
@@ -309,10 +310,30 @@ func (s *Surface) usableLocked() int64 {
 }
 
 // Close ends what is under way, with ErrClosed, and gives back what the surface
-// holds: slices that Bytes returned must not be used any more.
+// holds: slices that Bytes returned must not be used any more. It is idempotent.
 func (s *Surface) Close() error {
+	s.closing.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Surface) close() error {
 	s.cancel(ErrClosed)
+	s.dropAll()
+	s.work.Wait()
+	s.dropAll() // who was being dialed
+	for _, c := range s.sources {
+		c.work.Wait()
+	}
+	if s.direct != nil {
+		return s.direct.close()
+	}
+	return nil
+}
+
+// dropAll ends all sources and gatherings.
+func (s *Surface) dropAll() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.err == nil {
 		s.err = ErrClosed
 	}
@@ -323,21 +344,6 @@ func (s *Surface) Close() error {
 		g.finishLocked(ErrClosed)
 	}
 	s.notifyLocked()
-	s.mu.Unlock()
-	s.work.Wait() // first: who joins adds to sources
-	s.mu.Lock()
-	sources := s.sources
-	for _, c := range sources {
-		c.dropLocked(ErrClosed)
-	}
-	s.mu.Unlock()
-	for _, c := range sources {
-		c.work.Wait()
-	}
-	if s.direct != nil {
-		return s.direct.close()
-	}
-	return nil
 }
 
 // A Source says what became of one of the servers that a surface is pulled from.

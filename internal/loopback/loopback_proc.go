@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package loopback tells whose process is at the other end of a TCP connection
-// within this machine, as the kernel's table of sockets has it. What peer
-// credentials are for unix sockets this is for programs that speak TCP only.
+//go:build !windows
+
 package loopback
 
 import (
@@ -17,10 +16,6 @@ import (
 	"strconv"
 	"strings"
 )
-
-// ErrUnknown: the kernel's table does not have the other end: it has closed its
-// side already, or is not of this machine or network namespace.
-var ErrUnknown = errors.New("loopback: whose connection it is cannot be told")
 
 // PeerUser returns the user who made the other end of conn, a connection over a
 // loopback address. It fails with ErrUnknown, and where there is no such table.
