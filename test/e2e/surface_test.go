@@ -334,6 +334,7 @@ func TestThousandPullers(t *testing.T) {
 	done, err := c.ExposeBytes(t.Context(), content, memspan.ExposeOptions{Chunk: 64 << 10})
 	check(t, err)
 	var all errgroup.Group
+	all.SetLimit(50) // at the same time shaking hands; all of them stay
 	open := make(chan *pull.Surface, 1000)
 	for i := range 1000 {
 		transport := transports[i%2]
