@@ -51,6 +51,8 @@ type source struct {
 	held     bool // what was received waits for workers
 	ping     bool // a sign of life is wanted
 	bytes    int64
+	checking int  // fetches that are being verified
+	proven   bool // a chunk was what it should be
 }
 
 // A request is under way on a connection.
@@ -132,6 +134,7 @@ func (c *source) dropLocked(err error) {
 	if c.err != nil {
 		return
 	}
+	again := c.mayReturn(err)
 	if errors.Is(err, io.EOF) {
 		err = &wire.Error{Code: wire.PeerLost, Message: "the source closed the connection", Err: err}
 	}
@@ -149,7 +152,17 @@ func (c *source) dropLocked(err error) {
 		f.failedLocked()
 	}
 	clear(c.fetches)
+	if again {
+		c.s.joinLocked(c.address, c.vouches)
+	}
 	c.s.lostLocked()
+}
+
+// mayReturn reports whether the source shall be dialed again: it was the link
+// that failed, and what came over it before was worth having.
+func (c *source) mayReturn(err error) bool {
+	var said *wire.Error // by the source, or about it
+	return (c.proven || c.checking > 0) && c.s.err == nil && !c.s.liars[c.address] && (!errors.As(err, &said) || said.Code == wire.Stalled)
 }
 
 // read receives until the connection ends.
@@ -235,6 +248,7 @@ func (c *source) receiveRead(h wire.Header, r *request) error {
 	whole := f.left == 0
 	if whole {
 		delete(c.fetches, f)
+		c.checking++
 	}
 	// To ask for many at a time spares system calls, and half a window keeps
 	// the link busy meanwhile.

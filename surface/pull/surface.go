@@ -76,7 +76,8 @@ type Surface struct {
 	sources    []*source
 	joining    int // sources being dialed
 	refusals   []error
-	err        error // there will be no source any more
+	liars      map[string]bool // addresses
+	err        error           // there will be no source any more
 	gatherings []*gathering
 	changed    chan struct{} // closed and replaced when something above changes
 }
@@ -157,16 +158,15 @@ func (s *Surface) open(ctx context.Context) error {
 	s.mu.Lock()
 	s.header = first.header
 	s.sources = []*source{first}
-	s.joining = len(from)
+	for _, a := range from {
+		s.joinLocked(a, false)
+	}
 	s.mu.Unlock()
 	for range runtime.GOMAXPROCS(0) {
 		s.work.Go(s.verify)
 	}
 	s.work.Go(s.watch)
 	first.start(s.ctx, state)
-	for _, a := range from {
-		s.work.Go(func() { s.join(a) })
-	}
 	if s.ticket.Root == nil {
 		return nil
 	}
@@ -183,21 +183,27 @@ func (s *Surface) tryConnect(ctx context.Context, address string, direct, others
 	return s.connect(ctx, address, direct)
 }
 
-// join connects to a further source.
-func (s *Surface) join(address string) {
+// joinLocked begins to connect to a further source, or to one that was lost.
+func (s *Surface) joinLocked(address string, vouches bool) {
+	s.joining++
+	s.work.Go(func() { s.join(address, vouches) })
+}
+
+func (s *Surface) join(address string, vouches bool) {
 	c, opened, err := s.connect(s.ctx, address, false)
 	s.mu.Lock()
 	s.joining--
-	if err != nil || s.ctx.Err() != nil {
-		if err == nil {
-			c.conn.Wire.Close()
-			err = ErrClosed
-		}
+	if err == nil && (s.err != nil || s.liars[address]) {
+		c.conn.Wire.Close()
+		err = fmt.Errorf("%s: not used any more: %w", address, cmp.Or(s.err, error(wire.Corrupt)))
+	}
+	if err != nil {
 		s.refusals = append(s.refusals, err)
 		s.lostLocked()
 		s.mu.Unlock()
 		return
 	}
+	c.vouches = vouches
 	s.sources = append(s.sources, c)
 	c.start(s.ctx, opened.State)
 	s.mu.Unlock()
@@ -275,13 +281,7 @@ func (s *Surface) lossLocked() error {
 	return fmt.Errorf("no source is left: %w", errors.Join(reasons...))
 }
 
-// pokeAll has all sources look for something to ask for.
-func (s *Surface) pokeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pokeLocked()
-}
-
+// pokeLocked has all sources look for something to ask for.
 func (s *Surface) pokeLocked() {
 	for _, c := range s.sources {
 		if c.err == nil {
