@@ -26,9 +26,9 @@ const (
 	ErrOperation   Code = "unknown-operation" // the host has no such operation
 	ErrMismatch    Code = "mismatch"          // verify found other bytes than the pattern
 	ErrCorrupt     Code = "corrupt"           // bytes were damaged, or changed by somebody else, on their way or where they lay
-	ErrStale       Code = "stale"             // the buffer has another generation than the request says
+	ErrStale       Code = "stale"             // the buffer has another generation than the request says, or the host's copy of it is no good any more
 	ErrLimit       Code = "limit"             // more than the host allows
-	ErrDenied      Code = "denied"            // the host does not let this peer in
+	ErrDenied      Code = "denied"            // the host does not let this peer in, or the buffer's permissions or the connection forbid it
 	ErrBusy        Code = "busy"              // the host has the buffer already, and an encrypted one it can have once only
 	ErrFreed       Code = "freed"             // the buffer was freed
 	ErrClosed      Code = "closed"            // the client was closed, or the host is stopping
