@@ -328,20 +328,22 @@ func (e *Exposure) tell() {
 	}
 }
 
-// publish makes chunk i, of that digest, available.
-func (e *Exposure) publish(i int64, d Digest) {
+// publish makes the chunks from first on, of these digests, available.
+func (e *Exposure) publish(first int64, digests ...Digest) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.replica == nil {
-		for int64(len(e.digests)) <= i { // of a size that is not known
+	if end := first + int64(len(digests)); e.replica == nil {
+		for int64(len(e.digests)) < end { // of a size that is not known
 			e.digests = append(e.digests, Digest{})
 		}
-		e.digests[i] = d
+		copy(e.digests[first:end], digests)
 	}
-	if !e.page.has(i) {
-		e.have++
+	for i := range digests {
+		if i := first + int64(i); !e.page.has(i) {
+			e.page.set(i)
+			e.have++
+		}
 	}
-	e.page.set(i)
 	e.tell()
 }
 

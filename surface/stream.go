@@ -140,9 +140,11 @@ func (e *Exposure) hash(ctx context.Context, end int64) error {
 
 func (e *Exposure) hashChunks(first, stop int64) {
 	chunk := e.header.StoredChunk()
+	digests := make([]Digest, 0, stop-first)
 	for i := first; i < stop; i++ {
-		e.publish(i, Sum(e.mem.Writable()[i*chunk:(i+1)*chunk])) // whose pages are mapped already
+		digests = append(digests, Sum(e.mem.Writable()[i*chunk:(i+1)*chunk])) // whose pages are mapped already
 	}
+	e.publish(first, digests...)
 }
 
 // Seal ends bringing: there is a last chunk, the memory can be changed by nobody any
