@@ -93,8 +93,20 @@ func (srv *Server) ServeBuffers(ctx context.Context, ln net.Listener) error {
 	return srv.buffers.host.Serve(ctx, ln)
 }
 
-// close ends what is left when nobody is served any more.
+// end has all that guests asked for given up. There may be no buffers.
+func (b *buffers) end() error {
+	if b == nil {
+		return nil
+	}
+	b.stop()
+	return b.kernels.end()
+}
+
+// close frees what is left when nobody is served any more.
 func (b *buffers) close() error {
+	if b == nil {
+		return nil
+	}
 	return errors.Join(b.host.Close(), b.kernels.close())
 }
 
@@ -114,7 +126,7 @@ func (srv *Server) ingest(c *host.Call) (_ any, err error) {
 			return nil, bufferError(err)
 		}
 	}
-	sp, err := srv.store.Draft(ctx, info)
+	sp, copied, err := srv.draft(c, info, a.Move)
 	if err != nil {
 		return nil, bufferError(err)
 	}
@@ -123,6 +135,29 @@ func (srv *Server) ingest(c *host.Call) (_ any, err error) {
 			err = bufferError(ferr)
 		}
 	}()
+	if err := srv.store.Publish(ctx, sp, a.Replace); err != nil {
+		return nil, bufferError(err)
+	}
+	return sharedbuf.Ingested{Span: sp.ID.String(), Bytes: sp.Size, Copied: copied}, nil
+}
+
+// draft makes a span of a buffer's bytes that nobody can find yet, and tells how
+// many of them it copied.
+func (srv *Server) draft(c *host.Call, info span.Info, move bool) (_ *span.Span, copied int64, err error) {
+	ctx := c.Context()
+	if memory := c.Memory(); move && memory != nil {
+		sp, err := srv.store.Adopt(ctx, info, memory)
+		if !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, tier.ErrBudget) { // copied, it need not all be in RAM
+			if err == nil {
+				c.Processed(sp.Size)
+			}
+			return sp, 0, err
+		}
+	}
+	sp, err := srv.store.Draft(ctx, info)
+	if err != nil {
+		return nil, 0, err
+	}
 	_, err = sp.Compose(ctx, func(off int64, p []byte) error {
 		_, err := c.ReadAt(p, off)
 		if err == nil {
@@ -130,13 +165,10 @@ func (srv *Server) ingest(c *host.Call) (_ any, err error) {
 		}
 		return err
 	})
-	if err == nil {
-		err = srv.store.Publish(ctx, sp, a.Replace)
-	}
 	if err != nil {
-		return nil, bufferError(err)
+		return nil, 0, errors.Join(err, sp.Forsake())
 	}
-	return sharedbuf.Ingested{Span: sp.ID.String(), Bytes: sp.Size, Copied: sp.Size}, nil
+	return sp, sp.Size, nil
 }
 
 // ingestInfo says what span is asked for.

@@ -165,6 +165,57 @@ func TestIngestAndExport(t *testing.T) {
 	}
 }
 
+// A buffer without a name can give its memory to a span: no byte is copied, and
+// the span lives on when the guest is gone. What cannot be given is copied.
+func TestIngestMoves(t *testing.T) {
+	g := hostBuffers(t, server.Config{})
+	const size = 3<<20 + 5
+	for i, tt := range []struct {
+		dir    string
+		args   sharedbuf.IngestArguments
+		copied int64
+	}{
+		{"", sharedbuf.IngestArguments{Move: true}, 0},
+		{"", sharedbuf.IngestArguments{Move: true, Home: "disk"}, 0},
+		{"", sharedbuf.IngestArguments{Move: true, Home: "disk", Policy: "write-through"}, size},
+		{"", sharedbuf.IngestArguments{Move: true, Tier: "disk"}, size},
+		{"", sharedbuf.IngestArguments{}, size},
+		{g.dir, sharedbuf.IngestArguments{Move: true}, size},
+	} {
+		tt.args.Name = fmt.Sprint("span ", i)
+		c, err := sharedbuf.Dial(t.Context(), g.addr, sharedbuf.Options{Dir: tt.dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := c.Alloc(t.Context(), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rand.NewChaCha8([32]byte{byte(i)}).Read(b.Bytes())
+		want := bytes.Clone(b.Bytes())
+		r := g.do(b, sharedbuf.Ingest(tt.args))
+		var in sharedbuf.Ingested
+		if err := json.Unmarshal(r.Value, &in); err != nil || in.Copied != tt.copied || r.Bytes != size {
+			t.Errorf("%+v: %+v, %d bytes processed, %v", tt.args, in, r.Bytes, err)
+		}
+		if tt.copied == 0 { // in place: one memory
+			b.Bytes()[size-1]++
+			want[size-1]++
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		back := g.alloc(size)
+		if g.do(back, sharedbuf.Export(tt.args.Name)); !bytes.Equal(back.Bytes(), want) {
+			t.Errorf("%+v: other bytes", tt.args)
+		}
+		var stat control.SpanStat
+		if err := g.peer.control(control.OpStat, control.Handle{Handle: g.peer.open(tt.args.Name)}, &stat); err != nil || stat.Version != 1 {
+			t.Errorf("%+v: version %d, %v", tt.args, stat.Version, err)
+		}
+	}
+}
+
 // What becomes of a span's name.
 func TestIngestNames(t *testing.T) {
 	g := hostBuffers(t, server.Config{})

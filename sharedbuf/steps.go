@@ -17,6 +17,11 @@ type IngestArguments struct {
 	Policy string `json:"policy,omitempty"`
 	// Replace takes the name from a span that has it.
 	Replace bool `json:"replace,omitempty"`
+	// Move gives the buffer's memory to the span, where it can be: a buffer without
+	// a name on one machine, and a span in RAM that is not durable first. No byte
+	// is copied then. The buffer is to be freed afterwards: what is stored to it
+	// is seen by whoever reads the span.
+	Move bool `json:"move,omitempty"`
 }
 
 // Ingest returns the step that makes a span of the buffer's bytes, on a host that
@@ -29,7 +34,7 @@ func Ingest(a IngestArguments) Step { return Operation("ingest", a) }
 type Ingested struct {
 	Span   string `json:"span"`   // its id
 	Bytes  int64  `json:"bytes"`  // of the span
-	Copied int64  `json:"copied"` // of them, those that were copied from the buffer
+	Copied int64  `json:"copied"` // of them, those that were copied from the buffer: all or none
 }
 
 // ExportArguments say what Export copies.

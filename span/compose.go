@@ -5,6 +5,8 @@ package span
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -45,13 +47,38 @@ func (s *Span) Compose(ctx context.Context, f func(off int64, p []byte) error) (
 	return done, s.fail("compose", 0, s.Size, err)
 }
 
+// Adopt is Draft for a span of RAM whose memory is that of a file, which another
+// process made: a memfd sealed against shrinking, of the span's size in whole
+// pages. The bytes are the span's first version; none is copied but to where the
+// policy wants them. Until the span is published the memory keeps them, whatever
+// happens: who freed the span instead has changed nothing. What the process stores
+// to it later, which it ought not to, readers see at once. It fails with errors.ErrUnsupported if the span is to live elsewhere,
+// or to be durable before it is in RAM.
+func (st *Store) Adopt(ctx context.Context, info Info, memory *os.File) (*Span, error) {
+	if info.Tier != coherency.Host || info.durable() && info.Policy != coherency.WriteBack {
+		return nil, &Error{Op: "adopt", Span: info.Name, Err: fmt.Errorf("%w: its bytes are to be stored elsewhere first", errors.ErrUnsupported)}
+	}
+	s, err := st.alloc(ctx, info, false, memory)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Compose(ctx, nil); err != nil { // they are there
+		return nil, errors.Join(err, s.Free())
+	}
+	return s, nil
+}
+
 func (s *Span) composeBlock(ctx context.Context, a coherency.Agent, b int, f func(off int64, p []byte) error) error {
 	off, n := int64(b)*tier.BlockSize, s.blockLen(b)
 	if a == hostAgent {
+		if f == nil {
+			return nil
+		}
 		m, err := s.host.Memory(b, 0, n)
 		if err != nil {
 			return err
 		}
+		m.Region.Populate(m.Off, m.Len)
 		if err := f(off, m.Bytes()); err != nil {
 			return &halfDone{err}
 		}

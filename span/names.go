@@ -246,7 +246,7 @@ func (st *Store) giveName(s *Span, replace bool) (old *Span, err error) {
 	}
 	s.mu.Lock()
 	freed := s.freed
-	s.published = !freed
+	s.published, s.borrowed = !freed, false
 	s.mu.Unlock()
 	if freed {
 		return nil, ErrFreed

@@ -205,7 +205,7 @@ func (s *Span) leave(ctx context.Context, b int, a coherency.Agent, clean bool) 
 		safe = s.dir.Valid(b, s.store.disk)
 	}
 	needed := s.dir.Valid(b, a) && s.dir.Version(b) > 0 && !safe
-	exposed := a == hostAgent && s.exposed(b)
+	exposed := a == hostAgent && (s.exposed(b) || s.borrowed)
 	s.mu.Unlock()
 	if exposed || clean && needed {
 		return false, nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -41,6 +42,7 @@ type Span struct {
 	spare        []*blockLock
 	users        int  // open handles; a span that is not published goes with the last
 	published    bool // its name finds it; changed with the store's mu held, too
+	borrowed     bool // its memory in RAM is to be as it is until it is published: see Adopt
 	locks        rangeLocks
 	direct       map[*Direct]struct{}
 	sums         map[int]uint64 // of RAM's bytes at their last commit, where known
@@ -61,7 +63,7 @@ type Span struct {
 
 // build makes the span's storage and directory, before anybody else can find
 // the span.
-func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
+func (s *Span) build(ctx context.Context, home coherency.Agent, memory *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.closeSpaces())
@@ -69,6 +71,11 @@ func (s *Span) build(ctx context.Context, home coherency.Agent) (err error) {
 	}()
 	if err := s.openSpaces(ctx); err != nil {
 		return err
+	}
+	if memory != nil {
+		if err := s.host.Adopt(memory); err != nil {
+			return err
+		}
 	}
 	var zeroed coherency.AgentMask
 	if !s.mayLeave(s.prefer) {

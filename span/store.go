@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -218,16 +219,18 @@ type Info struct {
 // a later write cannot fail for want of it; other tiers' as copies are made
 // there. A span with a name is published: Open finds it by that.
 func (st *Store) Alloc(ctx context.Context, info Info) (*Span, error) {
-	return st.alloc(ctx, info, info.Name != "")
+	return st.alloc(ctx, info, info.Name != "", nil)
 }
 
 // Draft is Alloc, but a span with a name is not found by it, and goes with its
 // last user, until it is published.
 func (st *Store) Draft(ctx context.Context, info Info) (*Span, error) {
-	return st.alloc(ctx, info, false)
+	return st.alloc(ctx, info, false, nil)
 }
 
-func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, error) {
+// alloc is Alloc and Draft, for a span whose memory in RAM is that of a file, if
+// that is not nil.
+func (st *Store) alloc(ctx context.Context, info Info, published bool, memory *os.File) (*Span, error) {
 	fail := func(err error) (*Span, error) {
 		return nil, &Error{Op: "alloc", Span: info.Name, Err: err}
 	}
@@ -250,7 +253,7 @@ func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, e
 	}
 	rand.Read(info.ID[:])
 	info.Created = time.Now()
-	s := &Span{Info: info, store: st, prefer: prefer, published: published, busy: make(map[int]*blockLock)}
+	s := &Span{Info: info, store: st, prefer: prefer, published: published, borrowed: memory != nil, busy: make(map[int]*blockLock)}
 	if published && info.durable() { // see publish
 		st.naming.Lock()
 		defer st.naming.Unlock()
@@ -258,7 +261,7 @@ func (st *Store) alloc(ctx context.Context, info Info, published bool) (*Span, e
 	if err := st.reserve(s); err != nil {
 		return fail(err)
 	}
-	err = s.build(ctx, home)
+	err = s.build(ctx, home, memory)
 	if err == nil {
 		s.announced = published
 		if err = s.keep(ctx); err != nil {

@@ -33,7 +33,8 @@ the directory they share, or on a new buffer of zeros, and prints what they foun
   transform spirv=@FILE            runs a compute kernel on them, compiled to SPIR-V;
       [push=NUMBER,...]            kernel=NAME is one that the host has
   ingest name=SPAN [tier=] [home=] makes a span of them
-      [policy=] [replace=true]
+      [policy=] [replace=true]       (move=true: of its memory, without a copy, if
+      [move=true]                    it has no name)
   export name=SPAN                 copies a span to them
 
 A host may have others: their VALUEs are JSON, or else text; @FILE is what is in

@@ -90,6 +90,15 @@ func Open(file *os.File, size int64) (*Region, error) {
 	return &Region{file: file, mem: mem}, nil
 }
 
+// Duplicate returns one more descriptor of the same file.
+func Duplicate(file *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
+}
+
 // CheckSealed fails unless file is one whose first size bytes nobody can take
 // away any more.
 func CheckSealed(file *os.File, size int64) error {
@@ -161,6 +170,13 @@ func (r *Region) Punch(off, n int64) error {
 	return os.NewSyscallError("fallocate(PUNCH_HOLE)", ignoringEINTR(func() error {
 		return unix.Fallocate(int(r.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	}))
+}
+
+// Populate makes the pages of [off, off+n), which lie within the region, ready to
+// be stored to: at once, where each would fault by itself. It is a hint: a kernel
+// before 5.14 takes none.
+func (r *Region) Populate(off, n int64) {
+	_ = unix.Madvise(r.mem[off:off+n], unix.MADV_POPULATE_WRITE)
 }
 
 // Alias maps the first n bytes, rounded up to whole pages, once more and

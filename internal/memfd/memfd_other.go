@@ -42,6 +42,9 @@ func (r *Region) Allocate(int64, int64) error { return errNeedsLinux }
 // Punch fails on this system.
 func (r *Region) Punch(int64, int64) error { return errNeedsLinux }
 
+// Populate does nothing.
+func (r *Region) Populate(int64, int64) {}
+
 // Alias fails on this system.
 func (r *Region) Alias(int64) ([]byte, error) { return nil, errNeedsLinux }
 
@@ -50,6 +53,9 @@ func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
 
 // NextData fails on this system.
 func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux }
+
+// Duplicate fails on this system.
+func Duplicate(*os.File) (*os.File, error) { return nil, errNeedsLinux }
 
 // Close does nothing.
 func (r *Region) Close() error { return nil }

@@ -48,7 +48,7 @@ type deviceProcs struct {
 
 // OpenDevice makes a logical device of the device with the given index, with
 // one queue of the given family. What kernels on it access beyond a buffer's end
-// does not reach other memory.
+// stays within the memory that the buffer is bound to.
 func (i *Instance) OpenDevice(index, family int) (*Device, error) {
 	var pinner runtime.Pinner // C follows pointers within what it is given
 	defer pinner.Unpin()

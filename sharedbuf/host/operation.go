@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -42,6 +43,7 @@ type Call struct {
 	ctx      context.Context
 	step     sharedbuf.Step
 	mem      []byte
+	file     *os.File // of a buffer without a name; else nil
 	progress *atomic.Int64
 
 	mu        sync.Mutex
@@ -53,6 +55,10 @@ func (c *Call) Context() context.Context { return c.ctx }
 
 // Size returns the buffer's length in bytes.
 func (c *Call) Size() int64 { return int64(len(c.mem)) }
+
+// Memory returns the sealed memfd of a buffer without a name, which both sides
+// map; nil for others. It is valid while Run runs.
+func (c *Call) Memory() *os.File { return c.file }
 
 // Arguments decodes what the guest gave with the operation into v. No arguments
 // leave it as it is. The error matches sharedbuf.ErrInvalid.

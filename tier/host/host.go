@@ -5,7 +5,9 @@ package host
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 
@@ -54,13 +56,18 @@ func (t *Tier) unmap(r *memfd.Region) error {
 
 // create makes a region, giving up idle ones before it refuses.
 func (t *Tier) create(name string, size int64) (*memfd.Region, error) {
+	return t.make(func() (*memfd.Region, error) { return memfd.Create(name, size) })
+}
+
+// make is create for regions that are made by f.
+func (t *Tier) make(f func() (*memfd.Region, error)) (*memfd.Region, error) {
 	if !t.countRegion() {
 		t.dropIdle()
 		if !t.countRegion() {
 			return nil, fmt.Errorf("this process can have %d spans in RAM at a time, raise its limit of open files: %w", t.maxRegions, tier.ErrBudget)
 		}
 	}
-	r, err := memfd.Create(name, size)
+	r, err := f()
 	if err != nil {
 		t.mu.Lock()
 		t.regions--
@@ -192,6 +199,7 @@ type Space struct {
 	count    int // of reserved
 	shared   bool
 	storable bool // somebody outside may store to it, though nobody ought to
+	adopted  bool // somebody outside made it
 	closed   bool
 }
 
@@ -255,6 +263,47 @@ func (s *Space) adoptIdle() bool {
 	}
 	s.count = len(s.reserved)
 	return true
+}
+
+// Adopt makes memory that another process made, and may keep mapped, the span's,
+// before any block is reserved: a block has its bytes then, where Reserve says that
+// it reads as zeros. Memory is a memfd sealed against shrinking. If it may be read
+// alone, or has not the span's size in whole pages, the error matches
+// errors.ErrUnsupported. It stays the caller's to close.
+func (s *Space) Adopt(memory *os.File) error {
+	fail := func(err error) error { return fmt.Errorf("tier/host: space %q: adopt memory: %w", s.name, err) }
+	info, err := memory.Stat()
+	if err != nil {
+		return fail(err)
+	}
+	if info.Size() != s.pages() {
+		return fail(fmt.Errorf("%w: it has %d bytes, not %d", errors.ErrUnsupported, info.Size(), s.pages()))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.region != nil {
+		return fail(errors.New("the space has memory already"))
+	}
+	r, err := s.tier.make(func() (*memfd.Region, error) {
+		own, err := memfd.Duplicate(memory)
+		if err != nil {
+			return nil, err
+		}
+		r, err := memfd.Open(own, s.pages())
+		if errors.Is(err, fs.ErrPermission) { // it can be read alone
+			err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+		}
+		if err != nil {
+			return nil, errors.Join(err, own.Close())
+		}
+		return r, nil
+	})
+	if err != nil {
+		return fail(err)
+	}
+	s.region, s.shared, s.storable, s.adopted = r, true, true, true
+	clear(r.Bytes()[s.size:]) // which others may map
+	return nil
 }
 
 // Share returns a descriptor of the memory of the whole span, byte i of which
@@ -433,7 +482,8 @@ func (s *Space) Drop(b int) {
 }
 
 // Close drops all blocks. Another process that has the region mapped keeps the
-// mapping, but not the memory: it reads zeros from then on.
+// mapping, but not the memory: it reads zeros from then on. One that made the
+// memory keeps that too.
 func (s *Space) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -452,7 +502,7 @@ func (s *Space) Close() error {
 			s.tier.refund(s.blockPages(b))
 		}
 	}
-	if s.shared {
+	if s.shared && !s.adopted {
 		// The budget must not forget pages that somebody still maps.
 		_ = s.region.Punch(0, s.region.Size())
 	}

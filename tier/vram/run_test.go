@@ -18,11 +18,7 @@ import (
 	"github.com/memspan/memspan/tier"
 )
 
-//go:generate glslangValidator --quiet -V -o testdata/affine.spv testdata/affine.comp
-//go:generate glslangValidator --quiet -V -o testdata/beyond.spv testdata/beyond.comp
-//go:generate glslangValidator --quiet -V -o testdata/spin.spv testdata/spin.comp
-
-// code returns a compiled kernel.
+// code returns a compiled kernel: glslangValidator --quiet -V -o NAME.spv NAME.comp.
 func code(tb testing.TB, name string) []byte {
 	tb.Helper()
 	b, err := os.ReadFile("testdata/" + name + ".spv")
