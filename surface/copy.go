@@ -221,7 +221,7 @@ func (e *Exposure) eachChunk(ctx context.Context, f func(h *blake3.Hasher, i, of
 				if first >= count {
 					return nil
 				}
-				if err := e.ended(); err != nil {
+				if err := e.stopped(); err != nil {
 					return err
 				}
 				digests = digests[:0]

@@ -24,7 +24,7 @@ type Spec struct {
 	Encrypted   bool      // what is brought are sealed chunks; the store never has their key
 	Expires     time.Time // zero: never
 	ReadOnce    bool      // for one puller, who gets each byte once, and by copy
-	Sparse      bool      // what has no data takes no memory: room is made sure of by CopyFile or CopyFrom, not at once
+	Sparse      bool      // only what holds data takes room, when it comes, and not all of Size at once
 }
 
 // An Exposure is a surface that a store keeps, from its exposer's side.
@@ -318,6 +318,17 @@ func (e *Exposure) ended() error {
 	return e.reason
 }
 
+// stopped returns why there is no use in going on: the surface has ended, or, before
+// the store knows of it, the store was closed.
+func (e *Exposure) stopped() error {
+	select {
+	case <-e.store.stop:
+		return ErrClosed
+	default:
+		return e.ended()
+	}
+}
+
 // tell tells who waits that something changed; e.mu is held, and the memory too.
 func (e *Exposure) tell() {
 	e.page.state.Store(uint32(e.state))
@@ -401,7 +412,7 @@ type Stat struct {
 	Chunks   int64 // so far
 	Have     int64 // of them: there
 	Replica  bool  // gathered from other stores
-	ReadOnce bool  //
+	ReadOnce bool  // see Spec
 	Pullers  int   // that have it open
 	Waiting  int   // of them: that wait for chunks
 	Missed   int64 // reads of chunks that were not there

@@ -129,10 +129,11 @@ func (e *Exposure) hash(ctx context.Context, end int64) error {
 		e.store.ops.Add(1)
 		e.hashing.Add(1)
 		go func() { // Seal waits for it, and the store's Close
-			defer e.done()
-			defer e.hashing.Done()
 			e.hashChunks(first, stop)
 			<-e.store.slots
+			e.release() // before Seal returns, so that nothing holds what is sealed but who knows it
+			e.hashing.Done()
+			e.store.ops.Done()
 		}()
 	}
 	return nil
