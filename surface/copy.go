@@ -172,13 +172,9 @@ func (e *Exposure) chargeData(data [][2]int64) error {
 	}
 	e.mu.Lock()
 	less := e.charged - need
-	if less > 0 {
-		e.charged -= less
-		e.unbacked -= less
-	}
 	e.mu.Unlock()
 	if less > 0 {
-		e.store.room.give(less, less)
+		e.refund(less)
 		return nil
 	}
 	return e.charge(-less)

@@ -223,6 +223,15 @@ func (e *Exposure) charge(n int64) error {
 	return nil
 }
 
+// refund gives back n bytes of the store's room that were charged and got no pages.
+func (e *Exposure) refund(n int64) {
+	e.mu.Lock()
+	e.charged -= n
+	e.unbacked -= n
+	e.mu.Unlock()
+	e.store.room.give(n, n)
+}
+
 // populate has pages for [off, off+n), which were charged.
 func (e *Exposure) populate(off, n int64) error {
 	if err := e.mem.Populate(off, n); err != nil {

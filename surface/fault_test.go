@@ -35,7 +35,7 @@ func TestRoomIsMadeSureOfFirst(t *testing.T) {
 	_, err = s.Create(t.Context(), surface.Spec{Size: 3 << 20})
 	refused("what is left of the budget", "budget", err)
 	stream := create(t, s, surface.Spec{Size: -1})
-	refused("a stream", "", stream.Append(t.Context(), make([]byte, 3<<20)))
+	refused("a stream", "when the stream began", stream.Append(t.Context(), make([]byte, 3<<20)))
 	e.Fail(errors.New("enough"))
 	stream.Fail(errors.New("enough"))
 	s.Close() // waits for the hashing of what came

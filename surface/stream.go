@@ -74,7 +74,7 @@ func (e *Exposure) prepare(off, n int64) error {
 	end := off + n
 	if end > e.mem.Limit() {
 		if !e.known {
-			return &RoomError{limitSystem, end, e.mem.Limit()}
+			return &RoomError{limitStream, end, e.mem.Limit()}
 		}
 		return fmt.Errorf("%w: %d bytes, and the surface was to store %d", ErrRange, end, e.mem.Limit())
 	}
@@ -91,12 +91,17 @@ func (e *Exposure) prepare(off, n int64) error {
 			return err
 		}
 	}
+	var err error
 	if !e.known {
-		if err := e.mem.Grow(end); err != nil {
-			return err
-		}
+		err = e.mem.Grow(end)
 	}
-	if err := e.populate(e.ready, end-e.ready); err != nil {
+	if err == nil {
+		err = e.populate(e.ready, end-e.ready)
+	}
+	if err != nil {
+		if !e.prepaid {
+			e.refund(ready - e.ready)
+		}
 		return err
 	}
 	e.ready = ready
