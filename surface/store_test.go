@@ -528,10 +528,24 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 	if !bytes.Equal(readAll(t, o), want) {
 		t.Error("other bytes")
 	}
-	if err := c.Put(t.Context(), m.Count(), nil); !errors.Is(err, surface.ErrRange) {
-		t.Errorf("a chunk behind the end: %v", err)
-	}
 	if err := e.Put(t.Context(), 0, want[:surface.MinChunk]); !errors.Is(err, surface.ErrState) {
 		t.Errorf("a chunk for a surface of its own: %v", err)
 	}
+	if err := c.Put(t.Context(), m.Count(), nil); !errors.Is(err, surface.ErrRange) {
+		t.Errorf("a chunk behind the end: %v", err)
+	}
+	// One that has ended can be made again.
+	if err := r.Revoke(m.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Open(ask(ticket)); !errors.Is(err, surface.ErrRevoked) || r.Knows(m.ID) {
+		t.Errorf("after it was revoked: %v, known %v", err, r.Knows(m.ID))
+	}
+	if c, err = r.Replica(t.Context(), m, ticket); err != nil {
+		t.Fatal(err)
+	}
+	if st := c.Stat(); st.Have != 0 {
+		t.Errorf("made again as %+v", st)
+	}
+	open(t, r, ticket)
 }
