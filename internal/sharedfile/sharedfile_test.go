@@ -34,7 +34,7 @@ func tempDir(t *testing.T) string {
 	return path
 }
 
-func open(t *testing.T, path string) *sharedfile.Dir {
+func open(t testing.TB, path string) *sharedfile.Dir {
 	t.Helper()
 	d, err := sharedfile.OpenDir(path)
 	if err != nil {
@@ -109,7 +109,7 @@ func TestLease(t *testing.T) {
 	d := open(t, path)
 	take := func(name string) *sharedfile.Lease {
 		t.Helper()
-		l, err := sharedfile.TakeLease(d, name, boot)
+		l, err := sharedfile.TakeLease(d, name, boot, []byte("terms"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,16 +125,16 @@ func TestLease(t *testing.T) {
 	}
 	l := take("b1")
 	create(t, d, "b1")
-	if _, err := sharedfile.TakeLease(d, "b1", boot); !errors.Is(err, fs.ErrExist) {
+	if _, err := sharedfile.TakeLease(d, "b1", boot, nil); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second lease: %v", err)
 	}
 	if err := l.SetGeneration(7); err != nil {
 		t.Fatal(err)
 	}
-	if g, err := sharedfile.Generation(d, "b1"); err != nil || g != 7 {
-		t.Errorf("generation %d, %v", g, err)
+	if r, err := sharedfile.ReadLease(d, "b1"); err != nil || r.Generation != 7 || r.Boot != boot || string(r.Terms) != "terms" {
+		t.Errorf("the lease says %+v, %v", r, err)
 	}
-	if _, err := sharedfile.Generation(d, "b2"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := sharedfile.ReadLease(d, "b2"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a lease: %v", err)
 	}
 	sweep(boot)
@@ -209,7 +209,7 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	for range 2 {
 		makers.Go(func() {
 			for range 300 { // sweepers that never rest may win them all
-				l, err := sharedfile.TakeLease(d, "b", boot)
+				l, err := sharedfile.TakeLease(d, "b", boot, nil)
 				if errors.Is(err, fs.ErrExist) {
 					continue
 				}
@@ -235,4 +235,82 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	makers.Wait()
 	close(stop)
 	work.Wait()
+}
+
+// What is read as a lease is one that somebody wrote, in this version or the
+// first: nothing else is, and nothing makes the reader fall over.
+func FuzzReadLease(f *testing.F) {
+	first := append([]byte("MSPLEASE\x07\x00\x00\x00\x00\x00\x00\x00one-kernel"), make([]byte, 38)...)
+	second := append([]byte("MSPLEAS2"), first[8:]...)
+	f.Add(first)
+	f.Add(append(second, 2, 0, 0, 0, '{', '}'))
+	f.Add(append(second, 3, 0, 0, 0, '{', '}')) // one is missing
+	f.Add(second)
+	f.Add([]byte("MSPLEAS3"))
+	path := f.TempDir()
+	d := open(f, path)
+	f.Fuzz(func(t *testing.T, lease []byte) {
+		if err := os.WriteFile(filepath.Join(path, "b.lease"), lease, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := sharedfile.ReadLease(d, "b")
+		switch {
+		case bytes.Equal(lease, first):
+			if err != nil || r.Generation != 7 || len(r.Terms) != 0 || r.Boot != "one-kernel" {
+				t.Errorf("the first version is read as %+v, %v", r, err)
+			}
+		case err != nil:
+		case len(lease) < 64 || !bytes.HasPrefix(lease, []byte("MSPLEAS")):
+			t.Errorf("%q is read as %+v", lease, r)
+		case len(r.Terms) > len(lease)-64 || !bytes.Contains(lease, r.Terms):
+			t.Errorf("%q has terms %q", lease, r.Terms)
+		}
+	})
+}
+
+// A lease is locked a moment after it was made. Whoever removes it in between, as
+// one that nobody holds, must not leave its maker with a lock on nothing.
+func TestLeaseRemovedBeforeItIsLocked(t *testing.T) {
+	d := open(t, t.TempDir())
+	stop := make(chan struct{})
+	var remover sync.WaitGroup
+	remover.Go(func() { // as RemoveAbandoned, but for young leases too
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			f, err := d.Open("b"+sharedfile.LeaseSuffix, true)
+			if err != nil {
+				continue
+			}
+			if locked, err := sharedfile.TryLock(f); err == nil && locked {
+				if same, err := d.Same("b"+sharedfile.LeaseSuffix, f); err == nil && same {
+					d.Remove("b" + sharedfile.LeaseSuffix)
+				}
+			}
+			f.Close()
+		}
+	})
+	refused := 0
+	for range 500 {
+		l, err := sharedfile.TakeLease(d, "b", boot, nil)
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+			refused++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sharedfile.ReadLease(d, "b"); err != nil {
+			t.Fatalf("the maker has a lock, and no lease: %v", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	remover.Wait()
+	t.Logf("%d of 500 leases were removed before they were locked", refused)
 }
