@@ -188,7 +188,7 @@ func (c *source) dropLocked(err error) {
 // that failed, and what came over it before was worth having.
 func (c *source) mayReturn(err error) bool {
 	var said *wire.Error // by the source, or about it
-	return (c.proven || c.checking > 0) && c.s.err == nil && !c.s.liars[c.address] && (!errors.As(err, &said) || said.Code == wire.Stalled)
+	return (c.proven || c.checking > 0) && c.s.err == nil && (!errors.As(err, &said) || said.Code == wire.Stalled)
 }
 
 // read receives until the connection ends.

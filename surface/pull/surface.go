@@ -61,7 +61,7 @@ const (
 type Surface struct {
 	ticket  *surface.Ticket
 	options Options
-	range_  surface.Range   // what the ticket opens
+	allowed surface.Range   // what the ticket opens
 	sealer  *surface.Sealer // nil: nothing is encrypted, or the key is not known
 	direct  *direct         // nil: chunk by chunk
 	zeros   surface.Zeros
@@ -99,7 +99,7 @@ type Surface struct {
 // Corrupt (the manifest is not the ticket's), PeerLost and others.
 func Open(ctx context.Context, t *surface.Ticket, o Options) (*Surface, error) {
 	s := &Surface{
-		ticket: t, options: o, range_: t.Restriction().Range,
+		ticket: t, options: o, allowed: t.Restriction().Range,
 		received: make(chan *fetch, 2), changed: make(chan struct{}),
 	}
 	s.options.Dial.IOTimeout = cmp.Or(max(o.Dial.IOTimeout, 0), defaultTimeout)
