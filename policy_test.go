@@ -45,7 +45,7 @@ var layers = []struct {
 	{"vulkan/stream", []string{"internal/...", "wire"}},
 	{"vulkan/handover", []string{"internal/...", "wire"}},
 	{"vulkan/...", []string{"internal/...", "wire/...", "mapping", "vulkan/..."}},
-	{"sharedbuf", []string{"internal/...", "wire/dial"}},
+	{"sharedbuf", []string{"internal/...", "wire", "wire/dial"}},
 	{"sharedbuf/...", []string{"internal/...", "sharedbuf"}}, // the host's side
 	{"surface", []string{"internal/..."}},
 	{"surface/...", []string{"internal/...", "wire/...", "surface"}}, // the puller

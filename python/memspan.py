@@ -408,13 +408,15 @@ def _flat(data: Any) -> memoryview:
 class _Call:
     """A request that is not answered yet."""
 
-    __slots__ = ("kind", "id", "done", "finished", "dest", "reply", "files", "error", "then", "undo", "abandoned", "passes")
+    __slots__ = ("kind", "id", "done", "finished", "dest", "reply", "files", "error", "then", "undo", "abandoned", "passes",
+                 "sent")
 
     def __init__(self, kind: int, id: int) -> None:
         self.kind, self.id = kind, id
         self.done = threading.Lock()  # held until the answer is there
         self.done.acquire()
         self.finished = self.abandoned = self.passes = False
+        self.sent: List[int] = []  # bytes, piece by piece
         self.dest: Optional[memoryview] = None  # where a read's data goes
         self.reply: Any = None  # of control requests: the JSON object
         self.files: List[int] = []  # descriptors that came with it, if it passes any
@@ -475,30 +477,34 @@ class _Link:
             self.pending.pop(c.id, None)
             self.mine()
         with self._sending:
-            self._write(c.kind, flags, c.id, prefix, data, files)
+            self._write(c.kind, flags, c.id, prefix, data, files, sent=c.sent)
         self._drain()
 
     def _write(self, kind: int, flags: int, id: int, prefix: bytes, data: Any = b"", files: Sequence[int] = (),
-               dont_wait: bool = False) -> bool:
+               dont_wait: bool = False, sent: Optional[List[int]] = None) -> bool:
         """Sends a frame, and returns whether: False only with dont_wait, if there
         is no room. If a signal's handler raises meanwhile the frame is sent to its
         end first, or not at all: others use the connection, too."""
+        data = memoryview(data)
         size = len(data)
-        head = _Header(kind, flags, _RAW, id, len(prefix) + size, size, len(prefix)).encode() + prefix
-        parts = [memoryview(head), memoryview(data)] if size else [memoryview(head)]
+        head = memoryview(_Header(kind, flags, _RAW, id, len(prefix) + size, size, len(prefix)).encode() + prefix)
+        whole = len(head) + size
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _array.array("i", files))] if files else []
         how = socket.MSG_NOSIGNAL | (socket.MSG_DONTWAIT if dont_wait else 0)
-        begun, torn, interrupt = False, True, None
+        interrupt: Optional[BaseException] = None
+        sent = [] if sent is None else sent
         try:
-            while parts:
-                # Between sendmsg and the note of what it sent no handler runs: both
-                # are called from C, by extend.
-                sent: List[int] = []
+            while sum(sent) < whole:
+                done = sum(sent)
+                if done:
+                    rights, how = [], socket.MSG_NOSIGNAL
+                parts = [head[done:], data] if done < len(head) else [data[done - len(head):]]
                 try:
+                    # No handler runs between sendmsg and the note of what it sent:
+                    # both are called from C, by extend.
                     sent.extend(map(self.sock.sendmsg, [parts], [rights], [how]))
                 except BlockingIOError:
-                    if dont_wait and not begun:
-                        torn = False
+                    if dont_wait and not done:
                         return False
                     self.fail(Stalled(f"the server took nothing for {self.timeout:g} s"))
                     self.mine()
@@ -506,19 +512,11 @@ class _Link:
                     self.fail(PeerLost(f"sending failed: {e}"))
                     self.mine()
                 except BaseException as e:
-                    if interrupt is not None or not begun and not sent:
-                        torn = begun
+                    if interrupt is not None or not sent:
                         raise
                     interrupt = e
-                for n in sent:
-                    begun, rights, how = True, [], socket.MSG_NOSIGNAL
-                    while parts and n >= len(parts[0]):
-                        n -= len(parts.pop(0))
-                    if parts:
-                        parts[0] = parts[0][n:]
-            torn = False
         finally:
-            if torn:
+            if 0 < sum(sent) < whole:
                 self.fail(Closed("a request was interrupted while it was being sent"))
         if interrupt is not None:
             raise interrupt
@@ -697,6 +695,9 @@ class _Link:
     def abandon(self, c: _Call) -> None:
         """Gives up a control request: what it makes, should it be carried out all
         the same, is undone."""
+        if not c.sent:
+            self.pending.pop(c.id, None)
+            return
         with self._delivery:
             c.abandoned = True
             finished = c.finished
@@ -1154,6 +1155,10 @@ class Mapping:
             except Error as e:
                 self._over = isinstance(e, (Debt, Freed, NotMapped, NotFound)) or self._link.error is not None
                 raise self._failed("unmap", e) from None
+            except BaseException:  # a signal's
+                self._over = True
+                self._link.farewell("unmap", {"mapping": self._id})
+                raise
             finally:
                 if self._over:
                     self._link.mapped.pop(self._id, None)
@@ -1626,9 +1631,8 @@ class Client:
                     error = self._settle(under, error)
                 if error is not None:
                     break
-                c = link.call(_READ, dest=view[at:at + n])
-                link.send(c, 0, _COMMAND.pack(_READ_MEMORY_DATA, handle, offset + at, n))
-                under.append(c)
+                under.append(link.call(_READ, dest=view[at:at + n]))
+                link.send(under[-1], 0, _COMMAND.pack(_READ_MEMORY_DATA, handle, offset + at, n))
         finally:
             while under:  # the buffer is the caller's again only then
                 error = self._settle(under, error)
@@ -1647,10 +1651,9 @@ class Client:
                     error = self._settle(under, error)
                 if error is not None and not isinstance(error, Debt):
                     break
-                c = link.call(_TRANSFER)
+                under.append(link.call(_TRANSFER))
                 flags = (_FIRST if i == 0 else 0) | (_MORE if i < len(pieces) - 1 else 0)
-                link.send(c, flags, _COMMAND.pack(_TRANSFER_MEMORY_DATA, handle, offset + at, n), view[at:at + n])
-                under.append(c)
+                link.send(under[-1], flags, _COMMAND.pack(_TRANSFER_MEMORY_DATA, handle, offset + at, n), view[at:at + n])
         finally:
             while under:
                 error = self._settle(under, error)
@@ -1659,6 +1662,9 @@ class Client:
 
     def _settle(self, under: Deque[_Call], error: Optional[Error]) -> Optional[Error]:
         """Waits for the oldest answer; a debt is no reason to stop."""
+        if not under[0].sent:
+            self._link.pending.pop(under.popleft().id, None)
+            return error
         self._link.wait(under[0])
         e = under.popleft().error
         return e if e is not None and (error is None or isinstance(error, Debt)) else error

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import pickle
+import random
 import signal
 import socket
 import struct
@@ -450,6 +451,69 @@ class Waiting(unittest.TestCase):
         self.assertEqual(raised[1]["op"], "cancel")
         self.assertEqual(raised[2], {"op": "close", "args": {"handle": "7"}})
         self.assertIsNone(peer.client.error)  # it goes on
+
+    def test_interrupted_twice_in_a_frame(self):
+        peer = Peer(self)
+        span = peer.opened(64 * MIB)
+        main, over = threading.main_thread().ident, threading.Event()
+
+        def bang(*_):
+            if not over.is_set():
+                raise Signals.Bang
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, bang))
+
+        def insist():  # while nobody reads the frame
+            while sys._current_frames()[main].f_code.co_name != "_write":
+                time.sleep(0.001)
+            while not over.wait(0.01):
+                os.kill(os.getpid(), signal.SIGALRM)
+        t = threading.Thread(target=insist)
+        t.start()
+        try:
+            span.write(0, bytes(64 * MIB))
+            self.fail("it was not interrupted")
+        except Signals.Bang:
+            pass
+        finally:
+            over.set()
+            t.join(30)
+        self.assertIsInstance(peer.client.error, memspan.Closed)  # half a frame is on its way
+
+    def test_what_is_given_up_while_somebody_sends(self):
+        peer = Peer(self, timeout=3600)
+        link = peer.client._link
+        with link._sending:
+            link.farewell("close", {"handle": "3"})  # as the garbage collector does, which must not wait
+        result = peer.asking(peer.client.stats)
+        h, request = peer.request()
+        self.assertEqual(request["op"], "stats")
+        self.assertEqual(peer.request()[1], {"op": "close", "args": {"handle": "3"}})
+        peer.reply(h, {})
+        self.assertIsNone(result())
+
+    def test_pieces(self):
+        """A write is cut at blocks' boundaries, and says where it begins and ends."""
+        peer = Peer(self)
+        span = peer.opened(8 * MIB)
+        result = peer.asking(lambda: span.write(MIB - 5, bytes(2 * MIB + 7)))
+        for offset, size, flags in ((MIB - 5, 5, memspan._FIRST | memspan._MORE), (MIB, MIB, memspan._MORE),
+                                    (2 * MIB, MIB, memspan._MORE), (3 * MIB, 2, 0)):
+            h, prefix, data = peer.frame()
+            self.assertEqual((h.kind, h.flags), (memspan._TRANSFER, flags))
+            self.assertEqual(memspan._COMMAND.unpack(prefix), (memspan._TRANSFER_MEMORY_DATA, 7, offset, size))
+            self.assertEqual(len(data), size)
+            peer.send(h.kind, memspan._REPLY, h.id, b"\0" * 4, b"")
+        self.assertIsNone(result())
+
+    def test_a_debt_stops_no_write(self):
+        peer = Peer(self)
+        span = peer.opened(8 * MIB)
+        result = peer.asking(lambda: span.write(0, bytes(2 * MIB)))
+        for error in ({"code": "debt", "message": "later"}, None):
+            h, _, _ = peer.frame()
+            flags = memspan._REPLY | (memspan._FAILED if error else 0)
+            peer.send(h.kind, flags, h.id, b"\0" * 4, json.dumps(error).encode() if error else b"")
+        self.assertIsInstance(result(), memspan.Debt)
 
     def test_events(self):
         peer = Peer(self)
@@ -896,6 +960,43 @@ class Threads(DaemonTest):
             self.assertFalse(threads.is_alive())
 
 
+class Signals(DaemonTest):
+    """Handlers that raise at any moment, as ^C does."""
+
+    class Bang(Exception):
+        pass
+
+    def test_any_moment(self):
+        span = self.alloc(8 * MIB)
+        data = os.urandom(4 * MIB)
+        link = self.client._link
+
+        def bang(*_):
+            raise self.Bang
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, bang))
+        self.addCleanup(setattr, sys, "unraisablehook", sys.unraisablehook)
+        sys.unraisablehook = lambda _: None  # what is raised in a finalizer
+        rand = random.Random(1)
+        calls = [(span.stat, 0.0004), (lambda: span.write(0, data), 0.01), (lambda: span.read(0, 4 * MIB), 0.01),
+                 (lambda: span.map().unmap(), 0.0008), (lambda: self.client.open(span.name).close(), 0.0004)]
+        banged = 0
+        for _ in range(600):
+            call, most = rand.choice(calls)
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rand.uniform(1e-6, most))
+                    call()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except self.Bang:
+                banged += 1
+        self.assertGreater(banged, 50)
+        self.assertIsNone(link.error)
+        span.write(0, data)
+        self.assertEqual(span.read(0, 4 * MIB), data)
+        self.eventually(lambda: not link.pending, "requests stay")
+
+
 class Processes(DaemonTest):
     def child(self, run):
         """Runs a function in a forked child, which must return True."""
@@ -920,14 +1021,19 @@ class Processes(DaemonTest):
             return False
         self.child(refused)
 
+        given_up = [self.client.open(span.name), span.map(), span.map().view]
+
         def shares():  # and leaves, by all that a leaving process does
             mapping.view[9] = 99
+            given_up.clear()
             gc.collect()
             self.client.close()
             with memspan.connect() as own:
                 return own.open(span.name).read(9, 1) == b"\x63"
         self.child(shares)
         self.assertEqual(mapping.view[9], 99)
+        self.assertEqual(span.stat()["direct"], 3)
+        given_up[0].stat()
         mapping.flush()
         self.assertEqual(span.read(9, 1), b"\x63")
 
@@ -1125,7 +1231,12 @@ class Surfaces(DaemonTest):
         with tempfile.NamedTemporaryFile() as f:
             f.write(content)
             f.flush()
+            before = descriptors()
             ticket = self.expose(f.name)
+            self.expose(content)
+            with self.assertRaises(memspan.Invalid):
+                self.client.expose(content, name="x" * 300)
+            self.assertEqual(descriptors(), before)
             with self.client.pull(ticket) as surface:
                 self.assertEqual(surface.view, content)
                 self.assertEqual(surface.manifest.name, os.path.basename(f.name))

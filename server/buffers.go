@@ -93,8 +93,20 @@ func (srv *Server) ServeBuffers(ctx context.Context, ln net.Listener) error {
 	return srv.buffers.host.Serve(ctx, ln)
 }
 
-// close ends what is left when nobody is served any more.
+// end has all that guests asked for given up. There may be no buffers.
+func (b *buffers) end() error {
+	if b == nil {
+		return nil
+	}
+	b.stop()
+	return b.kernels.end()
+}
+
+// close frees what is left when nobody is served any more.
 func (b *buffers) close() error {
+	if b == nil {
+		return nil
+	}
 	return errors.Join(b.host.Close(), b.kernels.close())
 }
 

@@ -110,19 +110,24 @@ func (k *kernels) failed(t *vram.Tier, err error) error {
 	return &sharedbuf.Error{Code: sharedbuf.ErrDeviceLost, Message: "the kernel's worker ended", Err: err}
 }
 
-// close ends the worker. No transform may be under way.
-func (k *kernels) close() error {
+// end ends the worker for good, and with it the transforms under way.
+func (k *kernels) end() error {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.closed = true
-	var err error
-	if k.tier != nil {
-		err = k.tier.Close()
+	t := k.tier
+	k.tier, k.closed = nil, true
+	k.mu.Unlock()
+	if t == nil {
+		return nil
 	}
-	if k.memory != nil {
-		err = errors.Join(err, k.memory.Close())
+	return t.Close()
+}
+
+// close frees what is left after end. No transform may be under way.
+func (k *kernels) close() error {
+	if k.memory == nil {
+		return nil
 	}
-	return err
+	return k.memory.Close()
 }
 
 // code returns the kernel that is asked for.

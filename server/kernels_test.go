@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -160,7 +161,11 @@ func TestKernelWorkerKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
+	worker, err := os.FindProcess(victim)
+	if err == nil {
+		err = worker.Kill()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := job.Wait(t.Context()); !errors.Is(err, sharedbuf.ErrDeviceLost) {
@@ -175,4 +180,45 @@ func TestKernelWorkerKilled(t *testing.T) {
 		t.Error("the next transform made other bytes")
 	}
 	g.do(slow, sharedbuf.Process()) // it is there, if half done
+}
+
+// A kernel that does not end does not keep the server from stopping.
+func TestShutdownEndsKernels(t *testing.T) {
+	cfg := withVRAM(t)
+	cfg.Buffers, cfg.HostBudget = new(server.BufferConfig), 64<<20
+	srv, err := server.New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "guests"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.ServeBuffers(t.Context(), ln) }()
+	c, err := sharedbuf.Dial(t.Context(), ln.Addr().String(), sharedbuf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, err := c.Alloc(t.Context(), 8<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := len(workers(t))
+	if _, err := b.Process(t.Context(), transform(compiled(t, "affine"), 1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Start(t.Context(), transform(compiled(t, "spin"))); err != nil {
+		t.Fatal(err)
+	}
+	if len(workers(t)) <= before {
+		t.Error("no worker runs kernels")
+	}
+	if err := errors.Join(srv.Shutdown(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
+	if n := len(workers(t)); n != 0 {
+		t.Errorf("%d workers are left", n)
+	}
 }

@@ -392,17 +392,11 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 		draining.Go(func() { s.drain(ctx) })
 	}
 	srv.mu.Unlock()
-	if srv.buffers != nil {
-		srv.buffers.stop()
-	}
+	err := srv.buffers.end()
 	draining.Wait()
 	srv.work.Wait()
 	srv.replicas.close()
-	var err error
-	if srv.buffers != nil {
-		err = srv.buffers.close()
-	}
-	return errors.Join(err, srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
+	return errors.Join(err, srv.buffers.close(), srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

@@ -3,6 +3,7 @@
 package sharedbuf
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,21 +11,29 @@ import (
 	"sync"
 
 	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/private"
 	"github.com/memspan/memspan/internal/sharedfile"
 )
 
-// A Buffer is memory that guest and host share. Its methods may be called
+// A Buffer is memory that guest and host share, or of which the host keeps a copy
+// that is brought up to date with each request. Its methods may be called
 // concurrently; the bytes are the caller's to synchronise.
 type Buffer struct {
 	client *Client
 	id     uint32
 	size   int64
+
+	options AllocOptions
+	terms   json.RawMessage // the permissions, as hosts read them; empty: none
+
 	name   string // in the client's directory; empty if it has none
 	path   string
 	file   *os.File
 	mem    []byte
 	region *memfd.Region     // of a buffer without a name; else nil
+	lent   *os.File          // of a read-only one: what the host gets instead of file
 	lease  *sharedfile.Lease // of one with a name; else nil
+	remote *remote           // of one whose bytes are sent; else nil
 
 	ctx    context.Context // ends when the buffer is freed
 	cancel context.CancelCauseFunc
@@ -33,6 +42,8 @@ type Buffer struct {
 	generation uint64 // odd: the host has it
 	handed     int    // hand-offs under way
 	freed      bool
+	home       *Pool         // where it was got from; nil: nowhere
+	pooled     bool          // home keeps it
 	idle       chan struct{} // of a Free that waits for hand-offs to end; else nil
 	freeOnce   sync.Once
 	freeErr    error
@@ -45,14 +56,15 @@ func (b *Buffer) Bytes() []byte { return b.mem }
 // Size returns the buffer's length in bytes.
 func (b *Buffer) Size() int64 { return b.size }
 
-// Path returns the file's path, as the guest names it, or memfd: and the id for
-// a buffer without a name.
+// Path returns the file's path, as the guest names it; for a buffer without a
+// name memfd: and the id, for one whose bytes are sent channel: and the id.
 func (b *Buffer) Path() string { return b.path }
 
 // ID returns the buffer's number, unique among those of this process.
 func (b *Buffer) ID() uint32 { return b.id }
 
-// File returns the file, for passing it on. It stays the buffer's.
+// File returns the file, for passing it on. It stays the buffer's. A buffer whose
+// bytes are sent has none: nil.
 func (b *Buffer) File() *os.File { return b.file }
 
 // Generation counts the hand-offs: odd while the host has the buffer, even while
@@ -154,10 +166,14 @@ func (b *Buffer) request(chain []Step) (*Request, error) {
 	if err != nil {
 		return nil, invalidf("the operation's name: %v", err)
 	}
-	return &Request{
+	r := &Request{
 		API: APIShared, Operation: name, Arguments: chain[0].Arguments, Then: chain[1:],
 		Path: b.path, Size: b.size, BufferID: U32(b.id),
-	}, nil
+	}
+	if b.lease == nil { // where else it would stand
+		r.Permissions = b.terms
+	}
+	return r, nil
 }
 
 // handOff gives the buffer to the host and sends the request. Unless it fails
@@ -167,6 +183,10 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	if b.freed {
 		b.mu.Unlock()
 		return nil, &Error{Code: ErrFreed, Message: "the buffer was freed"}
+	}
+	if b.pooled {
+		b.mu.Unlock()
+		return nil, invalidf("the buffer was put into a pool: get one from there")
 	}
 	b.handed++
 	var err error
@@ -178,15 +198,17 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	if err == nil && b.client.apart && b.region == nil {
 		err = sharedfile.Publish(b.file, b.mem)
 	}
-	var file *os.File
-	if b.region != nil {
-		file = b.file
-	}
-	var raw json.RawMessage
-	if err == nil {
-		raw, err = l.call(ctx, *request, file)
-	}
 	result := new(Result)
+	var raw json.RawMessage
+	switch {
+	case err != nil:
+	case b.remote != nil:
+		raw, result.epoch, err = b.callRemote(ctx, l, request)
+	case b.region != nil:
+		raw, err = l.call(ctx, *request, &attachment{file: cmp.Or(b.lent, b.file)})
+	default:
+		raw, err = l.call(ctx, *request, nil)
+	}
 	if err == nil {
 		if jerr := json.Unmarshal(raw, result); jerr != nil || len(raw) == 0 || string(raw) == "null" {
 			err = &Error{Code: ErrPeerLost, Message: "the host broke the protocol: its answer has no result", Err: jerr}
@@ -259,11 +281,18 @@ func (b *Buffer) Free() error {
 // remove gives back all that the buffer has. The lease goes last: while it is
 // there nobody else takes the name.
 func (b *Buffer) remove() error {
+	if b.remote != nil {
+		b.releaseRemote()
+		return private.Free(b.mem)
+	}
 	var failed []error
 	if b.mem != nil {
 		failed = append(failed, sharedfile.Unmap(b.mem))
 	}
 	if b.region != nil {
+		if b.lent != nil {
+			failed = append(failed, b.lent.Close())
+		}
 		return errors.Join(append(failed, b.region.Close())...)
 	}
 	same, err := b.client.dir.Same(b.name, b.file)

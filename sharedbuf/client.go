@@ -3,7 +3,9 @@
 package sharedbuf
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,15 +35,28 @@ func DefaultAddress() string {
 type Options struct {
 	// Dir is the directory that guest and host share, as the guest names it. It
 	// must exist. Empty: buffers have no name in any file system, and their
-	// descriptors travel with the requests, which needs a unix socket.
+	// descriptors travel with the requests over a unix socket; over TCP their
+	// bytes do, as far as they changed.
 	Dir string
+	// Channel sends the bytes over a unix socket, too: one that leads to another
+	// machine, as ssh forwards them. It is for clients without Dir.
+	Channel bool
+	// Token proves who the client is to a host that is reached over TLS. It is
+	// never sent otherwise.
+	Token string
+	// TLS is the base of the configuration for tls:// addresses; nil: the
+	// system's roots and no client certificate. TLS 1.3 is always required.
+	TLS *tls.Config
 }
 
 // A Client makes shared buffers and asks a host to work on them. Its methods may
 // be called concurrently.
 type Client struct {
 	address string
+	token   Secret
+	tls     *tls.Config
 	dir     *sharedfile.Dir // nil: buffers without a name
+	channel bool            // the bytes of buffers are sent
 	dirPath string
 	apart   bool   // the two sides of dir do not share pages
 	boot    string // of this kernel
@@ -57,9 +72,15 @@ type Client struct {
 	closed  bool
 }
 
-// Dial connects to the host at address: HOST:PORT or tcp://HOST:PORT, or
-// unix:PATH or a path with a slash; empty means DefaultAddress. ctx bounds the
-// dialing alone. When the connection ends later, the next request dials again.
+// Dial connects to the host at address:
+//
+//	""                             DefaultAddress()
+//	unix:PATH, or a path           a unix socket of this user's or root's; a slash tells it
+//	HOST:PORT, or tcp://HOST:PORT  plain TCP
+//	tls://HOST:PORT                TLS 1.3, the host's certificate verified
+//	tls://HOST:PORT#FINGERPRINT    TLS 1.3, the certificate known by its SHA-256
+//
+// ctx bounds the dialing alone. When the connection ends later, the next request dials again.
 // The error is an *Error.
 func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	if address == "" {
@@ -67,17 +88,22 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	}
 	c := &Client{
 		address: address,
+		token:   Secret(o.Token),
+		tls:     o.TLS,
 		buffers: make(map[*Buffer]struct{}),
 		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true, false) },
 	}
 	// A random start keeps clear of what other processes have left.
 	c.ids.Store(rand.Uint32())
+	if o.Dir != "" && o.Channel {
+		return nil, &Error{Code: ErrInvalid, Op: "dial", Path: address, Message: "a shared directory, and bytes that are sent: it is one or the other"}
+	}
 	if o.Dir != "" {
 		if err := c.openDir(o.Dir); err != nil {
 			return nil, err
 		}
 	}
-	l, err := dialLink(ctx, address)
+	l, err := c.dialLink(ctx)
 	if err != nil {
 		if c.dir != nil {
 			c.dir.Close()
@@ -85,6 +111,7 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.link = l
+	c.channel = c.dir == nil && (o.Channel || l.files == nil)
 	return c, nil
 }
 
@@ -153,7 +180,7 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 		if !link.failed() {
 			return link, nil
 		}
-		fresh, err := dialLink(ctx, c.address)
+		fresh, err := c.dialLink(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -200,20 +227,32 @@ const maxTries = 1000
 // on size, where the file system can reserve room at once. The buffer is the caller's
 // to Free. The error is an *Error: ErrNoSpace if there is no room.
 func (c *Client) Alloc(ctx context.Context, size int64) (*Buffer, error) {
-	b, err := c.alloc(ctx, size)
+	return c.AllocWith(ctx, size, AllocOptions{})
+}
+
+// AllocWith is Alloc for a buffer that is special in some way.
+func (c *Client) AllocWith(ctx context.Context, size int64, o AllocOptions) (*Buffer, error) {
+	b, err := c.alloc(ctx, size, o)
 	if err != nil {
-		place := c.dirPath
-		if place == "" {
-			place = "memfd"
+		place := cmp.Or(c.dirPath, "memfd")
+		if c.channel {
+			place = "memory"
 		}
 		return nil, placed(err, fmt.Sprintf("alloc %d bytes in", size), place)
 	}
 	return b, nil
 }
 
-func (c *Client) alloc(ctx context.Context, size int64) (*Buffer, error) {
+func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer, error) {
 	if size <= 0 {
 		return nil, invalidf("a buffer has at least one byte")
+	}
+	terms, err := o.Permissions.encode()
+	if err != nil {
+		return nil, err
+	}
+	if o.Mode != 0 && c.dir == nil {
+		return nil, invalidf("mode %v: a buffer without a file has none", o.Mode)
 	}
 	if ctx.Err() != nil {
 		return nil, &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
@@ -226,12 +265,14 @@ func (c *Client) alloc(ctx context.Context, size int64) (*Buffer, error) {
 	c.allocs.Add(1)
 	c.mu.Unlock()
 	defer c.allocs.Done()
-	b := &Buffer{client: c, size: size}
+	b := &Buffer{client: c, size: size, options: o, terms: terms}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
-	var err error
-	if c.dir == nil {
+	switch {
+	case c.channel:
+		err = b.createChannel()
+	case c.dir == nil:
 		err = b.createNameless()
-	} else {
+	default:
 		err = b.createNamed()
 	}
 	if err != nil {
@@ -254,7 +295,13 @@ func (b *Buffer) createNameless() error {
 		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
 	}
 	b.region, b.file = region, region.File()
-	if err := b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) }); err != nil {
+	err = b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) })
+	if err == nil && b.options.ReadOnly {
+		if b.lent, err = region.Reopen(false); err != nil {
+			err = &Error{Code: fileCode(err), Message: "no read-only descriptor can be made", Err: err}
+		}
+	}
+	if err != nil {
 		return errors.Join(err, b.remove())
 	}
 	return nil
@@ -299,7 +346,7 @@ func (b *Buffer) createNamed() (err error) {
 	for range maxTries {
 		b.id = c.ids.Add(1)
 		b.name = fmt.Sprintf("%s%d_%d", NamePrefix, b.id, os.Getpid())
-		b.lease, err = sharedfile.TakeLease(c.dir, b.name, c.boot)
+		b.lease, err = sharedfile.TakeLease(c.dir, b.name, c.boot, b.terms)
 		if err == nil {
 			if b.file, err = c.dir.Create(b.name); err == nil {
 				break
@@ -316,7 +363,13 @@ func (b *Buffer) createNamed() (err error) {
 		return &Error{Code: fileCode(err), Message: "the file cannot be made", Err: err}
 	}
 	b.path = filepath.Join(c.dirPath, b.name)
-	if err = b.file.Truncate(b.size); err == nil {
+	if mode := b.options.Mode; mode != 0 {
+		err = errors.Join(b.file.Chmod(mode), b.lease.Chmod(mode))
+	}
+	if err == nil {
+		err = b.file.Truncate(b.size)
+	}
+	if err == nil {
 		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.size) })
 	}
 	if err != nil {

@@ -25,6 +25,7 @@ const (
 	ErrExists      Code = "exists"            // every name that was tried is taken
 	ErrOperation   Code = "unknown-operation" // the host has no such operation
 	ErrMismatch    Code = "mismatch"          // verify found other bytes than the pattern
+	ErrCorrupt     Code = "corrupt"           // bytes were damaged, or changed by somebody else, on their way or where they lay
 	ErrStale       Code = "stale"             // the buffer has another generation than the request says
 	ErrLimit       Code = "limit"             // more than the host allows
 	ErrDenied      Code = "denied"            // the host does not let this peer in

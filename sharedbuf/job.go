@@ -16,6 +16,7 @@ type Job struct {
 	buffer *Buffer
 	link   *link
 	id     int64
+	epoch  uint64 // of the host's copy, if the buffer's bytes are sent
 	op     string
 
 	turn chan struct{} // holds a token while nobody waits at the host
@@ -36,7 +37,7 @@ func (b *Buffer) Start(ctx context.Context, chain ...Step) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Job{buffer: b, link: l, id: result.Job, op: chain[0].Operation, turn: make(chan struct{}, 1)}
+	j := &Job{buffer: b, link: l, id: result.Job, epoch: result.epoch, op: chain[0].Operation, turn: make(chan struct{}, 1)}
 	j.turn <- struct{}{}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -90,7 +91,7 @@ func (j *Job) Wait(ctx context.Context) (*Result, error) {
 	if result, err, done := j.outcome(); done { // another one had the answer
 		return result, err
 	}
-	raw, err := j.ask(ctx, "wait")
+	raw, err := j.await(ctx)
 	if errors.Is(err, ErrCanceled) && ctx.Err() != nil {
 		return nil, placed(err, j.op, j.buffer.path)
 	}
@@ -124,11 +125,20 @@ func (j *Job) end(result *Result, err error) {
 }
 
 func (j *Job) ask(ctx context.Context, what string) (json.RawMessage, error) {
-	name, err := marshal(what)
-	if err != nil {
-		return nil, err
+	return j.link.call(ctx, *j.request(what), nil)
+}
+
+func (j *Job) request(what string) *Request {
+	return &Request{API: APIJob, Operation: json.RawMessage(`"` + what + `"`), Job: j.id}
+}
+
+// await asks for the result, with which comes what the job changed of a buffer
+// whose bytes are sent.
+func (j *Job) await(ctx context.Context) (json.RawMessage, error) {
+	if r := j.buffer.remote; r != nil {
+		return r.call(ctx, j.link, j.request("wait"), j.epoch, false)
 	}
-	return j.link.call(ctx, Request{API: APIJob, Operation: name, Job: j.id}, nil)
+	return j.ask(ctx, "wait")
 }
 
 func (l *link) giveUpJob(id int64) {

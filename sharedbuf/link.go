@@ -8,12 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/fdpass"
 )
 
@@ -21,14 +22,16 @@ import (
 type link struct {
 	nc    net.Conn
 	files *fdpass.Conn // of a unix socket; else nil
+	tls   bool
 
-	write chan struct{} // holds a token while nobody writes
-	out   []byte        // a frame, reused under the token
+	write   chan struct{}  // holds a token while nobody writes
+	out     []byte         // a frame, reused under the token
+	records *blocks.Writer // to nc, made when needed, under the token
 
 	mu      sync.Mutex
 	next    int64
-	pending map[int64]chan answer // nil once the link has failed
-	err     error                 // why it failed
+	pending map[int64]waiter // nil once the link has failed
+	err     error            // why it failed
 
 	done chan struct{} // closed when the reader has ended
 }
@@ -38,54 +41,24 @@ type answer struct {
 	err   error
 }
 
-// network tells what address means.
-func network(address string) (network, addr string, err error) {
-	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		return "unix", path, nil
-	}
-	if strings.Contains(address, "://") {
-		rest, ok := strings.CutPrefix(address, "tcp://")
-		if !ok {
-			return "", "", &Error{Code: ErrInvalid, Op: "dial", Path: address, Message: "want unix:PATH, HOST:PORT or tcp://HOST:PORT"}
-		}
-		return "tcp", rest, nil
-	}
-	if strings.Contains(address, "/") {
-		return "unix", address, nil
-	}
-	return "tcp", address, nil
+// A waiter is who waits for an answer.
+type waiter struct {
+	answer chan answer // has room for one
+	with   *attachment // may be nil
 }
 
-func dialLink(ctx context.Context, address string) (*link, error) {
-	family, addr, err := network(address)
-	if err != nil {
-		return nil, err
-	}
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
-	nc, err := d.DialContext(ctx, family, addr)
-	if err != nil {
-		code := ErrPeerLost
-		if ctx.Err() != nil {
-			code = ErrCanceled
-		}
-		return nil, &Error{Code: code, Op: "dial", Path: address, Message: "no host answers; start one with: memspan host --dir DIRECTORY", Err: err}
-	}
-	l := &link{write: make(chan struct{}, 1), pending: make(map[int64]chan answer), done: make(chan struct{})}
-	if u, ok := nc.(*net.UnixConn); ok {
-		uid, _, pid, err := fdpass.PeerCred(u)
-		if me := os.Getuid(); err == nil && uid != me && uid != 0 && me != 0 {
-			nc.Close()
-			return nil, &Error{Code: ErrDenied, Op: "dial", Path: address,
-				Message: fmt.Sprintf("the host, process %d, belongs to user %d, not to you (%d) or root", pid, uid, me)}
-		}
-		l.files = fdpass.New(u)
-		l.nc = l.files
-	} else {
-		l.nc = nc // replies come in one piece: there is nothing to acknowledge early
-	}
-	l.write <- struct{}{}
-	go l.read()
-	return l, nil
+// An attachment is what goes with a request and what comes with its answer,
+// beside the JSON.
+type attachment struct {
+	file *os.File // goes with the request; nil: none
+	// send writes the blocks that follow the request; nil: none do. An error
+	// that is not the writer's takes the request back.
+	send func(ctx context.Context, w *blocks.Writer) error
+	// put takes a block that follows the answer of a buffer of size bytes; nil:
+	// it is passed over. An error ends the link.
+	put  func(i int, block []byte) error
+	size int64
+	late bool // put takes them even if nobody waits for the answer any more
 }
 
 // read hands answers to those who wait for them, until the connection ends.
@@ -106,19 +79,52 @@ func (l *link) read() {
 			return
 		}
 		l.mu.Lock()
-		waiter := l.pending[reply.ID]
+		w, waiting := l.pending[reply.ID]
 		delete(l.pending, reply.ID)
-		known := waiter != nil || reply.ID > 0 && reply.ID <= l.next
+		known := waiting || reply.ID > 0 && reply.ID <= l.next
 		l.mu.Unlock()
-		switch {
-		case waiter != nil:
-			waiter <- answer{reply: reply} // it has room for one
-		case reply.ID == 0 && reply.Failure() != nil: // it does not let us in, or ends the connection
-			l.fail(reply.Failure())
+		if failure := reply.Failure(); !waiting && reply.ID == 0 && failure != nil { // it does not let us in, or ends the connection
+			l.fail(failure)
 			return
-		case !known: // of those that were asked somebody may have given up waiting
+		}
+		if !known { // of those that were asked somebody may have given up waiting
 			l.fail(&Error{Code: ErrPeerLost, Message: fmt.Sprintf("the host broke the protocol: it answered request %d, which was not asked", reply.ID)})
 			return
+		}
+		if reply.Blocks {
+			if err := takeBlocks(r, w.with); err != nil {
+				lost := &Error{Code: ErrPeerLost, Message: "what the host changed could not be received", Err: err}
+				l.fail(lost)
+				if waiting {
+					w.answer <- answer{err: lost}
+				}
+				return
+			}
+		}
+		if waiting {
+			w.answer <- answer{reply: reply}
+		}
+	}
+}
+
+// takeBlocks reads the blocks that follow an answer.
+func takeBlocks(r io.Reader, with *attachment) error {
+	size := int64(-1)
+	if with != nil && with.put != nil {
+		size = with.size
+	}
+	records := blocks.NewReader(r, size)
+	for {
+		i, block, err := records.Next()
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		case size >= 0:
+			if err := with.put(i, block); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -132,8 +138,8 @@ func (l *link) fail(err error) {
 		return
 	}
 	l.err = err
-	for _, waiter := range l.pending {
-		waiter <- answer{err: err}
+	for _, w := range l.pending {
+		w.answer <- answer{err: err}
 	}
 	l.pending = nil
 }
@@ -150,10 +156,10 @@ func (l *link) close() {
 	<-l.done
 }
 
-// call sends one request, with a file if that is not nil, and waits for its
-// result. When ctx ends first the host is asked to give the request up.
-func (l *link) call(ctx context.Context, request Request, file *os.File) (json.RawMessage, error) {
-	waiter := make(chan answer, 1)
+// call sends one request and waits for its result. When ctx ends first the host
+// is asked to give the request up.
+func (l *link) call(ctx context.Context, request Request, with *attachment) (json.RawMessage, error) {
+	w := waiter{make(chan answer, 1), with}
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -161,15 +167,15 @@ func (l *link) call(ctx context.Context, request Request, file *os.File) (json.R
 	}
 	l.next++
 	request.ID, request.Version = l.next, 1
-	l.pending[request.ID] = waiter
+	l.pending[request.ID] = w
 	l.mu.Unlock()
 
-	if err := l.send(ctx, &request, file); err != nil {
+	if err := l.send(ctx, &request, with); err != nil {
 		l.forget(request.ID)
 		return nil, err
 	}
 	select {
-	case a := <-waiter:
+	case a := <-w.answer:
 		if a.err != nil {
 			return nil, a.err
 		}
@@ -178,7 +184,9 @@ func (l *link) call(ctx context.Context, request Request, file *os.File) (json.R
 		}
 		return a.reply.Result, nil
 	case <-ctx.Done():
-		l.forget(request.ID)
+		if with == nil || !with.late {
+			l.forget(request.ID)
+		}
 		l.giveUp(request.ID)
 		return nil, &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
@@ -205,8 +213,12 @@ func (l *link) giveUp(id int64) {
 	_ = l.send(ctx, &Request{API: APICancel, ID: own, Version: 1, Cancel: id}, nil)
 }
 
-// send writes one frame. A frame that was not sent whole ends the link.
-func (l *link) send(ctx context.Context, request *Request, file *os.File) error {
+// send writes one request, with what goes with it. One that was not sent whole
+// ends the link.
+func (l *link) send(ctx context.Context, request *Request, with *attachment) error {
+	if with == nil {
+		with = new(attachment)
+	}
 	body, err := marshal(request)
 	if err != nil {
 		return &Error{Code: ErrInvalid, Message: "the arguments are no JSON", Err: err}
@@ -220,28 +232,24 @@ func (l *link) send(ctx context.Context, request *Request, file *os.File) error 
 	if l.out, err = AppendFrame(l.out[:0], body, MaxRequest); err != nil {
 		return err
 	}
-	if file != nil && l.files == nil {
+	if with.file != nil && l.files == nil {
 		return &Error{Code: ErrUnsupported, Message: "a buffer without a name needs a unix socket: dial one, or give Options.Dir"}
 	}
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		l.nc.SetWriteDeadline(time.Now())
-		close(interrupted)
-	})
+	defer l.interruptible(ctx, with)()
 	var n int
-	if file != nil {
-		n, err = l.files.WriteWithFiles(l.out, file)
+	if with.file != nil {
+		n, err = l.files.WriteWithFiles(l.out, with.file)
 	} else {
 		n, err = l.nc.Write(l.out)
 	}
-	if !stop() {
-		<-interrupted // the deadline is not for the next writer
-		l.nc.SetWriteDeadline(time.Time{})
+	var tookBack error
+	if err == nil && with.send != nil {
+		tookBack, err = l.sendBlocks(ctx, with)
 	}
 	switch {
 	case err == nil:
-		return nil
-	case ctx.Err() != nil && n == 0 && errors.Is(err, os.ErrDeadlineExceeded):
+		return tookBack
+	case ctx.Err() != nil && n == 0 && !l.tls && errors.Is(err, os.ErrDeadlineExceeded):
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
 	l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err})
@@ -249,4 +257,54 @@ func (l *link) send(ctx context.Context, request *Request, file *os.File) error 
 		return &Error{Code: ErrCanceled, Err: errors.Join(context.Cause(ctx), err)}
 	}
 	return &Error{Code: ErrPeerLost, Message: "the request could not be sent", Err: err}
+}
+
+// interruptible has writes end when ctx does, until the function that it returns
+// is called. Between blocks whoever sends them looks himself; the peer is still
+// to be told.
+func (l *link) interruptible(ctx context.Context, with *attachment) func() {
+	after := time.Duration(0)
+	if with.send != nil {
+		after = giveUpTime
+	}
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		l.nc.SetWriteDeadline(time.Now().Add(after))
+		close(interrupted)
+	})
+	return func() {
+		if !stop() {
+			<-interrupted // the deadline is not for the next writer
+			l.nc.SetWriteDeadline(time.Time{})
+		}
+	}
+}
+
+// sendBlocks writes the blocks that follow a request. It returns why the request
+// was taken back, and what failed on the connection.
+func (l *link) sendBlocks(ctx context.Context, with *attachment) (tookBack, failed error) {
+	out := &noting{w: l.nc}
+	if l.records == nil {
+		l.records = new(blocks.Writer)
+	}
+	l.records.Reset(out)
+	tookBack = with.send(ctx, l.records)
+	if out.err == nil {
+		_ = l.records.End(tookBack != nil) // noted
+	}
+	return tookBack, out.err
+}
+
+// noting notes that writing failed.
+type noting struct {
+	w   io.Writer
+	err error
+}
+
+func (n *noting) Write(p []byte) (int, error) {
+	m, err := n.w.Write(p)
+	if err != nil {
+		n.err = err
+	}
+	return m, err
 }

@@ -6,21 +6,29 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
 )
 
 // The parts of the channel's vocabulary that both sides spell.
 const (
+	APIHello       = "hello"
 	APIEcho        = "echo"
 	APIBufferTest  = "buffer_test"
 	APIPerformance = "performance"
 	APIShared      = "shared_buffer"
 	APIJob         = "shared_buffer_job"
+	APICopy        = "shared_buffer_copy"
 	APICancel      = "cancel"
 
 	// MemfdPrefix begins the file_path of a buffer without a name. The decimal
 	// id follows; the descriptor travels with the request.
 	MemfdPrefix = "memfd:"
+
+	// ChannelPrefix begins the file_path of a buffer whose bytes are sent. The
+	// decimal id follows.
+	ChannelPrefix = "channel:"
 
 	// NamePrefix begins the names of buffers: the id, _ and the process id follow.
 	NamePrefix = "winapi_shared_buffer_"
@@ -29,6 +37,15 @@ const (
 	statusError     = "error"
 	statusProcessed = "processed"
 )
+
+// A Secret is text that must not be shown: formatted and logged it is "(secret)".
+type Secret string
+
+// Format implements fmt.Formatter.
+func (Secret) Format(s fmt.State, _ rune) { io.WriteString(s, "(secret)") }
+
+// LogValue implements slog.LogValuer.
+func (Secret) LogValue() slog.Value { return slog.StringValue("(secret)") }
 
 // A U32 is a 32-bit number. C programs that hold it in an int write it negative:
 // both forms are read.
@@ -59,6 +76,7 @@ type Request struct {
 	ID      int64  `json:"request_id,omitempty"` // 0: none; answered in order
 	Version int    `json:"version,omitempty"`    // 0 or 1
 
+	Token Secret          `json:"token,omitempty"` // hello: what proves who the client is
 	Input json.RawMessage `json:"input,omitempty"` // echo: a string
 
 	// Operation is a string, but a number in buffer_test.
@@ -70,6 +88,11 @@ type Request struct {
 	BufferID   U32             `json:"buffer_id,omitempty"`
 	Generation uint64          `json:"generation,omitempty"` // of the hand-off; 0: not said
 	Background bool            `json:"background,omitempty"` // answer at once, with a job
+
+	Blocks bool `json:"blocks,omitempty"` // blocks of the buffer follow the request
+
+	// Permissions are those of a buffer without a file; see ParsePermissions.
+	Permissions json.RawMessage `json:"permissions,omitempty"`
 
 	Job    int64 `json:"job,omitempty"`    // shared_buffer_job: which
 	Cancel int64 `json:"cancel,omitempty"` // cancel: the request_id to give up
@@ -134,32 +157,38 @@ type Reply struct {
 	Status string          `json:"status"`     // success or error
 	Result json.RawMessage `json:"result,omitempty"`
 	Error  string          `json:"error,omitempty"`
-	Code   Code            `json:"code,omitempty"` // the kind of the error
+	Code   Code            `json:"code,omitempty"`   // the kind of the error
+	Blocks bool            `json:"blocks,omitempty"` // blocks of the buffer follow the reply
 }
 
 // AppendReply appends the frame that answers the request id with result, or
 // with err if that is not nil. A result that is too long is answered with
 // ErrLimit instead. An error's text is cut to fit.
 func AppendReply(dst []byte, id int64, result any, err error) []byte {
+	return appendReply(dst, Reply{ID: id}, result, err)
+}
+
+// AppendReplyBeforeBlocks is AppendReply for a reply that blocks of the buffer
+// follow.
+func AppendReplyBeforeBlocks(dst []byte, id int64, result any, err error) []byte {
+	return appendReply(dst, Reply{ID: id, Blocks: true}, result, err)
+}
+
+func appendReply(dst []byte, reply Reply, result any, err error) []byte {
 	if err == nil {
-		raw, merr := marshal(result)
-		if merr == nil {
-			var body []byte
-			if body, merr = marshal(Reply{ID: id, Status: statusSuccess, Result: raw}); merr == nil {
-				var frame []byte
-				if frame, merr = AppendFrame(dst, body, MaxResponse); merr == nil {
-					return frame
-				}
-			}
+		frame, ferr := appendResult(dst, reply, result)
+		if ferr == nil {
+			return frame
 		}
-		err = merr
+		err = ferr
 	}
 	const maxText = 4096 // each byte takes at most six in JSON
 	text := strings.ToValidUTF8(err.Error(), "?")
 	if len(text) > maxText {
 		text = strings.ToValidUTF8(text[:maxText], "") + "..."
 	}
-	body, merr := marshal(Reply{ID: id, Status: statusError, Error: text, Code: codeOf(err)})
+	reply.Status, reply.Error, reply.Code = statusError, text, codeOf(err)
+	body, merr := marshal(reply)
 	if merr != nil {
 		panic(merr) // strings and a number
 	}
@@ -168,6 +197,18 @@ func AppendReply(dst []byte, id int64, result any, err error) []byte {
 		panic(merr) // bounded above
 	}
 	return frame
+}
+
+func appendResult(dst []byte, reply Reply, result any) (frame []byte, err error) {
+	reply.Status = statusSuccess
+	if reply.Result, err = marshal(result); err != nil {
+		return nil, err
+	}
+	body, err := marshal(reply)
+	if err != nil {
+		return nil, err
+	}
+	return AppendFrame(dst, body, MaxResponse)
 }
 
 // ParseReply decodes a reply's JSON. The error says that the host broke the
@@ -208,6 +249,8 @@ type Result struct {
 	Value     json.RawMessage `json:"value,omitempty"` // what the last operation found, if anything
 	Steps     []StepResult    `json:"steps,omitempty"` // one for each operation of a chain
 	Job       int64           `json:"job,omitempty"`   // the background job that was begun
+
+	epoch uint64 // which of the host's copies it is about, if the buffer's bytes are sent
 }
 
 // A StepResult is what one operation of a chain has done.

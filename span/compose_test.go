@@ -65,6 +65,14 @@ func TestAdopt(t *testing.T) {
 			t.Errorf("%+v: %v", other, err)
 		}
 	}
+	readable, err := given.Reopen(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readable.Close()
+	if _, err := st.Adopt(t.Context(), info, readable); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("memory that can be read alone: %v", err)
+	}
 	filler := st.alloc(t, span.Info{Name: "filler", Size: 4 * block, Tier: coherency.Host, Home: coherency.Host})
 	write(t, filler, 0, pattern(4*block, 2))
 	pinned, _ := mapDirect(t, filler, 0, 4*block)

@@ -143,3 +143,11 @@ func chain(secret Secret, caveat []byte) Secret {
 	h.Write(caveat)
 	return Secret(h.Sum(nil))
 }
+
+// String returns the range as in "bytes [0, 4096)".
+func (r Range) String() string { return fmt.Sprintf("bytes [%d, %d)", r.Offset, r.Offset+r.Length) }
+
+// String returns the time as in "until 2026-01-02T15:04:05.678Z".
+func (e Expiry) String() string {
+	return "until " + e.Time.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+}

@@ -33,11 +33,13 @@ type Spec struct {
 // take turns. Once the surface has ended (Fail, Revoke, its expiry, the store's
 // Close) those that bring bytes fail with what ended it.
 type Exposure struct {
-	store    *Store
-	ticket   Ticket // the first one: it opens all; of a replica the one it is gathered by
-	readOnce bool
-	known    bool      // the size is
-	replica  *Manifest // whose chunks come in any order; nil: this is no replica
+	store     *Store
+	ticket    Ticket // the first one: it opens all; of a replica the one it is gathered by
+	readOnce  bool
+	known     bool      // the size is
+	prepaid   bool      // room for all of it was taken at once
+	described int64     // bytes of room for digests, if they are many
+	replica   *Manifest // whose chunks come in any order; nil: this is no replica
 
 	mem  *memfd.Published
 	page *page
@@ -105,7 +107,7 @@ func (s *Store) create(ctx context.Context, spec Spec) (*Exposure, error) {
 			limit = min(limit, limits.AddressSpace/4)
 		}
 	case !spec.Sparse:
-		charge = limit
+		charge, e.prepaid = limit, true
 	}
 	if err := e.allocate(limit, charge); err != nil {
 		return nil, err
@@ -152,6 +154,9 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 	if limits.File > 0 && limit > limits.File {
 		return &RoomError{limitFile, limit, limits.File}
 	}
+	if limit > maxMapped {
+		return &RoomError{limitSpace, 2 * limit, 2 * maxMapped}
+	}
 	if err := e.charge(charge); err != nil {
 		return err
 	}
@@ -174,12 +179,25 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 	return e.makePage(chunks(limit, e.header.StoredChunk()))
 }
 
+// maxMapped is the most that a surface stores, in bytes: a process has address space for a few of these.
+const maxMapped = 1 << 44
+
 func (e *Exposure) makePage(count int64) (err error) {
+	if e.known && e.replica == nil {
+		// Of holes in small chunks the digests are most of what they take.
+		if n := count * DigestSize; n > 1<<20 {
+			if err := e.store.room.take(n); err != nil {
+				return err
+			}
+			e.store.room.backed(n)
+			e.described = n
+		}
+		e.digests = make([]Digest, count)
+	}
 	if e.page, err = newPage("availability:"+e.header.Name, e.header.Chunk, count); err != nil {
 		return e.noSpace(err, bitmapSize(count), memfd.ReadLimits())
 	}
 	if e.known {
-		e.digests = make([]Digest, count)
 		e.page.resize(e.header.Size, count)
 	}
 	return nil
@@ -259,7 +277,8 @@ func (e *Exposure) free() {
 	charged, unbacked := e.charged, e.unbacked
 	e.charged, e.unbacked = 0, 0
 	e.mu.Unlock()
-	e.store.room.give(charged, unbacked)
+	e.store.room.give(charged+e.described, unbacked)
+	e.described = 0
 }
 
 // begin begins an operation that brings bytes; the caller calls done.
@@ -313,10 +332,12 @@ func (e *Exposure) tell() {
 func (e *Exposure) publish(i int64, d Digest) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for int64(len(e.digests)) <= i { // of a size that is not known
-		e.digests = append(e.digests, Digest{})
+	if e.replica == nil {
+		for int64(len(e.digests)) <= i { // of a size that is not known
+			e.digests = append(e.digests, Digest{})
+		}
+		e.digests[i] = d
 	}
-	e.digests[i] = d
 	if !e.page.has(i) {
 		e.have++
 	}
@@ -334,6 +355,13 @@ func (e *Exposure) Fail(err error) {
 	if !whole {
 		e.store.end(e, Failed, fmt.Errorf("%w: %w", ErrFailed, err))
 	}
+}
+
+func (e *Exposure) failed(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s surface %v: %w", op, e.header.ID, err)
 }
 
 // ID returns the surface's id.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,13 @@ func TestRoomIsMadeSureOfFirst(t *testing.T) {
 		t.Errorf("%d bytes were copied first, %d taken", st.Copied, st.Memory)
 	}
 
+	_, err = s.Create(t.Context(), surface.Spec{Size: 4 << 30, Chunk: surface.MinChunk, Sparse: true})
+	refused("digests", "budget", err)
+	_, err = newStore(t, 0).Create(t.Context(), surface.Spec{Size: surface.MaxSize, Sparse: true})
+	refused("address space", "address space", err)
+	e = create(t, s, surface.Spec{Size: 11 << 20, Sparse: true})
+	refused("appending to what was to be sparse", "budget", e.Append(t.Context(), make([]byte, 11<<20)))
+
 	for name, m := range map[string]memlimit.Memory{"machine": {Available: 1 << 20}, "control group": {Available: 1 << 30, Group: 1 << 20}} {
 		s := newStore(t, 0)
 		s.SetMemory(m)
@@ -60,10 +68,20 @@ func TestRoomIsMadeSureOfFirst(t *testing.T) {
 // that is called whole.
 func TestChangedSourceIsFound(t *testing.T) {
 	const size = 300_000
-	for name, change := range map[string]func(tf *testing.T, f file){
-		"written": func(t *testing.T, f file) { f.WriteAt([]byte("x"), 5) },
-		"longer":  func(t *testing.T, f file) { f.Truncate(size + 1) },
-		"shorter": func(t *testing.T, f file) { f.Truncate(size / 2) },
+	for name, change := range map[string]func(t *testing.T, f *os.File){
+		"written": func(t *testing.T, f *os.File) { f.WriteAt([]byte("x"), 5) },
+		"longer":  func(t *testing.T, f *os.File) { f.Truncate(size + 1) },
+		"shorter": func(t *testing.T, f *os.File) { f.Truncate(size / 2) },
+		"written, and its time set back": func(t *testing.T, f *os.File) {
+			info, err := f.Stat()
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.WriteAt([]byte("x"), 5)
+			if err := os.Chtimes(f.Name(), info.ModTime(), info.ModTime()); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t, 0)
@@ -91,11 +109,6 @@ func TestChangedSourceIsFound(t *testing.T) {
 	if err := e.CopyFile(t.Context(), writeFile(t, make([]byte, size-1))); !errors.Is(err, surface.ErrChanged) {
 		t.Errorf("another size than announced: %v", err)
 	}
-}
-
-type file interface {
-	WriteAt([]byte, int64) (int, error)
-	Truncate(int64) error
 }
 
 // A reader of a source that fails ends the surface.
@@ -305,6 +318,50 @@ func TestReplicaIsFilledByMany(t *testing.T) {
 	}
 	if st := c.Stat(); st.Have != m.Count() || !st.Replica || st.Copied != m.StoredSize() {
 		t.Errorf("stat %+v", st)
+	}
+}
+
+// A chunk that somebody brings is brought by nobody else, who waits: for it to come, or
+// for his turn.
+func TestChunksAreBroughtByOneAtATime(t *testing.T) {
+	s, r := newStore(t, 0), newStore(t, 0)
+	e, want := exposed(t, s, surface.Spec{Size: surface.MinChunk, Chunk: surface.MinChunk}, 13)
+	c, err := r.Replica(t.Context(), e.Manifest(), e.Ticket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, finish := make(chan struct{}), make(chan error)
+	done := make(chan error, 2)
+	bring := func() {
+		done <- c.Receive(t.Context(), 0, func(p []byte) error {
+			begun <- struct{}{}
+			copy(p, want)
+			return <-finish
+		})
+	}
+	go bring()
+	<-begun
+	go bring()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Put(ctx, 0, want); !errors.Is(err, context.Canceled) {
+		t.Errorf("brought at the same time: %v", err)
+	}
+	cut := errors.New("cut link")
+	finish <- cut
+	if err := <-done; !errors.Is(err, cut) {
+		t.Errorf("the first: %v", err)
+	}
+	<-begun // the second has its turn
+	go bring()
+	finish <- nil
+	for range 2 { // the third finds it there
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if len(begun) > 0 || c.Stat().Have != 1 {
+		t.Errorf("there is %+v", c.Stat())
 	}
 }
 

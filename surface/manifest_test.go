@@ -56,6 +56,11 @@ func TestManifestIsReadBack(t *testing.T) {
 		if head.Digests = m.Digests; !reflect.DeepEqual(head, m) {
 			t.Fatalf("header %+v, want %+v", head, m)
 		}
+		for _, other := range [][]byte{data[:len(data)-1], append(bytes.Clone(data), 0)} {
+			if _, err := surface.ParseManifest(other); !errors.Is(err, surface.ErrFormat) {
+				t.Fatalf("%d bytes for %d: error %v", len(other), len(data), err)
+			}
+		}
 		// The root binds every byte, and there are none that are not read.
 		i := rapid.IntRange(0, len(data)-1).Draw(t, "byte")
 		data[i] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
@@ -205,5 +210,10 @@ func TestZeros(t *testing.T) {
 		if got := z.Zero(m, int64(i)); got != want {
 			t.Errorf("chunk %d: zero %v, want %v", i, got, want)
 		}
+	}
+	m.Encrypted = true
+	m.Digests[3] = surface.Sum(make([]byte, 100+surface.Overhead))
+	if z.Zero(m, 3) {
+		t.Error("a sealed chunk is known to be zeros")
 	}
 }

@@ -164,7 +164,7 @@ func (o *Opening) usable() error {
 }
 
 // ReadStored returns the stored bytes [off, off+n), n at least 1, of which it is to
-// be known that they are there: it fails with ErrMissing if they are not, with
+// be known that they are there: it fails with ErrMissing if they are not yet, with
 // ErrRange if they are beyond the end or belong to no chunk that the ticket opens, with
 // ErrGiven if they are of a read-once surface and were given out before, and with what
 // ended the surface or the ticket. The slice is not to be written to, and is valid
@@ -179,8 +179,12 @@ func (o *Opening) readStored(off, n int64) ([]byte, error) {
 		return nil, err
 	}
 	header := o.Header()
-	if off < 0 || n <= 0 || off > header.StoredSize() || n > header.StoredSize()-off {
-		return nil, fmt.Errorf("%w: [%d, +%d) of %d stored bytes", ErrRange, off, n, header.StoredSize())
+	if size := header.StoredSize(); off < 0 || n <= 0 || off > size || n > size-off {
+		err := ErrRange
+		if off >= 0 && n > 0 && !o.e.known && o.Manifest() == nil {
+			err = ErrMissing
+		}
+		return nil, fmt.Errorf("%w: [%d, +%d) of %d stored bytes", err, off, n, size)
 	}
 	first, end := off/header.StoredChunk(), (off+n-1)/header.StoredChunk()+1
 	if begin, stop := header.ChunksOf(o.restriction.Range.Offset, o.restriction.Range.Length); first < begin || end > stop {

@@ -3,8 +3,10 @@
 package surface
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 
 	"github.com/memspan/memspan/internal/memlimit"
 )
@@ -101,4 +103,8 @@ func (r *room) left() int64 {
 		left = min(left, m.Group-r.used)
 	}
 	return max(left, 0)
+}
+
+func outOfMemory(err error) bool {
+	return errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOSPC)
 }

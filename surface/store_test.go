@@ -14,10 +14,7 @@ import (
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newStore(t testing.TB, budget int64) *surface.Store {
 	t.Helper()
@@ -212,6 +209,11 @@ func TestDirectPullersMapTheMemory(t *testing.T) {
 	if err := <-appended; err != nil {
 		t.Fatal(err)
 	}
+	if p, err := memfd.Adopt(memory); err != nil {
+		t.Errorf("what is sealed can be changed: %v", err)
+	} else {
+		p.Close()
+	}
 	if avail.State() != surface.Sealed {
 		t.Errorf("state %v, want sealed", avail.State())
 	}
@@ -232,6 +234,36 @@ func TestDirectPullersMapTheMemory(t *testing.T) {
 	if avail.State() != surface.Revoked {
 		t.Errorf("state %v after the store was closed, want revoked", avail.State())
 	}
+}
+
+// The memory is as long as what it stores, however small the pieces are that came.
+func TestMemoryEndsWithItsBytes(t *testing.T) {
+	s := newStore(t, 0)
+	e := create(t, s, surface.Spec{Size: -1})
+	o := open(t, s, e.Ticket())
+	memory, _, err := o.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(1000) {
+		if err := e.Append(t.Context(), []byte("0123456789")); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := memfd.Size(memory); err != nil || got < 10*(i+1) {
+			t.Fatalf("%d bytes of memory, %v; want %d", got, err, 10*(i+1))
+		}
+	}
+	if _, err := e.Seal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := memfd.MapRange(memory, 9990, 10, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(mem[9990%int64(os.Getpagesize()):][:10]); got != "0123456789" {
+		t.Errorf("the end is %q", got)
+	}
+	memfd.Unmap(mem)
 }
 
 func writeFile(t testing.TB, data []byte) *os.File {
@@ -309,9 +341,11 @@ func TestHolesCostNothing(t *testing.T) {
 			holes++
 		}
 		off, n := m.StoredRange(i)
-		if b, err := o.ReadStored(off, min(n, 4096)); err != nil || int64(len(b)) != min(n, 4096) {
+		b, err := o.ReadStored(off, min(n, 4096))
+		if err != nil || int64(len(b)) != min(n, 4096) {
 			t.Fatal(err)
 		}
+		surface.Sum(b) // looks at every byte
 	}
 	if want := int(m.Count()) - 4; holes != want { // one of the parts is in two chunks
 		t.Errorf("%d chunks of zeros, want %d", holes, want)

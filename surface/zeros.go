@@ -8,9 +8,6 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// zeros is what holes read as.
-type zeros [64 << 10]byte
-
 // Zeros knows the digests of chunks of zeros, so that a puller can leave holes
 // without asking for them. The zero value is ready; it may be used concurrently.
 type Zeros struct {
@@ -25,18 +22,19 @@ func (z *Zeros) Digest(n int64) Digest {
 	defer z.mu.Unlock()
 	d, ok := z.digests[n]
 	if !ok {
-		h, zero := blake3.New(), new(zeros)
-		for left := n; left > 0; left -= int64(len(zero)) {
-			h.Write(zero[:min(left, int64(len(zero)))])
-		}
+		h := blake3.New()
+		hashZeros(h, n)
 		h.Sum(d[:0])
-		if z.digests == nil {
+		if z.digests == nil || len(z.digests) == maxZeros {
 			z.digests = make(map[int64]Digest)
 		}
 		z.digests[n] = d
 	}
 	return d
 }
+
+// maxZeros bounds what a long-lived Zeros keeps.
+const maxZeros = 1024
 
 // Zero reports whether chunk i of m, which has digests, is known to be all
 // zeros. Sealed chunks never are.
@@ -46,4 +44,15 @@ func (z *Zeros) Zero(m *Manifest, i int64) bool {
 	}
 	_, n := m.StoredRange(i)
 	return m.Digests[i] == z.Digest(n)
+}
+
+// hashZeros writes n zeros.
+func hashZeros(h *blake3.Hasher, n int64) {
+	if n <= 0 {
+		return
+	}
+	zero := make([]byte, min(n, 64<<10))
+	for ; n > 0; n -= int64(len(zero)) {
+		h.Write(zero[:min(n, int64(len(zero)))])
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/memspan/memspan/sharedbuf"
+	"github.com/memspan/memspan/wire/dial"
 )
 
 func newBuffer(opts *options) *cobra.Command {
@@ -36,12 +37,14 @@ func newBufferTest(opts *options) *cobra.Command {
 		Long: `Test makes a buffer of each size, of 1, 8 and 32 MiB if none is given, fills
 it, has the host process it, looks whether it is unchanged, and frees it.
 
---address is the host's: HOST:PORT or the path of its unix socket. With --dir
-buffers are files in that directory, which both sides see; without they have no
-name, which needs the unix socket.`,
+--address is the host's: the path of its unix socket, HOST:PORT, or the tls:// one
+that it prints, with --token-file. With --dir buffers are files in that directory,
+which both sides see. Without they have no name over the unix socket, and over TCP
+and TLS their bytes are sent.`,
 		Example: `  memspan buffer test
   memspan buffer test --dir /dev/shm/buffers 64MiB 4GiB
-  memspan buffer test --address 192.168.122.1:4660 --dir /mnt/c/temp`,
+  memspan buffer test --address 192.168.122.1:4660 --dir /mnt/c/temp
+  memspan buffer test --address tls://gpu:4661#3f... --token-file token`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list := []int64{1 << 20, 8 << 20, 32 << 20}
 			if len(args) > 0 {
@@ -74,7 +77,15 @@ type bufferReport struct {
 
 // bufferTest prints what the document's client prints.
 func bufferTest(ctx context.Context, opts *options, dir string, sizes []int64, stdout io.Writer) (err error) {
-	c, err := sharedbuf.Dial(ctx, opts.address, sharedbuf.Options{Dir: dir})
+	token, err := dial.ReadToken(opts.tokenFile)
+	if err != nil {
+		return err
+	}
+	config, err := opts.clientTLS()
+	if err != nil {
+		return err
+	}
+	c, err := sharedbuf.Dial(ctx, opts.address, sharedbuf.Options{Dir: dir, Token: token, TLS: config})
 	if err != nil {
 		return err
 	}

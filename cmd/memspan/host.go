@@ -17,23 +17,26 @@ import (
 
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/sharedbuf/host"
+	"github.com/memspan/memspan/wire/dial"
 )
 
 // hostFlags say whose shared buffers are worked on: by host, and by serve, whose
 // flags for it have a prefix.
 type hostFlags struct {
 	prefix    string
+	proof     *listenFlags // how guests prove who they are over TLS
 	dir       string
 	socket    string
 	listen    []string
 	trust     []string
 	translate []string
 	maxBuffer size
+	maxCopies size
 	logLevel  slog.Level
 }
 
 func newHost(opts *options) *cobra.Command {
-	f := new(hostFlags)
+	f := &hostFlags{proof: new(listenFlags)}
 	cmd := &cobra.Command{
 		Use:   "host",
 		Short: "Work on the shared buffers of guests",
@@ -47,11 +50,16 @@ find it again when it is restarted. Now and then it removes the files of guests
 that died.
 
 It lets in processes of this user, and root's, of this machine: over the unix
-socket and over --listen on loopback addresses. A guest in a virtual machine comes
-from that one's network; --trust lets in everybody there, in plain and without a
-token. Whoever is let in may have every buffer in the directory read and written
-that belongs to this user.`,
+socket and over --listen on loopback addresses. --listen on other addresses takes
+--token-file or --tls-client-ca, and is encrypted: with a token and no certificate
+it makes one itself and prints the address with the certificate's fingerprint, by
+which guests recognise it. A guest of the original system, in a virtual machine,
+can do neither and comes from that one's network; --trust lets in everybody there,
+in plain and without a token. Whoever is let in may have every buffer in the
+directory read and written that belongs to this user, as far as its permissions
+allow it.`,
 		Example: `  memspan host --dir /dev/shm/buffers
+  memspan host --listen 0.0.0.0:4661 --token-file token
   memspan host --dir /srv/shared --listen 192.168.122.1:4660 --trust 192.168.122.0/24 --translate /mnt/c/temp=/srv/shared`,
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -59,7 +67,8 @@ that belongs to this user.`,
 		},
 	}
 	flags := cmd.Flags()
-	f.add(cmd, "`directory` that buffers are in (default none: buffers without a name only)")
+	f.proof.add(cmd)
+	f.add(cmd, "`directory` that buffers are in (default none: buffers without a file only)")
 	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	return cmd
 }
@@ -73,11 +82,16 @@ func (f *hostFlags) add(cmd *cobra.Command, dir string) {
 	flags.StringArrayVar(&f.trust, f.prefix+"trust", nil, "network, as in 192.168.122.0/24, that any guest may connect from; may be repeated (`CIDR`)")
 	flags.StringArrayVar(&f.translate, "translate", nil, "what guests call a directory, and what it is here: `GUEST=HOST`, as in /mnt/c=C:\\; may be repeated")
 	flags.Var(&f.maxBuffer, f.prefix+"max-buffer", "largest shared buffer (default 64 GiB)")
+	flags.Var(&f.maxCopies, f.prefix+"max-copies", "most RAM that copies of buffers take whose bytes are sent (default half of what is available)")
 }
 
 // config turns the flags into the host's configuration.
 func (f *hostFlags) config() (host.Config, error) {
-	c := host.Config{Dir: f.dir, MaxBuffer: int64(f.maxBuffer)}
+	token, err := dial.ReadToken(f.proof.tokenFile)
+	if err != nil {
+		return host.Config{}, err
+	}
+	c := host.Config{Dir: f.dir, MaxBuffer: int64(f.maxBuffer), MaxAllCopies: int64(f.maxCopies), Token: token}
 	for _, text := range f.trust {
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -98,8 +112,30 @@ func (f *hostFlags) config() (host.Config, error) {
 	return c, nil
 }
 
+// secure decides whether a listener on addr speaks TLS, and refuses one that
+// would let in anybody who can reach it.
+func (f *hostFlags) secure(addr *net.TCPAddr) (bool, error) {
+	p := f.proof
+	proof := p.tokenFile != "" || p.tlsClientCA != ""
+	asked := p.tls || p.tlsCert != "" || p.tlsClientCA != ""
+	trusts := len(f.trust) > 0
+	switch {
+	case addr.IP.IsLoopback() && !asked:
+		return false, nil // the kernel tells whose process it is
+	case asked && !proof:
+		return false, usagef("--%slisten %v: over TLS nobody is let in without a proof; add --token-file FILE or --tls-client-ca FILE", f.prefix, addr)
+	case addr.IP.IsLoopback():
+		return true, nil
+	case proof && trusts && f.prefix == "": // serve's proofs are for its other clients too
+		return false, usagef("--listen %v: --trust is for plain TCP, --token-file and --tls-client-ca are for TLS; leave one out", addr)
+	case !proof && !trusts:
+		return false, usagef("--%slisten %v: it is reachable from other machines; add --token-file FILE (a certificate is then made), --tls-client-ca FILE with --tls-cert and --tls-key, or --%strust CIDR with the network that guests come from", f.prefix, addr, f.prefix)
+	}
+	return !trusts, nil
+}
+
 // listeners opens all listeners, or none.
-func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener, err error) {
+func (f *hostFlags) listeners(ctx context.Context) (open []listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, ln := range open {
@@ -108,19 +144,11 @@ func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener
 		}
 	}()
 	for _, address := range f.listen {
-		addr, err := net.ResolveTCPAddr("tcp", address)
+		ln, err := f.proof.listenTCP(ctx, f.prefix+"listen", address, f.secure, host.TLSListener)
 		if err != nil {
-			return open, usagef("--%slisten %s: %w; want HOST:PORT", f.prefix, address, err)
+			return open, err
 		}
-		if !addr.IP.IsLoopback() && !trusts {
-			return open, usagef("--%slisten %s: it is reachable from other machines; add --%strust CIDR with the network that guests come from", f.prefix, address, f.prefix)
-		}
-		var lc net.ListenConfig
-		ln, err := lc.Listen(ctx, "tcp", address)
-		if err != nil {
-			return open, fmt.Errorf("--%slisten %s: %w", f.prefix, address, err)
-		}
-		open = append(open, listener{ln, "tcp://" + ln.Addr().String()})
+		open = append(open, ln)
 	}
 	socket := f.socket
 	if socket == "" {
@@ -144,12 +172,15 @@ func (f *hostFlags) listeners(ctx context.Context, trusts bool) (open []listener
 
 // run serves until ctx ends.
 func (f *hostFlags) run(ctx context.Context, asJSON bool, stdout, stderr io.Writer) (err error) {
+	if err := f.proof.check(len(f.listen) > 0); err != nil {
+		return err
+	}
 	config, err := f.config()
 	if err != nil {
 		return err
 	}
 	config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel}))
-	listeners, err := f.listeners(ctx, len(config.Trust) > 0)
+	listeners, err := f.listeners(ctx)
 	if err != nil {
 		return err
 	}

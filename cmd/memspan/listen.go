@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/internal/filelock"
 	"github.com/memspan/memspan/server"
@@ -43,7 +45,7 @@ type listener struct {
 
 // listen opens all listeners, or none.
 func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
-	if err := f.check(); err != nil {
+	if err := f.check(len(f.addresses)+len(f.http)+len(f.shared.listen) > 0); err != nil {
 		return nil, err
 	}
 	var open []listener
@@ -55,7 +57,7 @@ func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
 		}
 	}()
 	for _, address := range f.addresses {
-		ln, err := f.listenTCP(ctx, address)
+		ln, err := f.listenTCP(ctx, "listen", address, f.encrypted, server.TLSListener)
 		if err != nil {
 			return nil, err
 		}
@@ -68,13 +70,14 @@ func (f *serveFlags) listen(ctx context.Context) (_ []listener, err error) {
 	return append([]listener{ln}, open...), nil
 }
 
-// check refuses flags that do not go together.
-func (f *listenFlags) check() error {
+// check refuses flags that do not go together. network says whether anything
+// listens on the network.
+func (f *listenFlags) check(network bool) error {
 	switch {
 	case (f.tlsCert == "") != (f.tlsKey == ""):
 		return usagef("--tls-cert and --tls-key go together")
-	case len(f.addresses)+len(f.http) == 0 && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
-		return usagef("TLS is for the network: add --listen HOST:PORT or --http HOST:PORT")
+	case !network && (f.tls || f.tlsCert != "" || f.tlsClientCA != "" || f.tlsDir != ""):
+		return usagef("TLS is for the network: add --listen HOST:PORT, or another address to listen on")
 	case f.tlsDir != "" && f.tlsCert != "":
 		return usagef("--tls-dir is for a self-made certificate; leave it out, or --tls-cert and --tls-key")
 	}
@@ -95,21 +98,34 @@ func (f *listenFlags) encrypted(addr *net.TCPAddr) (bool, error) {
 	return f.tls || certificates || !loopback, nil
 }
 
-func (f *listenFlags) listenTCP(ctx context.Context, address string) (listener, error) {
+// add defines the flags but --listen.
+func (f *listenFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.tokenFile, "token-file", "", "`file` with the token that TCP and TLS connections must present")
+	flags.BoolVar(&f.tls, "tls", false, "encrypt --listen on loopback addresses too")
+	flags.StringVar(&f.tlsDir, "tls-dir", "", "`directory` of the self-made certificate (default memspan in the user's configuration directory)")
+	flags.StringVar(&f.tlsCert, "tls-cert", "", "`file` with the daemon's certificate (PEM), instead of a self-made one")
+	flags.StringVar(&f.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
+	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
+}
+
+// listenTCP listens on the address that a flag has, with TLS if encrypted says
+// so: that is what overTLS makes of the listener.
+func (f *listenFlags) listenTCP(ctx context.Context, flag, address string, encrypted func(*net.TCPAddr) (bool, error), overTLS func(net.Listener, *tls.Config) net.Listener) (listener, error) {
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return listener{}, usagef("--listen %s: %w; want HOST:PORT", address, err)
+		return listener{}, usagef("--%s %s: %w; want HOST:PORT", flag, address, err)
 	}
 	if addr.IP == nil {
 		addr.IP = net.IPv6unspecified // what an empty host means to net.Listen
 	}
-	encrypted, err := f.encrypted(addr)
+	secure, err := encrypted(addr)
 	if err != nil {
 		return listener{}, err
 	}
 	var config *tls.Config
 	var fingerprint string
-	if encrypted {
+	if secure {
 		if config, fingerprint, err = f.tlsConfig(); err != nil {
 			return listener{}, err
 		}
@@ -117,22 +133,22 @@ func (f *listenFlags) listenTCP(ctx context.Context, address string) (listener, 
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", addr.String())
 	if err != nil {
-		return listener{}, fmt.Errorf("--listen %s: %w", address, err)
+		return listener{}, fmt.Errorf("--%s %s: %w", flag, address, err)
 	}
 	host := dialHost(address, addr)
 	_, port, err := net.SplitHostPort(ln.Addr().String())
 	if err != nil {
 		ln.Close()
-		return listener{}, fmt.Errorf("--listen %s: %w", address, err)
+		return listener{}, fmt.Errorf("--%s %s: %w", flag, address, err)
 	}
-	if !encrypted {
+	if !secure {
 		return listener{ln, "tcp://" + net.JoinHostPort(host, port)}, nil
 	}
 	dial := "tls://" + net.JoinHostPort(host, port)
 	if fingerprint != "" {
 		dial += "#" + fingerprint
 	}
-	return listener{server.TLSListener(ln, config), dial}, nil
+	return listener{overTLS(ln, config), dial}, nil
 }
 
 // dialHost returns the host that clients dial: as it was written, or this

@@ -70,7 +70,7 @@ Exit status: 0 all went well, 1 something failed, 2 the command line is wrong;
 		newServe(opts), newPut(opts), newGet(opts), newList(opts), newStat(opts), newTop(opts), newCopy(opts),
 		newAdvise(opts), newRemove(opts), newLock(opts), newSync(opts), newAccept(opts), newFsck(opts), newDoctor(opts), newDemo(opts), newVersion(opts), newWorker(),
 		newRun(opts), newICD(), newBench(opts), newHost(opts), newBuffer(opts),
-		newExpose(opts), newSurfaces(opts), newTicket(opts),
+		newExpose(opts), newPull(opts), newSurfaces(opts), newTicket(opts),
 	)
 	return root
 }

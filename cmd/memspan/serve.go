@@ -49,7 +49,8 @@ type serveFlags struct {
 }
 
 func newServe(opts *options) *cobra.Command {
-	f := &serveFlags{shared: hostFlags{prefix: "shared-"}}
+	f := new(serveFlags)
+	f.shared = hostFlags{prefix: "shared-", proof: &f.listenFlags}
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon that holds the spans",
@@ -89,13 +90,8 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.socket, "socket", "", "`path` of the unix socket (default $MEMSPAN_SOCKET, else $XDG_RUNTIME_DIR/memspan.sock)")
 	flags.StringArrayVar(&f.addresses, "listen", nil, "`host:port` to listen on over TCP; may be repeated; port 0 takes a free one")
+	f.listenFlags.add(cmd)
 	flags.StringArrayVar(&f.http, "http", nil, "`host:port` to serve surfaces on over HTTP, to whoever has a ticket: GET /surface/TICKET; encrypted unless on loopback; may be repeated")
-	flags.StringVar(&f.tokenFile, "token-file", "", "`file` with the token that TCP and TLS connections must present")
-	flags.BoolVar(&f.tls, "tls", false, "encrypt --listen on loopback addresses too")
-	flags.StringVar(&f.tlsDir, "tls-dir", "", "`directory` of the self-made certificate (default memspan in the user's configuration directory)")
-	flags.StringVar(&f.tlsCert, "tls-cert", "", "`file` with the daemon's certificate (PEM), instead of a self-made one")
-	flags.StringVar(&f.tlsKey, "tls-key", "", "`file` with the key of --tls-cert (PEM)")
-	flags.StringVar(&f.tlsClientCA, "tls-client-ca", "", "`file` with the authorities (PEM) whose client certificates are let in")
 	flags.Var(&f.hostBudget, "host-budget", "most RAM that spans may take (default half of what is available)")
 	flags.Var(&f.surfaces, "surface-budget", "most RAM that exposed surfaces may take (default a quarter of what is available)")
 	flags.StringVar(&f.data, "data", "", "`directory` where spans with home disk outlive the daemon; made if missing")
@@ -128,7 +124,7 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	}
 	var shared []listener // for guests with shared buffers
 	if cfg.Buffers != nil {
-		if shared, err = f.shared.listeners(ctx, len(f.shared.trust) > 0); err != nil {
+		if shared, err = f.shared.listeners(ctx); err != nil {
 			closeAll(listeners)
 			return err
 		}
@@ -175,7 +171,7 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	for _, ln := range web {
 		group.Go(func() error {
 			defer stop()
-			return serveHTTP(ctx, srv, ln.Listener)
+			return serveHTTP(ctx, srv, ln.Listener, cfg.Logger)
 		})
 	}
 	for _, ln := range shared {
@@ -207,8 +203,8 @@ func closeAll(lists ...[]listener) {
 func (f *serveFlags) buffers() (*server.BufferConfig, error) {
 	s := &f.shared
 	if s.dir == "" && s.socket == "" && len(s.listen) == 0 {
-		if len(s.trust) > 0 || len(s.translate) > 0 || s.maxBuffer != 0 {
-			return nil, usagef("--shared-trust, --translate and --shared-max-buffer are for a host of shared buffers: add --shared-dir DIRECTORY")
+		if len(s.trust) > 0 || len(s.translate) > 0 || s.maxBuffer != 0 || s.maxCopies != 0 {
+			return nil, usagef("--shared-trust, --translate, --shared-max-buffer and --shared-max-copies are for a host of shared buffers: add --shared-dir DIRECTORY")
 		}
 		return nil, nil
 	}

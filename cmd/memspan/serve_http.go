@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -69,12 +70,13 @@ func (f *serveFlags) listenHTTP(ctx context.Context) (open []listener, err error
 }
 
 // serveHTTP serves surfaces over HTTP until ctx ends.
-func serveHTTP(ctx context.Context, srv *server.Server, ln net.Listener) error {
+func serveHTTP(ctx context.Context, srv *server.Server, ln net.Listener, log *slog.Logger) error {
 	web := &http.Server{
 		Handler:           srv.Handler(),
 		ReadHeaderTimeout: httpHeaderTime,
 		IdleTimeout:       httpIdleTime,
 		MaxHeaderBytes:    httpHeaderSize,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	var ended sync.WaitGroup

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -18,12 +19,19 @@ const LeaseSuffix = ".lease"
 // A lease is a small file beside the file it is for, locked while the maker of
 // that one lives:
 //
-//	 0  8 bytes   "MSPLEASE"
+//	 0  8 bytes   "MSPLEAS2"
 //	 8  u64       generation, little-endian
 //	16  48 bytes  the maker's boot id, padded with zeros
+//	64  u32       length of the terms, little-endian
+//	68            the terms
+//
+// The first version, "MSPLEASE", ends before the terms and has none.
 const (
-	leaseMagic = "MSPLEASE"
-	leaseSize  = 64
+	leaseMagic   = "MSPLEAS2"
+	leaseMagic1  = "MSPLEASE"
+	leaseSize1   = 64
+	leaseSize    = 68
+	maxTermsSize = 4 << 10
 )
 
 // unrecorded is how long a lease may be without its record, and no longer.
@@ -37,9 +45,12 @@ type Lease struct {
 }
 
 // TakeLease makes and locks the lease of the file name, which need not exist
-// yet. An error that matches fs.ErrExist says that somebody else has, or had,
-// a file of that name.
-func TakeLease(dir *Dir, name, boot string) (*Lease, error) {
+// yet. The terms, at most 4 KiB, are for those who read the lease. An error that
+// matches fs.ErrExist says that somebody else has, or had, a file of that name.
+func TakeLease(dir *Dir, name, boot string, terms []byte) (*Lease, error) {
+	if len(terms) > maxTermsSize {
+		return nil, fmt.Errorf("lease of %s: terms of %d bytes, at most %d fit", name, len(terms), maxTermsSize)
+	}
 	f, err := dir.Create(name + LeaseSuffix)
 	if err != nil {
 		return nil, err
@@ -55,10 +66,11 @@ func TakeLease(dir *Dir, name, boot string) (*Lease, error) {
 		return nil, &fs.PathError{Op: "lock", Path: name + LeaseSuffix, Err: fs.ErrExist}
 	}
 	if err == nil {
-		var record [leaseSize]byte
-		copy(record[:], leaseMagic)
-		copy(record[16:], boot)
-		_, err = f.WriteAt(record[:], 0)
+		record := make([]byte, leaseSize, leaseSize+len(terms))
+		copy(record, leaseMagic)
+		copy(record[16:leaseSize1], boot)
+		binary.LittleEndian.PutUint32(record[leaseSize1:], uint32(len(terms)))
+		_, err = f.WriteAt(append(record, terms...), 0)
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -79,27 +91,58 @@ func (l *Lease) Close() error {
 	return errors.Join(l.dir.Remove(l.name+LeaseSuffix), l.f.Close())
 }
 
-// Generation returns the generation of the file at rel, as its lease has it. An
-// error that matches fs.ErrNotExist says that the file has no lease.
-func Generation(dir *Dir, rel string) (uint64, error) {
-	f, err := dir.Open(rel+LeaseSuffix, false)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	generation, _, err := readLease(f)
-	return generation, err
+// Chmod lets others read the lease as far as mode lets them read its file.
+func (l *Lease) Chmod(mode fs.FileMode) error { return l.f.Chmod(0o600 | mode&0o444) }
+
+// A Record is what a lease says.
+type Record struct {
+	Generation uint64
+	Boot       string // identifies the maker's kernel
+	Terms      []byte // empty: none
 }
 
-func readLease(f *os.File) (generation uint64, boot string, err error) {
-	var record [leaseSize]byte
-	if _, err := f.ReadAt(record[:], 0); err != nil {
-		return 0, "", fmt.Errorf("lease %s: %w", f.Name(), err)
+// ReadLease returns what the lease of the file at rel says. An error that matches
+// fs.ErrNotExist says that the file has none.
+func ReadLease(dir *Dir, rel string) (Record, error) {
+	f, err := dir.Open(rel+LeaseSuffix, false)
+	if err != nil {
+		return Record{}, err
 	}
-	if string(record[:8]) != leaseMagic {
-		return 0, "", fmt.Errorf("lease %s: it does not begin as one", f.Name())
+	defer f.Close()
+	return readLease(f)
+}
+
+func readLease(f *os.File) (Record, error) {
+	failed := func(err error) (Record, error) { return Record{}, fmt.Errorf("lease %s: %w", f.Name(), err) }
+	b := make([]byte, leaseSize+maxTermsSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return failed(err)
 	}
-	return binary.LittleEndian.Uint64(record[8:]), strings.TrimRight(string(record[16:]), "\x00"), nil
+	b = b[:n]
+	if len(b) < leaseSize1 {
+		return failed(io.ErrUnexpectedEOF)
+	}
+	r := Record{
+		Generation: binary.LittleEndian.Uint64(b[8:]),
+		Boot:       strings.TrimRight(string(b[16:leaseSize1]), "\x00"),
+	}
+	switch string(b[:8]) {
+	case leaseMagic1:
+		return r, nil
+	case leaseMagic:
+	default:
+		return failed(errors.New("it does not begin as one"))
+	}
+	if len(b) < leaseSize {
+		return failed(io.ErrUnexpectedEOF)
+	}
+	size := binary.LittleEndian.Uint32(b[leaseSize1:])
+	if uint64(size) > uint64(len(b)-leaseSize) {
+		return failed(fmt.Errorf("it has %d bytes of terms, and says %d", len(b)-leaseSize, size))
+	}
+	r.Terms = b[leaseSize : leaseSize+size]
+	return r, nil
 }
 
 // RemoveAbandoned removes the files in dir, of names that begin with prefix,
@@ -140,13 +183,13 @@ func removeAbandoned(dir *Dir, name, boot string) (done bool, err error) {
 	if locked, err := TryLock(f); err != nil || !locked {
 		return false, err
 	}
-	if _, from, err := readLease(f); err != nil {
+	if record, err := readLease(f); err != nil {
 		// It was made a moment ago, perhaps by a maker whose lock is not seen
 		// here, or whoever made it died over it.
 		if info, err := f.Stat(); err != nil || time.Since(info.ModTime()) < unrecorded {
 			return false, err
 		}
-	} else if from != boot {
+	} else if record.Boot != boot {
 		return false, nil
 	}
 	if same, err := dir.Same(name+LeaseSuffix, f); err != nil || !same {

@@ -19,7 +19,22 @@ import (
 	"github.com/memspan/memspan/internal/sharedfile"
 )
 
-func open(t *testing.T, path string) *sharedfile.Dir {
+// tempDir is t.TempDir, whose cleanup fails under Wine.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	path, err := os.MkdirTemp("", "sharedfile-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(path); err != nil && runtime.GOOS != "windows" {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+func open(t testing.TB, path string) *sharedfile.Dir {
 	t.Helper()
 	d, err := sharedfile.OpenDir(path)
 	if err != nil {
@@ -41,7 +56,7 @@ func create(t *testing.T, d *sharedfile.Dir, name string) *os.File {
 
 func TestMap(t *testing.T) {
 	for _, size := range []int64{1, 4096, 4097, 2<<20 - 1, 2 << 20, 5<<20 + 1} {
-		d := open(t, t.TempDir())
+		d := open(t, tempDir(t))
 		f := create(t, d, "f")
 		if err := sharedfile.Reserve(f, size); err != nil {
 			t.Fatal(err)
@@ -75,7 +90,7 @@ func TestMap(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	f := create(t, open(t, t.TempDir()), "f")
+	f := create(t, open(t, tempDir(t)), "f")
 	for _, size := range []int64{-1, 0, 1 << 62} {
 		if _, err := sharedfile.Map(f, size, false, false); err == nil {
 			t.Errorf("%d bytes were mapped", size)
@@ -90,11 +105,11 @@ func TestMap(t *testing.T) {
 const boot = "one-kernel"
 
 func TestLease(t *testing.T) {
-	path := t.TempDir()
+	path := tempDir(t)
 	d := open(t, path)
 	take := func(name string) *sharedfile.Lease {
 		t.Helper()
-		l, err := sharedfile.TakeLease(d, name, boot)
+		l, err := sharedfile.TakeLease(d, name, boot, []byte("terms"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,16 +125,16 @@ func TestLease(t *testing.T) {
 	}
 	l := take("b1")
 	create(t, d, "b1")
-	if _, err := sharedfile.TakeLease(d, "b1", boot); !errors.Is(err, fs.ErrExist) {
+	if _, err := sharedfile.TakeLease(d, "b1", boot, nil); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second lease: %v", err)
 	}
 	if err := l.SetGeneration(7); err != nil {
 		t.Fatal(err)
 	}
-	if g, err := sharedfile.Generation(d, "b1"); err != nil || g != 7 {
-		t.Errorf("generation %d, %v", g, err)
+	if r, err := sharedfile.ReadLease(d, "b1"); err != nil || r.Generation != 7 || r.Boot != boot || string(r.Terms) != "terms" {
+		t.Errorf("the lease says %+v, %v", r, err)
 	}
-	if _, err := sharedfile.Generation(d, "b2"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := sharedfile.ReadLease(d, "b2"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a lease: %v", err)
 	}
 	sweep(boot)
@@ -173,7 +188,7 @@ func TestLease(t *testing.T) {
 
 // However makers and sweepers meet, no living maker loses his file.
 func TestLeasesAgainstSweepers(t *testing.T) {
-	d := open(t, t.TempDir())
+	d := open(t, tempDir(t))
 	var work sync.WaitGroup
 	stop := make(chan struct{})
 	for range 2 {
@@ -194,7 +209,7 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	for range 2 {
 		makers.Go(func() {
 			for range 300 { // sweepers that never rest may win them all
-				l, err := sharedfile.TakeLease(d, "b", boot)
+				l, err := sharedfile.TakeLease(d, "b", boot, nil)
 				if errors.Is(err, fs.ErrExist) {
 					continue
 				}
@@ -220,4 +235,82 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	makers.Wait()
 	close(stop)
 	work.Wait()
+}
+
+// What is read as a lease is one that somebody wrote, in this version or the
+// first: nothing else is, and nothing makes the reader fall over.
+func FuzzReadLease(f *testing.F) {
+	first := append([]byte("MSPLEASE\x07\x00\x00\x00\x00\x00\x00\x00one-kernel"), make([]byte, 38)...)
+	second := append([]byte("MSPLEAS2"), first[8:]...)
+	f.Add(first)
+	f.Add(append(second, 2, 0, 0, 0, '{', '}'))
+	f.Add(append(second, 3, 0, 0, 0, '{', '}')) // one is missing
+	f.Add(second)
+	f.Add([]byte("MSPLEAS3"))
+	path := f.TempDir()
+	d := open(f, path)
+	f.Fuzz(func(t *testing.T, lease []byte) {
+		if err := os.WriteFile(filepath.Join(path, "b.lease"), lease, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := sharedfile.ReadLease(d, "b")
+		switch {
+		case bytes.Equal(lease, first):
+			if err != nil || r.Generation != 7 || len(r.Terms) != 0 || r.Boot != "one-kernel" {
+				t.Errorf("the first version is read as %+v, %v", r, err)
+			}
+		case err != nil:
+		case len(lease) < 64 || !bytes.HasPrefix(lease, []byte("MSPLEAS")):
+			t.Errorf("%q is read as %+v", lease, r)
+		case len(r.Terms) > len(lease)-64 || !bytes.Contains(lease, r.Terms):
+			t.Errorf("%q has terms %q", lease, r.Terms)
+		}
+	})
+}
+
+// A lease is locked a moment after it was made. Whoever removes it in between, as
+// one that nobody holds, must not leave its maker with a lock on nothing.
+func TestLeaseRemovedBeforeItIsLocked(t *testing.T) {
+	d := open(t, t.TempDir())
+	stop := make(chan struct{})
+	var remover sync.WaitGroup
+	remover.Go(func() { // as RemoveAbandoned, but for young leases too
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			f, err := d.Open("b"+sharedfile.LeaseSuffix, true)
+			if err != nil {
+				continue
+			}
+			if locked, err := sharedfile.TryLock(f); err == nil && locked {
+				if same, err := d.Same("b"+sharedfile.LeaseSuffix, f); err == nil && same {
+					d.Remove("b" + sharedfile.LeaseSuffix)
+				}
+			}
+			f.Close()
+		}
+	})
+	refused := 0
+	for range 500 {
+		l, err := sharedfile.TakeLease(d, "b", boot, nil)
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+			refused++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sharedfile.ReadLease(d, "b"); err != nil {
+			t.Fatalf("the maker has a lock, and no lease: %v", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	remover.Wait()
+	t.Logf("%d of 500 leases were removed before they were locked", refused)
 }

@@ -29,8 +29,12 @@ type work struct {
 	ops     []Operation
 	write   bool
 	file    *os.File // of a buffer without a name; else nil
+	replica *replica // of a buffer whose bytes are sent; else nil
+	written func()   // ends the use of the replica by what was written; nil: nothing was
+	memory  *memory  // for a copy
 	peer    int      // the guest's user; -1: not known
 
+	uses     atomic.Int32
 	progress atomic.Int64
 }
 
@@ -41,6 +45,7 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, peer int) (*work, er
 		return nil, err
 	}
 	w := &work{request: r, chain: chain, file: file, peer: peer}
+	w.uses.Store(1)
 	if len(chain) > maxChain {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("a chain of %d operations; at most %d are allowed", len(chain), maxChain)}
 	}
@@ -63,13 +68,13 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, peer int) (*work, er
 
 // do maps the buffer, carries out the chain and unmaps it.
 func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error) {
-	mem, err := h.mapBuffer(w)
+	mem, done, err := h.mapBuffer(ctx, w)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
-		if uerr := sharedfile.Unmap(mem); err == nil {
-			err = uerr
+		if derr := done(); err == nil {
+			err = derr
 		}
 	}()
 	result := &sharedbuf.Result{Operation: w.chain[0].Operation, BufferID: uint32(w.request.BufferID), Status: "processed"}
@@ -98,32 +103,52 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 	return result, nil
 }
 
-// mapBuffer maps what the request names.
-func (h *Host) mapBuffer(w *work) ([]byte, error) {
-	if id, nameless := strings.CutPrefix(w.request.Path, sharedbuf.MemfdPrefix); nameless {
-		if id != strconv.FormatUint(uint64(w.request.BufferID), 10) {
-			return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("file_path says buffer %s, buffer_id says %d", id, w.request.BufferID)}
+// mapBuffer makes the memory of what the request names accessible, until done is
+// called.
+func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() error, err error) {
+	if w.replica != nil {
+		if err := w.permit(w.request.Permissions); err != nil {
+			return nil, nil, err
 		}
-		// Sealed, nobody can cut it short.
-		if err := memfd.CheckSealed(w.file, w.request.Size); err != nil {
-			return nil, &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: "the descriptor that came is not that of a buffer", Err: err}
+		release, err := w.replica.use(ctx, w.write)
+		if err != nil {
+			return nil, nil, err
 		}
-		return w.mapFile(w.file)
+		if w.write && !w.request.Background {
+			// Nobody may see what the guest has not been told: answer releases it.
+			w.written = release
+			return w.replica.mem, func() error { return nil }, nil
+		}
+		return w.replica.mem, func() error { release(); return nil }, nil
 	}
-	f, err := h.open(w)
-	if err != nil {
-		return nil, err
+	f := w.file
+	if f == nil {
+		if f, err = h.open(w); err != nil {
+			return nil, nil, err
+		}
+		defer f.Close()
+	} else if err := h.checkNameless(w); err != nil {
+		return nil, nil, err
 	}
-	defer f.Close()
-	return w.mapFile(f)
+	if mem, err = sharedfile.Map(f, w.request.Size, w.write, true); err != nil {
+		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
+	}
+	return mem, func() error { return sharedfile.Unmap(mem) }, nil
 }
 
-func (w *work) mapFile(f *os.File) ([]byte, error) {
-	mem, err := sharedfile.Map(f, w.request.Size, w.write, true)
-	if err != nil {
-		return nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
+// checkNameless looks at the descriptor that came with a request.
+func (h *Host) checkNameless(w *work) error {
+	if id, _ := strings.CutPrefix(w.request.Path, sharedbuf.MemfdPrefix); id != strconv.FormatUint(uint64(w.request.BufferID), 10) {
+		return &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("file_path says buffer %s, buffer_id says %d", id, w.request.BufferID)}
 	}
-	return mem, nil
+	if err := w.permit(w.request.Permissions); err != nil {
+		return err
+	}
+	// Sealed, nobody can cut it short.
+	if err := memfd.CheckSealed(w.file, w.request.Size); err != nil {
+		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: "the descriptor that came is not that of a buffer", Err: err}
+	}
+	return nil
 }
 
 // open opens the file that the request names, if the guest may have that done.
@@ -183,22 +208,45 @@ func (h *Host) check(w *work, f *os.File, rel string) error {
 	if info.Size() != w.request.Size {
 		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, buffer_size says %d", info.Size(), w.request.Size)}
 	}
-	if w.request.Generation == 0 { // a guest of the original system
+	record, err := sharedfile.ReadLease(h.dir, rel)
+	if errors.Is(err, fs.ErrNotExist) && w.request.Generation == 0 { // a guest of the original system
 		return nil
 	}
-	generation, err := sharedfile.Generation(h.dir, rel)
 	if err != nil {
 		return &sharedbuf.Error{Code: sharedbuf.ErrStale, Message: "the buffer's lease cannot be read", Err: err}
 	}
-	if generation != w.request.Generation {
-		return &sharedbuf.Error{Code: sharedbuf.ErrStale, Message: fmt.Sprintf("the buffer has generation %d, the request is for %d: it was taken back, or is another one", generation, w.request.Generation)}
+	if g := w.request.Generation; g != 0 && g != record.Generation {
+		return &sharedbuf.Error{Code: sharedbuf.ErrStale, Message: fmt.Sprintf("the buffer has generation %d, the request is for %d: it was taken back, or is another one", record.Generation, g)}
+	}
+	return w.permit(record.Terms)
+}
+
+// permit refuses what the buffer's permissions forbid.
+func (w *work) permit(text []byte) error {
+	p, err := sharedbuf.ParsePermissions(text)
+	if err != nil {
+		return err
+	}
+	for _, op := range w.ops {
+		if err := p.Permit(w.peer, op.Name, op.Access == ReadWrite); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// close closes the descriptor that came with the request.
+// retain has the work stay until one more close.
+func (w *work) retain() { w.uses.Add(1) }
+
+// close gives back what the work has, once nobody uses it. It may be nil.
 func (w *work) close() {
+	if w == nil || w.uses.Add(-1) > 0 {
+		return
+	}
 	if w.file != nil {
 		w.file.Close()
+	}
+	if w.replica != nil {
+		w.replica.release()
 	}
 }

@@ -4,6 +4,7 @@ package host
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -16,8 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/fdpass"
-	"github.com/memspan/memspan/internal/sockopt"
 	"github.com/memspan/memspan/sharedbuf"
 )
 
@@ -27,12 +28,13 @@ type conn struct {
 	h     *Host
 	nc    net.Conn
 	files *fdpass.Conn // of a unix socket; else nil
-	peer  int
+	guest guest
 	r     *bufio.Reader
 	in    []byte // a request's body, reused
 
 	writeMu sync.Mutex
-	out     []byte // a reply's frame, reused
+	out     []byte         // a reply's frame, reused
+	records *blocks.Writer // made when needed
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -40,21 +42,23 @@ type conn struct {
 	work   sync.WaitGroup // requests
 	jobs   jobs
 
+	memory   memory // for copies of buffers
 	mu       sync.Mutex
 	underWay map[int64]context.CancelCauseFunc // requests, by id
+	replicas map[uint32]*replica               // of buffers whose bytes are sent, by id
 }
 
-func newConn(h *Host, nc net.Conn, peer int) *conn {
+func newConn(h *Host, nc net.Conn, who guest) *conn {
 	c := &conn{
-		h: h, nc: nc, peer: peer,
+		h: h, nc: nc, guest: who,
 		slots:    make(chan struct{}, h.config.MaxInFlight),
 		underWay: make(map[int64]context.CancelCauseFunc),
+		replicas: make(map[uint32]*replica),
+		memory:   memory{what: "a connection", most: h.config.MaxCopies, more: &h.memory},
 	}
 	if u, ok := nc.(*net.UnixConn); ok {
 		c.files = fdpass.New(u)
 		c.nc = c.files
-	} else {
-		c.nc = sockopt.Acknowledging(nc)
 	}
 	c.r = bufio.NewReaderSize(c.nc, 4+sharedbuf.MaxRequest)
 	return c
@@ -69,7 +73,8 @@ func (c *conn) serve(ctx context.Context) {
 	stop := context.AfterFunc(c.ctx, func() { c.nc.Close() }) // a reply that cannot be sent ends it too
 	defer stop()
 	defer c.nc.Close() // with fdpass: the files that nobody took
-	defer c.jobs.work.Wait()
+	defer c.dropAll()
+	defer c.jobs.end()
 	defer c.work.Wait()
 	defer c.cancel()
 	for c.ctx.Err() == nil {
@@ -121,6 +126,9 @@ func linger(nc net.Conn) {
 // next reads a request's body. Between requests it waits for ever, within one
 // for as long as bytes come.
 func (c *conn) next() ([]byte, error) {
+	if c.guest.unknown { // he is not waited for
+		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
+	}
 	if _, err := c.r.Peek(1); err != nil {
 		return nil, err
 	}
@@ -148,21 +156,43 @@ func (c *conn) whole() bool {
 // handle answers one request, or sees to it that it is answered. Its error ends
 // the connection.
 func (c *conn) handle(r *sharedbuf.Request) error {
+	if err := c.hello(r); err != nil {
+		c.h.config.Logger.Warn("connection refused", "from", c.nc.RemoteAddr(), "error", err)
+		c.reply(r.ID, nil, err)
+		return err
+	}
 	if r.ID == 0 { // answered in order: what was asked before comes first
 		c.work.Wait()
 	}
+	if r.Blocks {
+		tookBack, err := c.takeBlocks(r)
+		if tookBack {
+			err = &sharedbuf.Error{Code: sharedbuf.ErrCanceled, Op: r.API, Path: r.Path, Message: "the guest took it back"}
+		}
+		if err != nil {
+			c.reply(r.ID, nil, err)
+			if tookBack {
+				return nil
+			}
+			return err
+		}
+	}
 	switch r.API {
+	case sharedbuf.APIHello:
+		c.reply(r.ID, struct{}{}, nil)
 	case sharedbuf.APIEcho:
 		text, err := echo(r)
 		c.reply(r.ID, text, err)
 	case sharedbuf.APIBufferTest:
 		return c.bufferTest(r)
 	case sharedbuf.APIPerformance:
-		c.do(r, true, func() {}, func(ctx context.Context) (any, error) { return c.h.performance(ctx, r) })
+		c.do(r, true, nil, func(ctx context.Context) (any, error) { return c.h.performance(ctx, r) })
 	case sharedbuf.APIShared:
 		c.shared(r)
 	case sharedbuf.APIJob:
 		c.job(r)
+	case sharedbuf.APICopy:
+		c.reply(r.ID, struct{}{}, c.copyOf(r))
 	case sharedbuf.APICancel:
 		c.mu.Lock()
 		cancel := c.underWay[r.Cancel]
@@ -190,9 +220,7 @@ func (c *conn) shared(r *sharedbuf.Request) {
 	}
 	var w *work
 	if err == nil {
-		if w, err = c.h.prepare(r, file, c.peer); err != nil && file != nil {
-			file.Close()
-		}
+		w, err = c.prepare(r, file)
 	}
 	if err != nil {
 		c.reply(r.ID, nil, place(err, name, r.Path))
@@ -208,7 +236,7 @@ func (c *conn) shared(r *sharedbuf.Request) {
 		c.reply(r.ID, sharedbuf.Result{Operation: name, BufferID: uint32(r.BufferID), Status: "running", Job: id}, nil)
 		return
 	}
-	c.do(r, true, w.close, func(ctx context.Context) (any, error) {
+	c.do(r, true, w, func(ctx context.Context) (any, error) {
 		result, err := c.h.do(ctx, w)
 		if err != nil {
 			return nil, place(err, name, r.Path)
@@ -229,13 +257,14 @@ func (c *conn) take() (*os.File, error) {
 }
 
 // do carries out a request and answers it: at once if it has no id, else beside
-// the others. Without a slot of its own it is bounded by other means. In the end,
-// whether f was called or not, it calls release.
-func (c *conn) do(r *sharedbuf.Request, slot bool, release func(), f func(ctx context.Context) (any, error)) {
+// the others. Without a slot of its own it is bounded by other means. The work
+// that the request is about, nil for none, it closes in the end, whether f was
+// called or not.
+func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.Context) (any, error)) {
 	if r.ID == 0 {
-		defer release()
+		defer w.close()
 		result, err := f(c.ctx)
-		c.reply(0, result, err)
+		c.answer(c.ctx, r, w, func() {}, result, err)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(c.ctx)
@@ -248,7 +277,7 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, release func(), f func(ctx co
 	if twice {
 		// Its answer could not be told from the other's.
 		cancel(nil)
-		release()
+		w.close()
 		c.reply(r.ID, nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: fmt.Sprintf("request %d is under way already", r.ID)})
 		c.cancel()
 		return
@@ -258,16 +287,76 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, release func(), f func(ctx co
 	}
 	c.work.Go(func() {
 		defer cancel(nil)
+		defer w.close()
 		result, err := f(ctx)
-		release()
-		if slot {
-			<-c.slots
-		}
-		c.mu.Lock()
-		delete(c.underWay, r.ID)
-		c.mu.Unlock()
-		c.reply(r.ID, result, err)
+		c.answer(ctx, r, w, func() {
+			if slot {
+				<-c.slots
+			}
+			c.mu.Lock()
+			delete(c.underWay, r.ID)
+			c.mu.Unlock()
+		}, result, err)
 	})
+}
+
+// answer answers a request about a buffer, with what the host changed of it if
+// its bytes are sent. It calls ended when ctx is not needed any more.
+func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended func(), result any, err error) {
+	done, err := w.changes(ctx, err)
+	ended()
+	if done == nil {
+		c.reply(r.ID, result, err)
+		return
+	}
+	w.replica.sending.Lock()
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.out = sharedbuf.AppendReplyBeforeBlocks(c.out[:0], r.ID, result, err)
+	c.write(c.out)
+	if c.records == nil {
+		c.records = new(blocks.Writer)
+	}
+	c.records.Reset(timedWriter{c})
+	serr := w.replica.sendChanged(c.records)
+	// Before the last record: after it the guest may send blocks.
+	w.replica.sending.Unlock()
+	done()
+	if serr == nil {
+		serr = c.records.End(false)
+	}
+	if serr != nil {
+		c.cancel() // the guest waits for what will not come
+	}
+}
+
+// changes returns what ends the look for changes that go with the answer; nil if
+// none do. It returns with what error the answer is.
+func (w *work) changes(ctx context.Context, err error) (done func(), _ error) {
+	switch {
+	case w == nil || w.replica == nil || !w.write:
+		return nil, err
+	case w.written == nil && !w.request.Background: // it was refused
+		return nil, err
+	case w.written == nil:
+		// A job's: what others write meanwhile may take long.
+		done, uerr := w.replica.use(ctx, false)
+		return done, cmp.Or(err, uerr)
+	case ctx.Err() == nil:
+		return w.written, err
+	}
+	// The guest has given up, and does not want to be told.
+	w.replica.lose()
+	w.written()
+	return nil, cmp.Or(err, place(context.Cause(ctx), w.chain[0].Operation, w.request.Path))
+}
+
+// A timedWriter writes to a connection whose writeMu is held.
+type timedWriter struct{ c *conn }
+
+func (t timedWriter) Write(p []byte) (int, error) {
+	t.c.nc.SetWriteDeadline(time.Now().Add(t.c.h.config.IOTimeout))
+	return t.c.nc.Write(p)
 }
 
 // echo returns the input, which must be a string.

@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/sharedbuf/host"
@@ -81,4 +82,81 @@ func guest(ctx context.Context, address, dir string) {
 		fmt.Print(step.Operation, " ", step.Bytes, " bytes")
 	}
 	fmt.Println()
+}
+
+// Several pieces of work at once: each result is there when it is, whatever the
+// others take.
+func Example_background() {
+	release := make(chan struct{})
+	slow := host.Operation{Name: "slow", Run: func(c *host.Call) (any, error) {
+		select {
+		case <-release:
+			return nil, nil
+		case <-c.Context().Done():
+			return nil, context.Cause(c.Context())
+		}
+	}}
+	h, err := host.New(host.Config{Operations: []host.Operation{slow}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer h.Close()
+	dir, err := os.MkdirTemp("", "socket")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	ln, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(ctx, ln) }()
+
+	// The buffers have no name: their descriptors go over the unix socket.
+	c, err := sharedbuf.Dial(ctx, "unix:"+ln.Addr().String(), sharedbuf.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	begin := func(size int64, operation string) *sharedbuf.Job {
+		b, err := c.Alloc(ctx, size)
+		if err != nil {
+			log.Fatal(err)
+		}
+		job, err := b.Start(ctx, sharedbuf.Operation(operation, nil))
+		if err != nil {
+			log.Fatal(err)
+		}
+		return job
+	}
+	first := begin(4096, "slow")
+	second := begin(8192, "checksum") // begun later, done earlier
+
+	result, err := second.Wait(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("second:", result.Operation, result.Bytes, "bytes")
+	status, err := first.Status(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("first done:", status.Done)
+	close(release)
+	if result, err = first.Wait(ctx); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("first:", result.Operation)
+
+	if err := c.Close(); err != nil { // it frees the buffers
+		log.Fatal(err)
+	}
+	stop()
+	fmt.Println("host:", <-served)
+	// Output:
+	// second: checksum 8192 bytes
+	// first done: false
+	// first: slow
+	// host: <nil>
 }

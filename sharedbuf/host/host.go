@@ -10,14 +10,12 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/memspan/memspan/internal/fdpass"
-	"github.com/memspan/memspan/internal/loopback"
+	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/sharedfile"
 	"github.com/memspan/memspan/sharedbuf"
 )
@@ -29,6 +27,7 @@ const (
 	DefaultMaxInFlight    = 64               // requests and jobs of a connection, each
 	DefaultIOTimeout      = 30 * time.Second // without a byte moving, within a message
 	DefaultSweep          = 5 * time.Second
+	DefaultMaxAllCopies   = 4 << 30 // bytes, where it is not known how much RAM there is
 )
 
 // A Config says what a host serves, and whom. The zero value serves buffers
@@ -45,12 +44,17 @@ type Config struct {
 
 	// Trust are networks from which anybody may connect over TCP, unencrypted and
 	// without proving who he is: the virtual network of a guest. Beside these and
-	// this user's own processes, and root's, nobody is let in.
+	// this user's own processes, and root's, nobody is let in but over TLS.
 	Trust []netip.Prefix
+	// Token is what guests present on a TLSListener that have no certificate;
+	// empty: none is let in there without one.
+	Token string
 
 	MaxBuffer      int64         // bytes of the largest buffer; 0: DefaultMaxBuffer
 	MaxConnections int           // at a time; 0: DefaultMaxConnections
 	MaxInFlight    int           // requests of one connection, and jobs; 0: DefaultMaxInFlight
+	MaxCopies      int64         // bytes of the copies of one connection's buffers, where their bytes are sent; 0: MaxAllCopies
+	MaxAllCopies   int64         // bytes of all copies; 0: half of the RAM that is there to be used
 	IOTimeout      time.Duration // ends a connection that stalls within a message; 0: DefaultIOTimeout
 	Sweep          time.Duration // how often files of dead guests are looked for; 0: DefaultSweep
 
@@ -66,6 +70,7 @@ type Host struct {
 	names      []string // of the operations, sorted
 
 	measuring chan struct{} // has a token while something is measured
+	memory    memory        // for copies of buffers
 
 	mu    sync.Mutex
 	conns int
@@ -79,13 +84,16 @@ func New(config Config) (*Host, error) {
 	setDefault(&config.MaxInFlight, DefaultMaxInFlight)
 	setDefault(&config.IOTimeout, DefaultIOTimeout)
 	setDefault(&config.Sweep, DefaultSweep)
-	if config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {
+	setDefault(&config.MaxAllCopies, memlimit.System().Usable()/2)
+	setDefault(&config.MaxAllCopies, DefaultMaxAllCopies)
+	setDefault(&config.MaxCopies, config.MaxAllCopies)
+	if config.MaxCopies < 0 || config.MaxAllCopies < 0 || config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {
 		return nil, errors.New("host: a limit is negative")
 	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{config: config, measuring: make(chan struct{}, 1)}
+	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}}
 	var err error
 	if h.operations, err = register(config.Operations); err != nil {
 		return nil, err
@@ -164,75 +172,6 @@ const acceptPause = 50 * time.Millisecond
 // is not at fault.
 func isTemporary(err error) bool {
 	return !errors.Is(err, net.ErrClosed) && isResource(err)
-}
-
-// admit serves a connection if it may be.
-func (h *Host) admit(ctx context.Context, nc net.Conn) {
-	defer nc.Close()
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	defer stop()
-	h.mu.Lock()
-	full := h.conns >= h.config.MaxConnections
-	if !full {
-		h.conns++
-	}
-	h.mu.Unlock()
-	peer, err := h.peer(nc)
-	if full {
-		err = &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("there are %d connections already", h.config.MaxConnections)}
-	} else {
-		defer func() {
-			h.mu.Lock()
-			h.conns--
-			h.mu.Unlock()
-		}()
-	}
-	if err != nil {
-		h.config.Logger.Warn("connection refused", "from", nc.RemoteAddr(), "error", err)
-		nc.SetWriteDeadline(time.Now().Add(h.config.IOTimeout))
-		nc.Write(sharedbuf.AppendReply(nil, 0, nil, err)) // it may be gone
-		linger(nc)
-		return
-	}
-	newConn(h, nc, peer).serve(ctx)
-}
-
-// peer returns the user at the other end, -1 if that is not known but he is let
-// in, or why he is not.
-func (h *Host) peer(nc net.Conn) (uid int, err error) {
-	from := "the other end"
-	switch c := nc.(type) {
-	case *net.UnixConn:
-		uid, _, _, err = fdpass.PeerCred(c)
-	default:
-		addr, ok := nc.RemoteAddr().(*net.TCPAddr)
-		if !ok {
-			return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: "who connects can be told over unix sockets and TCP only"}
-		}
-		from = addr.IP.String()
-		ip := addr.AddrPort().Addr().Unmap()
-		trusted := slices.ContainsFunc(h.config.Trust, func(p netip.Prefix) bool { return p.Contains(ip) })
-		if !ip.IsLoopback() {
-			if trusted {
-				return -1, nil
-			}
-			return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("%s is not trusted: the host lets in its own machine, and networks given with --trust", ip)}
-		}
-		uid, err = loopback.PeerUser(nc)
-		if err != nil && trusted {
-			return -1, nil
-		}
-		if err == nil && trusted {
-			return uid, nil
-		}
-	}
-	if err != nil {
-		return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("whose process %s is cannot be told", from), Err: err}
-	}
-	if uid != os.Getuid() && uid != 0 {
-		return -1, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("this is user %d's host, and you are %d", os.Getuid(), uid)}
-	}
-	return uid, nil
 }
 
 // sweep removes the files of dead guests until ctx ends.

@@ -100,10 +100,12 @@ func scribble(b []byte) {
 	rand.NewChaCha8(seed).Read(b)
 }
 
-// kinds runs a test with buffers that are files and with buffers without a name.
+// kinds runs a test with buffers that are files, with buffers without a name, and
+// with buffers whose bytes are sent.
 func kinds(t *testing.T, f func(t *testing.T, ln net.Listener, dir string)) {
 	t.Run("file", func(t *testing.T) { f(t, tcp(t), t.TempDir()) })
 	t.Run("memfd", func(t *testing.T) { f(t, unixSocket(t), "") })
+	t.Run("channel", func(t *testing.T) { f(t, tcp(t), "") })
 }
 
 func TestOperations(t *testing.T) {

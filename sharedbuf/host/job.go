@@ -47,7 +47,6 @@ func (j *jobs) start(c *conn, w *work) (id int64, err error) {
 	j.all[one.id] = one
 	j.work.Go(func() {
 		defer cancel(nil)
-		defer w.close()
 		result, err := c.h.do(ctx, w)
 		if err != nil {
 			err = place(err, w.chain[0].Operation, w.request.Path)
@@ -56,6 +55,17 @@ func (j *jobs) start(c *conn, w *work) (id int64, err error) {
 		close(one.done)
 	})
 	return one.id, nil
+}
+
+// end waits for all jobs, which must have been given up, and forgets them.
+func (j *jobs) end() {
+	j.work.Wait()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, one := range j.all {
+		one.w.close()
+	}
+	clear(j.all)
 }
 
 func (j *job) status() sharedbuf.JobStatus {
@@ -98,26 +108,30 @@ func (c *conn) job(r *sharedbuf.Request) {
 	case busy:
 		refuse(sharedbuf.ErrInvalid, "somebody waits for it already")
 	default:
-		c.do(r, false, func() {}, func(ctx context.Context) (any, error) { return c.await(ctx, j) })
+		c.wait(r, j)
 	}
 }
 
-// await waits for a job's result and forgets the job, unless the wait is given
+// wait answers with a job's result and forgets the job, unless the wait is given
 // up.
-func (c *conn) await(ctx context.Context, j *job) (any, error) {
-	select {
-	case <-j.done:
-		c.jobs.mu.Lock()
-		delete(c.jobs.all, j.id)
-		c.jobs.mu.Unlock()
-		if j.err != nil {
-			return nil, j.err
+func (c *conn) wait(r *sharedbuf.Request, j *job) {
+	j.w.retain()
+	c.do(r, false, j.w, func(ctx context.Context) (any, error) {
+		select {
+		case <-j.done:
+			c.jobs.mu.Lock()
+			delete(c.jobs.all, j.id)
+			c.jobs.mu.Unlock()
+			j.w.close()
+			if j.err != nil {
+				return nil, j.err
+			}
+			return j.result, nil
+		case <-ctx.Done():
+			c.jobs.mu.Lock()
+			j.waited = false
+			c.jobs.mu.Unlock()
+			return nil, place(context.Cause(ctx), "wait", fmt.Sprintf("job %d", j.id))
 		}
-		return j.result, nil
-	case <-ctx.Done():
-		c.jobs.mu.Lock()
-		j.waited = false
-		c.jobs.mu.Unlock()
-		return nil, place(context.Cause(ctx), "wait", fmt.Sprintf("job %d", j.id))
-	}
+	})
 }

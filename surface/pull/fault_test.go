@@ -464,3 +464,43 @@ func TestCanceledAnywhere(t *testing.T) {
 		t.Errorf("other bytes, or %v", err)
 	}
 }
+
+// A link that breaks again and again is dialed again, as long as something comes
+// over it; also while the surface is being written.
+func TestBreakingLink(t *testing.T) {
+	const chunk = 64 * kib
+	content := random(12*mib + 5)
+	for _, kind := range []string{"cut", "flip"} {
+		h := grow(t, chunk, nil)
+		h.add(content[:6*mib])
+		s := open(t, h.rootless(proxied(t, h.tcp(), fault{kind, 3 * mib})), pull.Options{})
+		var got bytes.Buffer
+		r, w := io.Pipe()
+		done := make(chan error)
+		go func() {
+			_, err := s.CopyTo(t.Context(), w, all)
+			w.Close()
+			done <- err
+		}()
+		if _, err := io.CopyN(&got, r, 6*mib); err != nil {
+			t.Fatal(err)
+		}
+		h.add(content[6*mib:])
+		h.seal()
+		if _, err := io.Copy(&got, r); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil || !bytes.Equal(got.Bytes(), content) {
+			t.Errorf("%s: other bytes, or %v", kind, err)
+		}
+		lost := 0
+		for _, source := range s.Sources() {
+			if source.Err != nil {
+				lost++
+			}
+		}
+		if lost < 3 {
+			t.Errorf("%s: the link broke %d times", kind, lost)
+		}
+	}
+}

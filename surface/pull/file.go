@@ -23,7 +23,7 @@ import (
 const (
 	// What has been written since the state was saved last is pulled again
 	// after a kill: so many bytes, or so much time.
-	saveBytes = 64 << 20
+	saveBytes = 16 << 20
 	saveTime  = 250 * time.Millisecond
 )
 

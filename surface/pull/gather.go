@@ -235,6 +235,7 @@ func (w *worker) take(f *fetch) {
 				f.source.drop(lying("chunk %d is not what was exposed: its digest differs", i))
 				break
 			}
+			f.source.proven()
 		}
 		if g.claim(i) {
 			g.arrived(&m, i, w.put(g, &m, i, stored))
@@ -247,6 +248,13 @@ func (w *worker) take(f *fetch) {
 	if f.source != nil {
 		s.buffers.put(f.buf)
 	}
+}
+
+// proven counts a chunk for the source that sent it.
+func (c *source) proven() {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.verified++
 }
 
 // put gives one chunk to the sink; stored is nil if it is zeros.

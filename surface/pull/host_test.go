@@ -8,7 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"net"
-	"path/filepath"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +20,13 @@ import (
 	"github.com/memspan/memspan/wire/control"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A host serves one surface, as the daemon does, or worse: its hooks make it
 // slow, lie and die.
@@ -141,16 +147,6 @@ func (h *host) tcp() string {
 	}
 	h.listen(ln)
 	return "tcp://" + ln.Addr().String()
-}
-
-func (h *host) unix() string {
-	path := filepath.Join(h.tb.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		h.tb.Fatal(err)
-	}
-	h.listen(ln)
-	return "unix:" + path
 }
 
 func (h *host) listen(ln net.Listener) {

@@ -51,6 +51,7 @@ type source struct {
 	held     bool // what was received waits for workers
 	ping     bool // a sign of life is wanted
 	bytes    int64
+	verified int64 // chunks that were what they should be
 }
 
 // A request is under way on a connection.
@@ -132,6 +133,7 @@ func (c *source) dropLocked(err error) {
 	if c.err != nil {
 		return
 	}
+	again := c.mayReturn(err)
 	if errors.Is(err, io.EOF) {
 		err = &wire.Error{Code: wire.PeerLost, Message: "the source closed the connection", Err: err}
 	}
@@ -149,7 +151,17 @@ func (c *source) dropLocked(err error) {
 		f.failedLocked()
 	}
 	clear(c.fetches)
+	if again {
+		c.s.joinLocked(c.address, c.vouches)
+	}
 	c.s.lostLocked()
+}
+
+// mayReturn reports whether the source shall be dialed again: it was the link
+// that failed, and what came over it before was worth having.
+func (c *source) mayReturn(err error) bool {
+	var said *wire.Error // by the source, or about it
+	return c.verified > 0 && c.s.err == nil && (!errors.As(err, &said) || said.Code == wire.Stalled)
 }
 
 // read receives until the connection ends.

@@ -66,13 +66,12 @@ func parseState(b []byte) (*partState, error) {
 		return nil, fmt.Errorf("its sum is wrong: %w", errState)
 	}
 	p := &partState{id: surface.ID(b[8:24]), boot: surface.Machine(b[24:40])}
-	switch b[72] {
-	case 0:
-	case 1:
-		root := surface.Digest(b[40:72])
+	root := surface.Digest(b[40:72])
+	switch known := b[72]; {
+	case known == 1:
 		p.root = &root
-	default:
-		return nil, fmt.Errorf("flag %d: %w", b[72], errState)
+	case known != 0 || root != surface.Digest{}:
+		return nil, fmt.Errorf("root %v, %d: %w", root, known, errState)
 	}
 	number := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[73+8*i:])) }
 	p.chunk, p.window.off, p.window.end = number(0), number(1), number(2)

@@ -157,16 +157,15 @@ func (s *Surface) open(ctx context.Context) error {
 	s.mu.Lock()
 	s.header = first.header
 	s.sources = []*source{first}
-	s.joining = len(from)
+	for _, a := range from {
+		s.joinLocked(a, false)
+	}
 	s.mu.Unlock()
 	for range runtime.GOMAXPROCS(0) {
 		s.work.Go(s.verify)
 	}
 	s.work.Go(s.watch)
 	first.start(s.ctx, state)
-	for _, a := range from {
-		s.work.Go(func() { s.join(a) })
-	}
 	if s.ticket.Root == nil {
 		return nil
 	}
@@ -183,8 +182,13 @@ func (s *Surface) tryConnect(ctx context.Context, address string, direct, others
 	return s.connect(ctx, address, direct)
 }
 
-// join connects to a further source.
-func (s *Surface) join(address string) {
+// joinLocked begins to connect to a further source, or to one that was lost.
+func (s *Surface) joinLocked(address string, vouches bool) {
+	s.joining++
+	s.work.Go(func() { s.join(address, vouches) })
+}
+
+func (s *Surface) join(address string, vouches bool) {
 	c, opened, err := s.connect(s.ctx, address, false)
 	s.mu.Lock()
 	s.joining--
@@ -198,6 +202,7 @@ func (s *Surface) join(address string) {
 		s.mu.Unlock()
 		return
 	}
+	c.vouches = vouches
 	s.sources = append(s.sources, c)
 	c.start(s.ctx, opened.State)
 	s.mu.Unlock()
@@ -275,13 +280,7 @@ func (s *Surface) lossLocked() error {
 	return fmt.Errorf("no source is left: %w", errors.Join(reasons...))
 }
 
-// pokeAll has all sources look for something to ask for.
-func (s *Surface) pokeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pokeLocked()
-}
-
+// pokeLocked has all sources look for something to ask for.
 func (s *Surface) pokeLocked() {
 	for _, c := range s.sources {
 		if c.err == nil {

@@ -87,11 +87,21 @@ func TestPython(t *testing.T) {
 	}
 }
 
-// What the pages about the Python client show is what happens.
+// What the pages show of the Python client is what happens.
 func TestPythonExamples(t *testing.T) {
 	t.Parallel()
 	d := start(t, settings{Process: true})
 	python(t, d, []string{"-m", "doctest", filepath.Join("..", "docs", "python.md")}, "PYTHONPATH=.")
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	check(t, err)
+	_, code, found := strings.Cut(string(readme), "```python\n")
+	code, _, closed := strings.Cut(code, "```")
+	if !found || !closed {
+		t.Fatal("there is no Python in the README")
+	}
+	if _, numpy := findPython(); numpy {
+		python(t, d, []string{"-c", code}, "PYTHONPATH=.")
+	}
 }
 
 // What Go and Python store is seen by the other, by pages and by frames, and

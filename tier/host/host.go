@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 
@@ -266,9 +267,9 @@ func (s *Space) adoptIdle() bool {
 
 // Adopt makes memory that another process made, and may keep mapped, the span's,
 // before any block is reserved: a block has its bytes then, where Reserve says that
-// it reads as zeros. Memory is a memfd sealed against shrinking, of the span's size
-// in whole pages, or the error matches errors.ErrUnsupported. It stays the caller's
-// to close.
+// it reads as zeros. Memory is a memfd sealed against shrinking. If it may be read
+// alone, or has not the span's size in whole pages, the error matches
+// errors.ErrUnsupported. It stays the caller's to close.
 func (s *Space) Adopt(memory *os.File) error {
 	fail := func(err error) error { return fmt.Errorf("tier/host: space %q: adopt memory: %w", s.name, err) }
 	info, err := memory.Stat()
@@ -289,6 +290,9 @@ func (s *Space) Adopt(memory *os.File) error {
 			return nil, err
 		}
 		r, err := memfd.Open(own, s.pages())
+		if errors.Is(err, fs.ErrPermission) { // it can be read alone
+			err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+		}
 		if err != nil {
 			return nil, errors.Join(err, own.Close())
 		}

@@ -183,10 +183,39 @@ func (d *dialer) failed(ctx context.Context, err error) error {
 	return e
 }
 
+// DialTLS connects to a server that speaks another protocol than wire's over TLS, at
+// tls://HOST:PORT or tls://HOST:PORT#FINGERPRINT, and looks who it is, as Dial
+// does. The base of the configuration may be nil. ctx bounds the dialing alone.
+// The error is a *wire.Error.
+func DialTLS(ctx context.Context, address string, base *tls.Config) (*tls.Conn, error) {
+	to, err := parseAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	if !to.tls {
+		return nil, &wire.Error{Code: wire.Invalid, Op: "dial", Message: fmt.Sprintf("address %q: want tls://HOST:PORT", address)}
+	}
+	d := dialer{endpoint: to, Options: Options{TLS: base}, address: address}
+	nc, err := d.connect(ctx)
+	if err != nil {
+		return nil, d.failed(ctx, err)
+	}
+	tc := tls.Client(nc, d.tlsConfig())
+	if err := tc.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, d.failed(ctx, d.tlsError(err))
+	}
+	return tc, nil
+}
+
+func (d *dialer) connect(ctx context.Context) (net.Conn, error) {
+	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
+	return nd.DialContext(ctx, d.network, d.addr)
+}
+
 // dial connects and proves who is who.
 func (d *dialer) dial(ctx context.Context) (*Conn, error) {
-	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
-	nc, err := nd.DialContext(ctx, d.network, d.addr)
+	nc, err := d.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
