@@ -29,6 +29,7 @@ const (
 	ErrStale       Code = "stale"             // the buffer has another generation than the request says
 	ErrLimit       Code = "limit"             // more than the host allows
 	ErrDenied      Code = "denied"            // the host does not let this peer in
+	ErrBusy        Code = "busy"              // the host has the buffer already, and an encrypted one it can have once only
 	ErrFreed       Code = "freed"             // the buffer was freed
 	ErrClosed      Code = "closed"            // the client was closed, or the host is stopping
 	ErrCanceled    Code = "canceled"          // it was canceled, by its context or by name
