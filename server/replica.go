@@ -37,9 +37,9 @@ type replica struct {
 // from now on. ctx bounds the opening.
 func (r *replicas) open(ctx context.Context, t *surface.Ticket, o pull.Options) (*surface.Opening, error) {
 	for {
-		if _, err := r.store.Lookup(t.ID); err == nil {
+		if r.store.Knows(t.ID) {
 			opening, err := openOwn(r.store, t, here)
-			if !errors.Is(err, surface.ErrRevoked) { // else, if it was a replica, everybody had just left it
+			if err == nil || r.store.Knows(t.ID) { // else it was a replica that everybody has just left
 				return opening, err
 			}
 		}
@@ -59,7 +59,7 @@ func (r *replicas) open(ctx context.Context, t *surface.Ticket, o pull.Options) 
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		if _, err := r.store.Lookup(t.ID); err != nil { // it could not be had, or has ended
+		if !r.store.Knows(t.ID) { // it could not be had, or has ended
 			r.forget(t.ID, one)
 		}
 	}

@@ -142,6 +142,11 @@ func pull(handles string) error {
 		return err
 	}
 	defer memfd.Unmap(mem)
+	for seen := avail.Sequence(); avail.State() == surface.Open; seen = avail.Sequence() {
+		if err := avail.WaitChange(context.Background(), seen); err != nil {
+			return err
+		}
+	}
 	if !bytes.Equal(mem, want) || avail.State() != surface.Sealed {
 		return fmt.Errorf("other bytes, or state %v", avail.State())
 	}

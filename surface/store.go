@@ -170,6 +170,16 @@ func (s *Store) Lookup(id ID) (*Exposure, error) {
 	return nil, fmt.Errorf("surface %v: %w", id, ErrNotFound)
 }
 
+// Knows reports whether Open has an answer about id: the store has the surface, or
+// had it lately and can tell its ticket's holder how it ended. A replica that has
+// ended does not count: it can be made again.
+func (s *Store) Knows(id ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stone, gone := s.gone[id]
+	return s.live[id] != nil || gone && !stone.stat.Replica
+}
+
 // Revoke takes a surface back: nobody opens it any more, and openings read no
 // more. Memory that a puller has mapped stays mapped there. It fails with
 // ErrNotFound.

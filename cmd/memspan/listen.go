@@ -247,6 +247,9 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 		path = memspan.DefaultAddress()
 	}
 	path = strings.TrimPrefix(path, "unix:")
+	if !peersAreKnown {
+		return listener{}, fmt.Errorf("listen on %s: this system does not tell who connects to a unix socket; run the daemon on Linux: %w", path, errors.ErrUnsupported)
+	}
 	path, err := filepath.Abs(path) // tickets say it to processes elsewhere
 	if err != nil {
 		return listener{}, fmt.Errorf("--socket %s: %w", path, err)

@@ -29,7 +29,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
-	if err == nil || errors.Is(err, syscall.EPIPE) { // whoever read us has had enough
+	if err == nil || nobodyReads(err) { // whoever read us has had enough
 		return 0
 	}
 	var program *exitError

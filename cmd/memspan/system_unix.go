@@ -5,6 +5,7 @@
 package main
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"syscall"
@@ -20,6 +21,9 @@ func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true
 func passedSignals() []os.Signal {
 	return []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2}
 }
+
+// nobodyReads reports whether what was written to has been closed at its other end.
+func nobodyReads(err error) bool { return errors.Is(err, syscall.EPIPE) }
 
 // ownerOf returns the user whom a file belongs to.
 func ownerOf(info fs.FileInfo) (uid int, ok bool) {

@@ -94,13 +94,3 @@ func (f *File) Truncate(size int64) error { return f.f.Truncate(size) }
 
 // Close closes the file. It makes nothing durable.
 func (f *File) Close() error { return f.f.Close() }
-
-// SyncDir makes durable which files the directory at path has.
-func SyncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}

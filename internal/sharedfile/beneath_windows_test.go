@@ -15,7 +15,7 @@ import (
 )
 
 func TestOpenStaysBeneath(t *testing.T) {
-	root := tempDir(t)
+	root := t.TempDir()
 	path := filepath.Join(root, "dir")
 	if err := errors.Join(
 		os.MkdirAll(filepath.Join(path, "sub"), 0o700),
@@ -71,7 +71,7 @@ func TestOpenStaysBeneath(t *testing.T) {
 
 // A file cannot be cut short while it is mapped, nor mapped longer than it is.
 func TestMappedFilesStay(t *testing.T) {
-	f := create(t, open(t, tempDir(t)), "f")
+	f := create(t, open(t, t.TempDir()), "f")
 	if err := sharedfile.Reserve(f, 1<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestMappedFilesStay(t *testing.T) {
 }
 
 func TestOwner(t *testing.T) {
-	f := create(t, open(t, tempDir(t)), "f")
+	f := create(t, open(t, t.TempDir()), "f")
 	if uid, err := sharedfile.Owner(f); err != nil || uid != os.Getuid() {
 		t.Errorf("the owner of a new file is %d, %v, want %d", uid, err, os.Getuid())
 	}

@@ -123,6 +123,24 @@ func TestVices(t *testing.T) {
 	}
 }
 
+// Who lies and hangs up is not dialed for ever.
+func TestLiesAndHangsUp(t *testing.T) {
+	content := random(6*mib + 99)
+	h := expose(t, content, 256*kib, nil)
+	bad := h.mirror(nil)
+	reads(bad, 0, func(c *wire.Conn, hd wire.Header, m wire.MemoryCommand) bool {
+		reply(c, hd, make([]byte, m.Size))
+		c.Close()
+		return true
+	})
+	address := bad.tcp()
+	s := open(t, h.rooted(address), pull.Options{})
+	if _, err := s.ToMemory(t.Context(), all); !errors.Is(err, wire.Corrupt) {
+		t.Errorf("alone: %v", err)
+	}
+	checkTargets(t, open(t, h.rooted(address), pull.Options{From: []string{h.tcp()}}), content)
+}
+
 // Answers may come in any order.
 func TestReordered(t *testing.T) {
 	content := random(8 * mib)

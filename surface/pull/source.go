@@ -51,7 +51,8 @@ type source struct {
 	held     bool // what was received waits for workers
 	ping     bool // a sign of life is wanted
 	bytes    int64
-	verified int64 // chunks that were what they should be
+	checking int  // fetches that are being verified
+	proven   bool // a chunk was what it should be
 }
 
 // A request is under way on a connection.
@@ -161,7 +162,7 @@ func (c *source) dropLocked(err error) {
 // that failed, and what came over it before was worth having.
 func (c *source) mayReturn(err error) bool {
 	var said *wire.Error // by the source, or about it
-	return c.verified > 0 && c.s.err == nil && (!errors.As(err, &said) || said.Code == wire.Stalled)
+	return (c.proven || c.checking > 0) && c.s.err == nil && !c.s.liars[c.address] && (!errors.As(err, &said) || said.Code == wire.Stalled)
 }
 
 // read receives until the connection ends.
@@ -247,6 +248,7 @@ func (c *source) receiveRead(h wire.Header, r *request) error {
 	whole := f.left == 0
 	if whole {
 		delete(c.fetches, f)
+		c.checking++
 	}
 	// To ask for many at a time spares system calls, and half a window keeps
 	// the link busy meanwhile.

@@ -76,7 +76,8 @@ type Surface struct {
 	sources    []*source
 	joining    int // sources being dialed
 	refusals   []error
-	err        error // there will be no source any more
+	liars      map[string]bool // addresses
+	err        error           // there will be no source any more
 	gatherings []*gathering
 	changed    chan struct{} // closed and replaced when something above changes
 }
@@ -192,11 +193,11 @@ func (s *Surface) join(address string, vouches bool) {
 	c, opened, err := s.connect(s.ctx, address, false)
 	s.mu.Lock()
 	s.joining--
-	if err != nil || s.ctx.Err() != nil {
-		if err == nil {
-			c.conn.Wire.Close()
-			err = ErrClosed
-		}
+	if err == nil && (s.err != nil || s.liars[address]) {
+		c.conn.Wire.Close()
+		err = fmt.Errorf("%s: not used any more: %w", address, cmp.Or(s.err, error(wire.Corrupt)))
+	}
+	if err != nil {
 		s.refusals = append(s.refusals, err)
 		s.lostLocked()
 		s.mu.Unlock()
