@@ -530,20 +530,23 @@ class _Link:
             self._drain()
 
     def _drain(self) -> None:
-        while self._farewells and self.error is None and self._sending.acquire(blocking=False):
-            room = True
+        while self._farewells and self.error is None:
+            held: List[bool] = []
             try:
-                while self._farewells and room:
+                # As in _write: a handler that raises must not leave the lock taken.
+                held.extend(map(self._sending.acquire, [False]))
+                if not held[0]:  # whoever has it drains when he is done
+                    return
+                while self._farewells:
                     op, args = self._farewells.popleft()
-                    room = self._write(_CONTROL, 0, next(self._unheard), b"", _request(op, args), dont_wait=True)
-                    if not room:  # whoever sends next sees to it
-                        self._farewells.appendleft((op, args))
+                    if not self._write(_CONTROL, 0, next(self._unheard), b"", _request(op, args), dont_wait=True):
+                        self._farewells.appendleft((op, args))  # whoever sends next sees to it
+                        return
             except Error:
                 return  # the connection is over, and with it all that is to be given up
             finally:
-                self._sending.release()
-            if not room:
-                return
+                if True in held:
+                    self._sending.release()
 
     # Receiving
 
