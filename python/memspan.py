@@ -1415,15 +1415,17 @@ class Surface:
             raise
         finally:
             _close_all(call.files)
-        self._ready = 0
+        self._ready, self._sealed = 0, False
         self._take(call.reply["state"])
 
     def _take(self, state: Dict[str, Any]) -> None:
-        """Takes in what is there now."""
+        """Takes in what is there; of two who wait the later answer may be older."""
         self._link.check(state, "pull", {"sequence": int, "sealed": bool, "size": int, "count": int})
-        m = self.manifest._replace(size=state["size"], count=state["count"])
-        self._sequence, self._sealed = state["sequence"], state["sealed"]
-        self.manifest = m
+        if not self._sealed:
+            grown = state["sealed"] or state["size"] > self.manifest.size
+            self.manifest = self.manifest._replace(size=state["size"], count=state["count"]) if grown else self.manifest
+        self._sequence, self._sealed = state["sequence"], self._sealed or state["sealed"]
+        m = self.manifest
         if self._sealed and isinstance(state.get("root"), str):
             self._root = _base64(state["root"])
         self._begin, self._wanted = self._ticket.allowed(m.size)
@@ -1464,12 +1466,13 @@ class Surface:
         Canceled after ``timeout`` seconds, Revoked or another error if no more will
         come."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._turn:
-            while not self.complete and (size is None or self._ready < size):
-                left = None if end is None else max(0.0, end - time.monotonic())
-                args = {"handle": self._handle, "sequence": self._sequence, "from": self._begin // self.manifest.chunk}
-                self._take(self._link.ask("surface-wait", args, {"sequence": int}, timeout=left).reply)
-            return self._ready
+        while not self.complete and (size is None or self._ready < size):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            args = {"handle": self._handle, "sequence": self._sequence, "from": self._begin // self.manifest.chunk}
+            state = self._link.ask("surface-wait", args, {}, timeout=left).reply
+            with self._turn:
+                self._take(state)
+        return self._ready
 
     @property
     def view(self) -> memoryview:

@@ -1361,6 +1361,7 @@ class Surfaces(DaemonTest):
         waiter = threading.Thread(target=lambda: reached.append(surface.wait(2 * MIB)))
         waiter.start()
         self.eventually(lambda: self.stat(ticket)["waiting"] == 1, "nobody waits")
+        self.assertEqual(bytes(surface.view), b"")  # waits for nobody
         self.write(handle, 0, content[:2 * MIB])
         waiter.join(30)
         self.assertGreaterEqual(reached[0], 2 * MIB)
