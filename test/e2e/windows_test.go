@@ -46,7 +46,7 @@ func TestWindows(t *testing.T) {
 	t.Run("WindowsGuest", func(t *testing.T) {
 		// Without --trust: Windows tells whose process it is.
 		address := w.serve(memspan, "--dir", `C:\buffers`)
-		testWindowsGuest(t, w, memspan, address)
+		testWindowsGuest(t, w, memspan, address, "--dir", `C:\buffers`)
 
 		// What Windows cannot tell is kept out: a Linux process it does not know.
 		_, err := dialed(t, address, buffers).Echo(t.Context(), "hello")
@@ -55,8 +55,16 @@ func TestWindows(t *testing.T) {
 		}
 		testKilledGuest(t, w, memspan, address, buffers)
 	})
+	t.Run("Channel", func(t *testing.T) {
+		testWindowsGuest(t, w, memspan, trusting)
+		testOverTheChannel(t, trusting)
+		check(t, os.WriteFile(filepath.Join(w.drive, "token"), []byte(token), 0o600))
+		secret := []string{"--token-file", `C:\token`}
+		address := w.serve(memspan, append(secret, "--dir", `C:\buffers`, "--tls", "--tls-dir", `C:\tls`)...)
+		testWindowsGuest(t, w, memspan, address, append(secret, "--dir", `C:\buffers`, "--encrypted")...)
+	})
 	t.Run("Client", func(t *testing.T) { testWindowsClient(t, w, memspan) })
-	t.Run("LinuxHost", func(t *testing.T) { testWindowsGuest(t, w, memspan, linuxHost(t, buffers)) })
+	t.Run("LinuxHost", func(t *testing.T) { testWindowsGuest(t, w, memspan, linuxHost(t, buffers), "--dir", `C:\buffers`) })
 	if left := buffersIn(t, buffers); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -129,6 +137,24 @@ func testLinuxGuest(t *testing.T, address, dir string) {
 	if _, err := small.Process(t.Context(), sharedbuf.Process()); !errors.Is(err, sharedbuf.ErrSize) {
 		t.Errorf("a file that is too short: %v", err)
 	}
+}
+
+// A guest on Linux that shares no directory with the Windows host: its bytes are
+// sent.
+func testOverTheChannel(t *testing.T, address string) {
+	b, err := dialed(t, address, "").Alloc(t.Context(), 8<<20)
+	check(t, err)
+	const pattern = 0x12345678
+	_, err = b.Process(t.Context(), sharedbuf.Fill(pattern), sharedbuf.Verify(pattern))
+	check(t, err)
+	if got := binary.LittleEndian.Uint32(b.Bytes()[8<<20-4:]); got != pattern {
+		t.Errorf("what the host wrote is %#x here", got)
+	}
+	b.Bytes()[5<<20]++
+	if _, err := b.Process(t.Context(), sharedbuf.Verify(pattern)); !errors.Is(err, sharedbuf.ErrMismatch) {
+		t.Errorf("a store is not seen: %v", err)
+	}
+	check(t, b.Free())
 }
 
 // A guest that cuts its file short while the host reads it gets an error, and the
@@ -215,8 +241,9 @@ func testBadPaths(t *testing.T, address, dir string) {
 }
 
 // A guest on Windows.
-func testWindowsGuest(t *testing.T, w *wine, memspan, address string) {
-	out, err := w.run(memspan, "buffer", "test", "--address", address, "--dir", `C:\buffers`)
+func testWindowsGuest(t *testing.T, w *wine, memspan, address string, args ...string) {
+	t.Helper()
+	out, err := w.run(memspan, append([]string{"buffer", "test", "--address", address}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
