@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/memspan/memspan/surface"
@@ -22,14 +23,45 @@ const SurfacePath = "/surface/"
 // Handler serves surfaces over HTTP to whoever has a ticket, for programs that know
 // nothing else: GET and HEAD of SurfacePath and the ticket, ranges included. A
 // surface that is still being written comes as it is written, without ranges.
-// Encrypted surfaces are refused: their key is not for servers.
+// Encrypted surfaces are refused: their key is not for servers. A client that takes
+// nothing of an answer for Config.IOTimeout is given up, and who shows no ticket that
+// opens keeps no connection.
 //
-// Who serves it beyond this machine has to encrypt: the path has the ticket.
+// Who serves it beyond this machine has to encrypt: the path has the ticket. The
+// listener is best wrapped by [Server.GuestListener].
 func (srv *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+SurfacePath+"{ticket}", srv.serveSurface)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		paced := pacedWriter{w, srv.ioTimeout}
+		paced.renew()
+		if r.ContentLength != 0 { // nobody reads it but package http, which would wait for it
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(srv.ioTimeout))
+		}
+		w.Header().Set("Connection", "close")
+		mux.ServeHTTP(paced, r)
+	})
 }
+
+// A pacedWriter gives up a client that takes nothing of a piece for a time. It hides
+// what else the writer can do: that would write a whole answer as one piece.
+type pacedWriter struct {
+	http.ResponseWriter
+	timeout time.Duration
+}
+
+func (p pacedWriter) Write(b []byte) (int, error) {
+	p.renew()
+	return p.ResponseWriter.Write(b)
+}
+
+func (p pacedWriter) renew() {
+	// What has no deadlines, as tests' recorders, does not wait for a network.
+	_ = http.NewResponseController(p.ResponseWriter).SetWriteDeadline(time.Now().Add(p.timeout))
+}
+
+// Unwrap is for http.ResponseController.
+func (p pacedWriter) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
 // httpStatus tells the status for an error's code; others are 500.
 var httpStatus = map[wire.Code]int{
@@ -66,6 +98,7 @@ func (srv *Server) serveSurface(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer o.Close()
+	h.Del("Connection")
 	header := o.Header()
 	if t, _, err := mime.ParseMediaType(header.ContentType); err == nil && t != "" {
 		h.Set("Content-Type", header.ContentType)
@@ -76,10 +109,11 @@ func (srv *Server) serveSurface(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": header.Name}))
 	}
 	content := &contentReader{ctx: r.Context(), o: o}
+	defer content.close() // before the opening
 	part := o.Restriction().Range
-	if m := o.Manifest(); m != nil {
-		h.Set("ETag", fmt.Sprintf("%q", m.Root()))
-		content.off, content.size = part.Offset, max(min(part.Length, m.Size-part.Offset), 0)
+	if p, err := o.Progress(); err == nil && p.Root != nil {
+		h.Set("ETag", fmt.Sprintf("%q", p.Root))
+		content.off, content.size = part.Offset, max(min(part.Length, p.Size-part.Offset), 0)
 		http.ServeContent(w, r, "", time.Time{}, content)
 		return
 	}
@@ -130,6 +164,30 @@ type contentReader struct {
 	off  int64
 	size int64
 	at   int64
+
+	// reading is held while the surface's memory is read: package http answers
+	// several ranges from a goroutine that it does not wait for.
+	reading sync.Mutex
+	closed  bool // guarded by reading
+}
+
+// close waits until nobody reads the surface's memory, and nobody will.
+func (c *contentReader) close() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	c.closed = true
+}
+
+// copy copies the stored bytes from byte off on to p.
+func (c *contentReader) copy(p []byte, off int64) error {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.closed {
+		return errGone
+	}
+	b, err := c.o.ReadStored(off, int64(len(p)))
+	copy(p, b)
+	return err
 }
 
 var errSeek = errors.New("server: seek to a place before the beginning")
@@ -163,9 +221,8 @@ func (c *contentReader) Read(p []byte) (int, error) {
 		header := c.o.Header()
 		// Up to the end of a chunk: others may not be there.
 		if n := min(int64(len(p)), end-at, header.Chunk-at%header.Chunk); n > 0 {
-			b, err := c.o.ReadStored(at, n)
+			err := c.copy(p[:n], at)
 			if err == nil {
-				copy(p, b)
 				c.at += n
 				return int(n), nil
 			}

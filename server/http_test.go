@@ -6,10 +6,12 @@ import (
 	"bytes"
 	"crypto/rand"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/memspan/memspan/server"
 	"github.com/memspan/memspan/surface"
@@ -141,5 +143,44 @@ func TestHTTP(t *testing.T) {
 	p.raw.Close()
 	if _, err := io.ReadAll(stream.Body); err == nil {
 		t.Error("a stream whose writer went ends as if it were whole")
+	}
+}
+
+// A client that takes nothing is given up, and who has no ticket keeps no connection.
+func TestHTTPStalled(t *testing.T) {
+	srv, socket, _ := listen(t, server.Config{IOTimeout: 100 * time.Millisecond})
+	ended := make(chan struct{}, 3)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { ended <- struct{}{} }()
+		srv.Handler().ServeHTTP(w, r)
+	}))
+	defer web.Close()
+	p := connect(t, "unix", socket).greet()
+	_, more, seal := p.exposeWritten(control.Expose{Size: 32 << 20})
+	for range 32 {
+		more(make([]byte, 1<<20))
+	}
+	ask := func(request string) net.Conn {
+		t.Helper()
+		nc, err := net.Dial("tcp", web.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		if _, err := io.WriteString(nc, request); err != nil {
+			t.Fatal(err)
+		}
+		return nc
+	}
+	ask("GET " + server.SurfacePath + seal() + " HTTP/1.1\r\nHost: x\r\n\r\n")
+	<-ended // while it reads nothing
+
+	for _, request := range []string{
+		"GET " + server.SurfacePath + "mst1nonsense HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", // the body never comes
+	} {
+		if _, err := io.ReadAll(ask(request)); err != nil {
+			t.Errorf("%q: %v", request, err)
+		}
 	}
 }
