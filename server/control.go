@@ -61,6 +61,11 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if !full {
 		s.cancels[h.ID] = cancel
 	}
+	if !full && waitsForOthers(req.Op) {
+		if s.waits[h.ID] = cancel; s.draining {
+			cancel(errStopping)
+		}
+	}
 	s.mu.Unlock()
 	if full {
 		cancel(nil)
@@ -73,6 +78,7 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 		err := s.answerControl(ctx, h, req, file)
 		s.mu.Lock()
 		delete(s.cancels, h.ID)
+		delete(s.waits, h.ID)
 		s.settle()
 		s.mu.Unlock()
 		if err != nil {
@@ -81,6 +87,12 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 		}
 	})
 	return nil
+}
+
+// waitsForOthers reports whether a request may wait for as long as another client, or
+// server, likes.
+func waitsForOthers(op control.Op) bool {
+	return op == control.OpSurfaceWait || op == control.OpPull || op == control.OpLock
 }
 
 // immediate reports whether a request waits for nothing.

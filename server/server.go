@@ -72,7 +72,7 @@ type Config struct {
 // Limits bound what peers may ask for. Zero fields have the stated defaults.
 type Limits struct {
 	Sessions int   // connections at a time, beside guests; 256
-	Guests   int   // connections at a time that may pull surfaces alone; 4096
+	Guests   int   // connections at a time that may pull surfaces alone, a quarter of them from one address; 4096
 	Spans    int   // 1048576
 	SpanSize int64 // bytes; 1 TiB
 	Handles  int   // of one session; 16384
@@ -107,7 +107,8 @@ func (l Limits) withDefaults() Limits {
 // fallbackMemory is assumed where the system does not tell, in bytes.
 const fallbackMemory = 2 << 30
 
-// handshakeTimeout bounds the time from the connection to its first request.
+// handshakeTimeout bounds the time from the connection to its first request, and
+// for guests, who have proved nothing yet, to the first surface that they open.
 const handshakeTimeout = 10 * time.Second
 
 // A Server keeps spans and serves them to sessions. Its methods may be called
@@ -115,6 +116,7 @@ const handshakeTimeout = 10 * time.Second
 type Server struct {
 	limits    Limits
 	ioTimeout time.Duration
+	guestTime time.Duration // for which a guest may have no surface open
 	token     [sha256.Size]byte
 	hasToken  bool
 	log       *slog.Logger
@@ -138,8 +140,9 @@ type Server struct {
 
 	mu        sync.Mutex            // guards what follows
 	sessions  map[*session]struct{} // those that are shaking hands too
+	shaking   int                   // of them, those
 	admitted  int                   // of them, those that are not, and no guests
-	guests    int                   // those of them that are guests
+	guests    guests                // of them, those that are guests, and GuestListener's
 	leases    map[*session]*lease   // those that have become Vulkan applications'
 	lent      int                   // of them, and those to come
 	listeners map[net.Listener]struct{}
@@ -165,10 +168,12 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		vulkan:    vulkan,
 		limits:    cfg.Limits.withDefaults(),
 		ioTimeout: cfg.IOTimeout,
+		guestTime: handshakeTimeout,
 		token:     sha256.Sum256([]byte(cfg.Token)),
 		hasToken:  cfg.Token != "",
 		log:       cfg.Logger,
 		sessions:  make(map[*session]struct{}),
+		guests:    guests{from: make(map[string]int)},
 		leases:    make(map[*session]*lease),
 		listeners: make(map[net.Listener]struct{}),
 	}
@@ -326,9 +331,10 @@ func (srv *Server) admissible(ln net.Listener) error {
 func (srv *Server) start(ctx context.Context, nc net.Conn) {
 	s := newSession(srv, nc)
 	srv.mu.Lock()
-	full := len(srv.sessions)-srv.admitted-srv.guests >= srv.limits.Sessions+srv.limits.Guests
+	full := srv.shaking >= srv.limits.Sessions+srv.limits.Guests
 	if !srv.closing && !full {
 		srv.sessions[s] = struct{}{}
+		srv.shaking++
 		srv.work.Add(1)
 		srv.mu.Unlock()
 		go func() {
@@ -344,6 +350,8 @@ func (srv *Server) start(ctx context.Context, nc net.Conn) {
 	nc.Close()
 }
 
+var errStopping = &wire.Error{Code: wire.Closed, Message: "the server is stopping"}
+
 // admit counts a session that has proved who it is. It returns the error to
 // tell the client if there are too many.
 func (srv *Server) admit(s *session) error {
@@ -351,18 +359,19 @@ func (srv *Server) admit(s *session) error {
 	defer srv.mu.Unlock()
 	switch {
 	case srv.closing:
-		return &wire.Error{Code: wire.Closed, Op: "dial", Message: "the server is stopping"}
-	case s.guest && srv.guests >= srv.limits.Guests:
-		return &wire.Error{Code: wire.Limit, Op: "dial", Message: fmt.Sprintf("the server has %d guests", srv.guests)}
+		return errStopping
 	case !s.guest && srv.admitted >= srv.limits.Sessions:
 		return &wire.Error{Code: wire.Limit, Op: "dial", Message: fmt.Sprintf("the server has %d sessions", srv.admitted)}
 	}
-	s.admitted = true
 	if s.guest {
-		srv.guests++
+		if err := srv.admitGuest(guestAddress(s.peer.Peer)); err != nil {
+			return err
+		}
 	} else {
 		srv.admitted++
 	}
+	s.admitted = true
+	srv.shaking--
 	return nil
 }
 
@@ -371,9 +380,11 @@ func (srv *Server) dismiss(s *session) {
 	defer srv.mu.Unlock()
 	delete(srv.sessions, s)
 	switch {
-	case s.admitted && s.guest:
-		srv.guests--
-	case s.admitted:
+	case !s.admitted:
+		srv.shaking--
+	case s.guest:
+		srv.dismissGuest(guestAddress(s.peer.Peer))
+	default:
 		srv.admitted--
 	}
 }

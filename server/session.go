@@ -72,6 +72,8 @@ type session struct {
 	surfaces map[uint64]*surfaceHandle
 	waiting  int                                // for locks
 	cancels  map[uint64]context.CancelCauseFunc // control requests under way, by request id
+	waits    map[uint64]context.CancelCauseFunc // of them, those that wait for others
+	idle     *time.Timer                        // of a guest: ends the session unless it has a surface open
 	pending  map[uint64]*span.Span              // by handle or mapping: changed by frames of a write whose last is to come
 	draining bool
 	quiet    chan struct{} // closed when draining and nothing is left to wait for
@@ -114,12 +116,12 @@ func newSession(srv *Server, nc net.Conn) *session {
 		lane:        make(chan *dataJob, laneLength),
 		stores:      make(chan struct{}, maxReceived),
 		replies:     make(chan *dataJob),
-		freed:       make(chan *mapping, srv.limits.Mappings),
 		handles:     make(map[uint64]*span.Span),
 		mappings:    make(map[uint64]*mapping),
 		locks:       make(map[uint64]heldLock),
 		surfaces:    make(map[uint64]*surfaceHandle),
 		cancels:     make(map[uint64]context.CancelCauseFunc),
+		waits:       make(map[uint64]context.CancelCauseFunc),
 		pending:     make(map[uint64]*span.Span),
 		batches:     make(map[uint64]*batch),
 		quiet:       make(chan struct{}),
@@ -142,6 +144,12 @@ func (s *session) serve(ctx context.Context) {
 		s.log.Warn("handshake failed", "peer", s.raw.RemoteAddr(), "error", err)
 		return
 	}
+	if s.guest {
+		s.idle = time.AfterFunc(s.srv.guestTime, s.endIdle)
+		defer s.idle.Stop()
+	} else {
+		s.freed = make(chan *mapping, s.srv.limits.Mappings)
+	}
 	close(s.established)
 	s.log.Debug("session begins", "peer", s.raw.RemoteAddr(), "handshake", time.Since(start))
 	var lane, replies, events sync.WaitGroup
@@ -156,6 +164,9 @@ func (s *session) serve(ctx context.Context) {
 		}
 	})
 	events.Go(func() {
+		if s.guest {
+			return // and maps nothing
+		}
 		for m := range s.freed {
 			s.mu.Lock()
 			id := m.id
@@ -175,9 +186,20 @@ func (s *session) serve(ctx context.Context) {
 	replies.Wait()
 	s.requests.Wait()
 	s.cleanUp() // no span knows of this session's mappings any more
-	close(s.freed)
+	if !s.guest {
+		close(s.freed)
+	}
 	events.Wait()
 	s.log.Debug("session ends", "reason", err)
+}
+
+// endIdle ends the session of a guest that has no surface open.
+func (s *session) endIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.surfaces) == 0 {
+		s.raw.Close()
+	}
 }
 
 // jobDone notes that a data job is over; err says that its answer could not be
@@ -428,8 +450,14 @@ func (s *session) drain(ctx context.Context) {
 		return
 	}
 	s.event(control.Event{Event: control.EventClosing, Message: "the server is stopping"})
+	if s.guest { // who would wait for what nobody will write any more
+		return
+	}
 	s.mu.Lock()
 	s.draining = true
+	for _, cancel := range s.waits {
+		cancel(errStopping)
+	}
 	s.settle()
 	s.mu.Unlock()
 	select {

@@ -26,12 +26,22 @@ type surfaceHandle struct {
 	exposure *surface.Exposure // being written, else nil
 	opening  *surface.Opening  // open, else nil
 
+	gone context.Context // ends with the handle
+	end  context.CancelFunc
+
 	// reading is held, shared, while bytes of the opening's memory are sent.
 	reading sync.RWMutex
 	closed  bool // guarded by reading
 }
 
+func (srv *Server) surfaceHandle(e *surface.Exposure, o *surface.Opening) *surfaceHandle {
+	h := &surfaceHandle{srv: srv, exposure: e, opening: o}
+	h.gone, h.end = context.WithCancel(context.Background())
+	return h
+}
+
 func (h *surfaceHandle) close() {
+	h.end()
 	h.reading.Lock()
 	defer h.reading.Unlock()
 	h.closed = true
@@ -55,6 +65,9 @@ func (s *session) addSurface(h *surfaceHandle) (uint64, error) {
 	}
 	id := newHandle(s.surfaces)
 	s.surfaces[id] = h
+	if s.guest {
+		s.idle.Stop()
+	}
 	return id, nil
 }
 
@@ -91,6 +104,9 @@ func (s *session) dropSurface(handle uint64) bool {
 	s.mu.Lock()
 	h := s.surfaces[handle]
 	delete(s.surfaces, handle)
+	if s.guest && h != nil && len(s.surfaces) == 0 {
+		s.idle.Reset(s.srv.guestTime)
+	}
 	s.mu.Unlock()
 	if h == nil {
 		return false
@@ -161,7 +177,7 @@ func (s *session) expose(ctx context.Context, a control.Expose, file *os.File) (
 		if err != nil {
 			return control.Exposed{}, err
 		}
-		h := &surfaceHandle{srv: s.srv, exposure: e}
+		h := s.srv.surfaceHandle(e, nil)
 		reply, err := s.srv.exposed(e)
 		if err == nil {
 			reply.Handle, err = s.addSurface(h)
@@ -369,7 +385,7 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 		memory, page, err = o.Files()
 	}
 	if err == nil {
-		reply.Handle, err = s.addSurface(&surfaceHandle{srv: s.srv, opening: o})
+		reply.Handle, err = s.addSurface(s.srv.surfaceHandle(nil, o))
 	}
 	if err != nil {
 		o.Close()
@@ -390,6 +406,9 @@ func (s *session) waitSurface(ctx context.Context, a control.SurfaceWait) (contr
 	if a.From < 0 {
 		return control.SurfaceState{}, &wire.Error{Code: wire.Invalid, Op: "wait", Message: fmt.Sprintf("from chunk %d", a.From)}
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(h.gone, func() { cancel(errNoSurface) })()
 	p, err := h.opening.Wait(ctx, a.Sequence) // closed meanwhile, it does not touch its memory
 	if err != nil {
 		return control.SurfaceState{}, err

@@ -40,7 +40,8 @@ type listenFlags struct {
 // A listener is one place where the daemon listens.
 type listener struct {
 	net.Listener
-	address string // what clients dial
+	address string      // what clients dial
+	config  *tls.Config // of HTTP: encrypts what is accepted; nil: nothing does, or the Listener
 }
 
 // listen opens all listeners, or none.
@@ -142,13 +143,13 @@ func (f *listenFlags) listenTCP(ctx context.Context, flag, address string, encry
 		return listener{}, fmt.Errorf("--%s %s: %w", flag, address, err)
 	}
 	if !secure {
-		return listener{ln, "tcp://" + net.JoinHostPort(host, port)}, nil
+		return listener{Listener: ln, address: "tcp://" + net.JoinHostPort(host, port)}, nil
 	}
 	dial := "tls://" + net.JoinHostPort(host, port)
 	if fingerprint != "" {
 		dial += "#" + fingerprint
 	}
-	return listener{overTLS(ln, config), dial}, nil
+	return listener{Listener: overTLS(ln, config), address: dial}, nil
 }
 
 // dialHost returns the host that clients dial: as it was written, or this
@@ -270,7 +271,7 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 	}
 	// The socket goes before the lock: who gets the lock finds no socket.
 	locked := &lockedListener{Listener: ln, close: sync.OnceValue(func() error { return errors.Join(ln.Close(), lock.Close()) })}
-	return listener{locked, "unix:" + path}, nil
+	return listener{Listener: locked, address: "unix:" + path}, nil
 }
 
 // takeSocket makes the socket at path, in the place of one that nobody answers

@@ -171,7 +171,7 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	for _, ln := range web {
 		group.Go(func() error {
 			defer stop()
-			return serveHTTP(ctx, srv, ln.Listener, cfg.Logger)
+			return serveHTTP(ctx, srv, ln, cfg.Logger)
 		})
 	}
 	for _, ln := range shared {

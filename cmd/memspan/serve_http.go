@@ -54,7 +54,7 @@ func (f *serveFlags) listenHTTP(ctx context.Context) (open []listener, err error
 		}
 		at := net.JoinHostPort(dialHost(address, addr), port)
 		if addr.IP.IsLoopback() && !f.tls {
-			open = append(open, listener{ln, "http://" + at})
+			open = append(open, listener{Listener: ln, address: "http://" + at})
 			continue
 		}
 		config, _, err := f.tlsConfig()
@@ -64,13 +64,13 @@ func (f *serveFlags) listenHTTP(ctx context.Context) (open []listener, err error
 		}
 		config.ClientAuth = tls.NoClientCert // the ticket is what lets in
 		config.NextProtos = []string{"http/1.1"}
-		open = append(open, listener{tls.NewListener(ln, config), "https://" + at})
+		open = append(open, listener{ln, "https://" + at, config})
 	}
 	return open, nil
 }
 
 // serveHTTP serves surfaces over HTTP until ctx ends.
-func serveHTTP(ctx context.Context, srv *server.Server, ln net.Listener, log *slog.Logger) error {
+func serveHTTP(ctx context.Context, srv *server.Server, ln listener, log *slog.Logger) error {
 	web := &http.Server{
 		Handler:           srv.Handler(),
 		ReadHeaderTimeout: httpHeaderTime,
@@ -89,7 +89,11 @@ func serveHTTP(ctx context.Context, srv *server.Server, ln net.Listener, log *sl
 			web.Close()
 		}
 	})
-	err := web.Serve(ln)
+	guests := srv.GuestListener(ln.Listener) // counted before a handshake costs anything
+	if ln.config != nil {
+		guests = tls.NewListener(guests, ln.config)
+	}
+	err := web.Serve(guests)
 	if !stop() {
 		ended.Wait()
 	}
