@@ -51,8 +51,19 @@ func (p *peer) openAs(w control.Welcome, text string) (o control.SurfaceOpened) 
 // A guest that opens nothing, or has closed what it opened, makes room for others; one
 // with a surface open stays.
 func TestGuestsIdle(t *testing.T) {
-	srv, socket, tcp := listen(t, server.Config{})
+	srv, socket, _ := listen(t, server.Config{})
 	srv.SetGuestTime(100 * time.Millisecond)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- srv.Serve(t.Context(), ln) }()
+	defer func() {
+		ln.Close()
+		<-served
+	}()
+	tcp := ln.Addr().String()
 	p := connect(t, "unix", socket).greet()
 	ticket, more, _ := p.exposeWritten(control.Expose{Size: 4096, Chunk: 4096})
 	more(make([]byte, 4096))

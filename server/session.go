@@ -360,6 +360,7 @@ func (s *session) readFrames(ctx context.Context) error {
 				return err
 			}
 		}
+		s.dropFiles()
 		h, err := s.conn.ReadHeader()
 		if err != nil {
 			if errors.Is(err, io.EOF) {

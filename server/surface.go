@@ -121,9 +121,8 @@ func guestMay(op control.Op) bool {
 	return slices.Contains([]control.Op{control.OpSurfaceOpen, control.OpSurfaceWait, control.OpSurfaceDigests, control.OpClose, control.OpCancel}, op)
 }
 
-// takeExposed takes the descriptor that came with a request to expose: now, before
-// the next request is read, whose descriptor comes behind it. It is nil if there is
-// none.
+// takeExposed takes the descriptor that came with a request to expose: now, for
+// what is not taken is closed before the next request is read. It is nil if there is none.
 func (s *session) takeExposed(req control.Request) *os.File {
 	var a control.Expose
 	if s.files == nil || req.Op != control.OpExpose || decode(req.Args, &a) != nil {
@@ -132,11 +131,23 @@ func (s *session) takeExposed(req control.Request) *os.File {
 	if a.Source != control.ExposeMemory && a.Source != control.ExposeFile {
 		return nil
 	}
-	f, err := s.files.Take()
+	f, err := s.files.TakeRead(s.conn.Buffered())
 	if err != nil {
 		return nil
 	}
 	return f
+}
+
+// dropFiles closes the descriptors that came with frames that have been read: they
+// must not be taken for another's.
+func (s *session) dropFiles() {
+	for s.files != nil {
+		f, err := s.files.TakeRead(s.conn.Buffered())
+		if err != nil {
+			return
+		}
+		f.Close()
+	}
 }
 
 // expose makes a surface. The file that came with the request stays the caller's.

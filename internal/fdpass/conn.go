@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"runtime"
@@ -42,13 +43,20 @@ type Conn struct {
 	readMu  sync.Mutex
 	oob     []byte // room for the control data of one message, reused
 	readErr error  // set for good once files were refused
+	read    int64  // bytes returned so far
 
 	writeMu sync.Mutex      // a message sent in two parts stays in one piece
 	quiet   syscall.RawConn // nil: writes may raise SIGPIPE
 
 	queueMu sync.Mutex
-	queue   []*os.File
+	queue   []arrival
 	closed  bool
+}
+
+// An arrival is a file that nobody has taken.
+type arrival struct {
+	file *os.File
+	at   int64 // how many bytes had been read, with those that it came with
 }
 
 var (
@@ -75,6 +83,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return 0, c.readErr
 	}
 	n, oobn, flags, _, err := c.unix.ReadMsgUnix(p, c.oob)
+	n = max(n, 0) // -1 where it failed
+	c.read += int64(n)
 	if oobn > 0 || flags != 0 {
 		if rerr := c.receive(c.oob[:oobn], flags); rerr != nil {
 			c.readErr = rerr
@@ -85,7 +95,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if errors.Is(err, io.EOF) {
 		err = io.EOF // ReadMsgUnix wraps it, and readers compare
 	}
-	return max(n, 0), err // where it failed ReadMsgUnix returned -1
+	return n, err
 }
 
 // receive queues the files of one message's control data.
@@ -100,7 +110,9 @@ func (c *Conn) receive(oob []byte, flags int) error {
 		case len(c.queue)+len(files) > maxQueued:
 			err = fmt.Errorf("%w: %d wait and %d more came, the limit is %d", ErrTooMany, len(c.queue), len(files), maxQueued)
 		default:
-			c.queue = append(c.queue, files...)
+			for _, f := range files {
+				c.queue = append(c.queue, arrival{f, c.read})
+			}
 			return nil
 		}
 	}
@@ -110,14 +122,23 @@ func (c *Conn) receive(oob []byte, flags int) error {
 
 // Take returns the file that arrived first of those not yet taken. The caller
 // closes it. It never waits: if there is none it returns ErrNoFile.
-func (c *Conn) Take() (*os.File, error) {
+func (c *Conn) Take() (*os.File, error) { return c.take(math.MaxInt64) }
+
+// TakeRead is Take of those files alone that came with what Read has returned, but
+// for the last unread bytes of it, which its caller has yet to look at: one message's,
+// if those of the messages before it were taken. Only the goroutine that reads may call
+// it.
+func (c *Conn) TakeRead(unread int) (*os.File, error) { return c.take(c.read - int64(unread)) }
+
+// take is Take of files that came with the first n bytes.
+func (c *Conn) take(n int64) (*os.File, error) {
 	c.queueMu.Lock()
 	defer c.queueMu.Unlock()
-	if len(c.queue) == 0 {
+	if len(c.queue) == 0 || c.queue[0].at > n {
 		return nil, ErrNoFile
 	}
-	f := c.queue[0]
-	c.queue[0] = nil
+	f := c.queue[0].file
+	c.queue[0] = arrival{}
 	c.queue = c.queue[1:]
 	return f, nil
 }
@@ -239,7 +260,9 @@ func (c *Conn) closeQueued(last bool) {
 	c.queueMu.Lock()
 	defer c.queueMu.Unlock()
 	c.closed = c.closed || last
-	closeAll(c.queue)
+	for _, a := range c.queue {
+		a.file.Close()
+	}
 	c.queue = nil
 }
 
