@@ -103,7 +103,7 @@ var vices = map[string]struct {
 // A source that misbehaves costs nothing but itself; if there is no other, the
 // pull fails and says why.
 func TestVices(t *testing.T) {
-	content := random(6*mib + 99)
+	content := random(4*mib + 99)
 	for name, v := range vices {
 		t.Run(name, func(t *testing.T) {
 			good := expose(t, content, 256*kib, nil)
@@ -442,7 +442,7 @@ func (f fault) copy(to, from net.Conn) {
 // can be gone on with.
 func TestFaults(t *testing.T) {
 	const chunk = 256 * kib
-	content := random(20*chunk + 1234)
+	content := random(14*chunk + 1234)
 	clear(content[5*chunk : 7*chunk])
 	h := expose(t, content, chunk, nil)
 	address := h.tcp()
