@@ -53,6 +53,7 @@ var layers = []struct {
 	{"server", []string{"internal/...", "coherency", "wire/...", "tier/...", "span", "sharedbuf/...", "surface/...", "vulkan/handover"}},
 	{"cmd/...", []string{"..."}},
 	{"test/...", []string{"..."}},
+	{"examples/...", []string{"", "server", "surface/..."}}, // what others can import too
 }
 
 func matches(pattern, pkg string) bool {

@@ -28,6 +28,12 @@ type Options struct {
 	// Dial says how sources are dialed. An IOTimeout of 0 is 30 seconds: who
 	// owes something, and sends nothing for so long, is not used any more.
 	Dial dial.Options
+	// Through is the address of a server of this user on this machine that is to
+	// pull instead: it gathers and verifies the chunks, from From too, serves them to
+	// others of the same ticket as long as somebody has the surface open, and hands
+	// the memory over. It must not be given together with Copy, and is for
+	// tickets that open all of their surface. Empty: none.
+	Through string
 	// Copy pulls chunk by chunk even where the memory itself could be mapped.
 	Copy bool
 	// Unverified leaves out that chunks are hashed, for who trusts all sources
@@ -112,6 +118,13 @@ func Open(ctx context.Context, t *surface.Ticket, o Options) (*Surface, error) {
 }
 
 func (s *Surface) open(ctx context.Context) error {
+	if through := s.options.Through; through != "" {
+		c, opened, err := s.connect(ctx, through, true)
+		if err != nil {
+			return err
+		}
+		return s.openDirect(c, opened)
+	}
 	here, _ := surface.ThisMachine()
 	var addresses []string
 	for _, a := range s.ticket.Addresses {

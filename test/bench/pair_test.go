@@ -86,6 +86,12 @@ func TestMain(m *testing.M) {
 		serve()
 	case "raw":
 		serveRaw()
+	case "reader":
+		readMapped()
+	case "http":
+		serveHTTP()
+	case "ranges":
+		getRanges()
 	}
 }
 

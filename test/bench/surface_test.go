@@ -21,19 +21,23 @@ import (
 func exposed(b *testing.B, a addresses, transport string, size int64) *surface.Ticket {
 	b.Helper()
 	c := dial(b, a, "unix", memspan.Options{})
-	content := make([]byte, size)
-	rand.NewChaCha8([32]byte{1}).Read(content)
-	e, err := c.ExposeBytes(b.Context(), content, memspan.ExposeOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	t := *e.Ticket
-	t.Addresses = []string{map[string]string{
+	d, err := memspan.NewDraft(size)
+	check(b, err)
+	rand.NewChaCha8([32]byte{1}).Read(d.Bytes())
+	e, err := d.Expose(b.Context(), c, memspan.ExposeOptions{})
+	check(b, err)
+	return at(a, e.Ticket, transport)
+}
+
+// at returns a ticket of the same surface for the address of one transport.
+func at(a addresses, t *surface.Ticket, transport string) *surface.Ticket {
+	there := *t
+	there.Addresses = []string{map[string]string{
 		"unix": "unix:" + a.Socket,
 		"tcp":  "tcp://" + a.TCP,
 		"tls":  "tls://" + a.TLS + "#" + a.Fingerprint,
 	}[transport]}
-	return &t
+	return &there
 }
 
 // fetchHashed fetches size bytes by bare sockets; beside that all processors hash

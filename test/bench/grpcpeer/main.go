@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Grpcpeer sends a file by gRPC, or gets it: what pulling is measured against. It is
+// a module of its own, so that memspan does not depend on gRPC.
+//
+//	grpcpeer serve FILE           prints its address, and serves until standard input ends
+//	grpcpeer get ADDRESS FILE
+//
+// The server streams messages of 1 MiB, which are bytes as they are: no message is
+// encoded, and none is copied more often than gRPC does.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
+)
+
+const (
+	message = 1 << 20
+	window  = 16 << 20 // of a stream, and of a connection: no message waits for leave
+	buffer  = 1 << 20
+	method  = "/bench.File/Get"
+)
+
+// raw is the codec: a mem.Buffer goes out as it is, and what comes in goes to an
+// io.Writer.
+type raw struct{}
+
+func (raw) Name() string { return "raw" }
+
+func (raw) Marshal(v any) (mem.BufferSlice, error) {
+	b, ok := v.(mem.Buffer)
+	if !ok {
+		return nil, fmt.Errorf("cannot send a %T", v)
+	}
+	return mem.BufferSlice{b}, nil
+}
+
+func (raw) Unmarshal(data mem.BufferSlice, v any) error {
+	w, ok := v.(io.Writer)
+	if !ok {
+		return fmt.Errorf("cannot receive to a %T", v)
+	}
+	for _, b := range data {
+		if _, err := w.Write(b.ReadOnlyData()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var stream = grpc.StreamDesc{StreamName: "Get", ServerStreams: true}
+
+func serve(path string) error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	srv := grpc.NewServer(grpc.ForceServerCodecV2(raw{}), grpc.WriteBufferSize(buffer), grpc.ReadBufferSize(buffer))
+	get := stream
+	get.Handler = func(_ any, s grpc.ServerStream) error { return send(s, path) }
+	srv.RegisterService(&grpc.ServiceDesc{ServiceName: "bench.File", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{get}}, nil)
+	fmt.Println(ln.Addr())
+	go func() {
+		bufio.NewReader(os.Stdin).ReadByte()
+		srv.Stop()
+	}()
+	return srv.Serve(ln)
+}
+
+func send(s grpc.ServerStream, path string) error {
+	if err := s.RecvMsg(io.Discard); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	pool := mem.DefaultBufferPool()
+	for {
+		p := pool.Get(message)
+		n, err := io.ReadFull(f, *p)
+		if errors.Is(err, io.EOF) {
+			pool.Put(p)
+			return nil
+		}
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			pool.Put(p)
+			return err
+		}
+		*p = (*p)[:n]
+		if err := s.SendMsg(mem.NewBuffer(p, pool)); err != nil {
+			return err
+		}
+	}
+}
+
+func get(ctx context.Context, address, path string) (err error) {
+	c, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window), grpc.WithReadBufferSize(buffer))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := c.NewStream(ctx, &stream, method, grpc.ForceCodecV2(raw{}))
+	if err != nil {
+		return err
+	}
+	if err := s.SendMsg(mem.SliceBuffer{}); err != nil {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for {
+		if err := s.RecvMsg(f); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+func main() {
+	var err error
+	switch args := os.Args[1:]; {
+	case len(args) == 2 && args[0] == "serve":
+		err = serve(args[1])
+	case len(args) == 3 && args[0] == "get":
+		err = get(context.Background(), args[1], args[2])
+	default:
+		err = errors.New("usage: grpcpeer serve FILE | grpcpeer get ADDRESS FILE")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "grpcpeer:", err)
+		os.Exit(1)
+	}
+}
