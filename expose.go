@@ -12,7 +12,6 @@ import (
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
-	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
 )
 
@@ -307,43 +306,10 @@ func (w *ExposeWriter) sealChunk() error {
 }
 
 // send stores p behind what was stored before.
-func (w *ExposeWriter) send(p []byte) (done int, err error) {
-	l := w.client.link
-	var under flight
-	var sizes [window]int
-	for rest := p; len(rest) > 0 || under.n > 0; {
-		if len(rest) > 0 && !under.full() {
-			if w.ctx.Err() != nil {
-				err = canceled(w.ctx)
-				break
-			}
-			n := min(len(rest), wire.MaxData)
-			c := l.newCall(wire.KindTransfer)
-			if err = l.sendTransfer(c, w.handle, w.off, rest[:n], 0); err != nil {
-				l.release(c)
-				break
-			}
-			w.off += int64(n)
-			sizes[(under.head+under.n)%window] = n
-			under.push(c)
-			rest = rest[n:]
-			continue
-		}
-		n := sizes[under.head]
-		c := under.pop()
-		err = l.await(w.ctx, c)
-		l.release(c)
-		if err != nil {
-			break
-		}
-		done += n
-	}
-	for under.n > 0 {
-		c := under.pop()
-		l.abandon(c)
-		l.release(c)
-	}
-	return done, err
+func (w *ExposeWriter) send(p []byte) (int, error) {
+	n, err := w.client.write(w.ctx, w.handle, p, w.off)
+	w.off += int64(len(p)) // after an error nothing more is taken
+	return n, err
 }
 
 // Seal ends the surface: it is whole, and never changes again.

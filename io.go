@@ -133,16 +133,18 @@ func (s *Span) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 		}
 		defer func() { <-s.writing }()
 	}
-	n, err := s.write(ctx, p, off)
+	n, err := s.client.write(ctx, s.handle, p, off)
 	if err != nil && !errors.Is(err, ErrDebt) && s.durable() { // none, where it is durable first
 		n = 0
 	}
 	return n, s.failed("write", off, int64(len(p)), err)
 }
 
-func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err error) {
+// write stores p from off on in what a handle means. It returns how many bytes, from
+// p's beginning, the server is known to hold.
+func (c *Client) write(ctx context.Context, handle uint64, p []byte, off int64) (done int, err error) {
 	var debt error // of a part that is stored: no reason to stop
-	l := s.client.link
+	l := c.link
 	var under flight
 	var sizes [window]int
 	for rest := p; len(rest) > 0 || under.n > 0; {
@@ -151,21 +153,21 @@ func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err er
 				err = canceled(ctx)
 				break
 			}
-			n := s.client.piece(off, len(rest))
-			c := l.newCall(wire.KindTransfer)
-			if err = l.sendTransfer(c, s.handle, off, rest[:n], partFlags(len(rest) == len(p), len(rest) > n)); err != nil {
-				l.release(c)
+			n := c.piece(off, len(rest))
+			part := l.newCall(wire.KindTransfer)
+			if err = l.sendTransfer(part, handle, off, rest[:n], partFlags(len(rest) == len(p), len(rest) > n)); err != nil {
+				l.release(part)
 				break
 			}
 			sizes[(under.head+under.n)%window] = n
-			under.push(c)
+			under.push(part)
 			rest, off = rest[n:], off+int64(n)
 			continue
 		}
 		n := sizes[under.head]
-		c := under.pop()
-		err = l.await(ctx, c)
-		l.release(c)
+		part := under.pop()
+		err = l.await(ctx, part)
+		l.release(part)
 		if errors.Is(err, ErrDebt) {
 			debt, err = err, nil
 		}
@@ -175,9 +177,9 @@ func (s *Span) write(ctx context.Context, p []byte, off int64) (done int, err er
 		done += n
 	}
 	for under.n > 0 {
-		c := under.pop()
-		l.abandon(c)
-		l.release(c)
+		part := under.pop()
+		l.abandon(part)
+		l.release(part)
 	}
 	if err == nil {
 		err = debt

@@ -530,20 +530,23 @@ class _Link:
             self._drain()
 
     def _drain(self) -> None:
-        while self._farewells and self.error is None and self._sending.acquire(blocking=False):
-            room = True
+        while self._farewells and self.error is None:
+            held: List[bool] = []
             try:
-                while self._farewells and room:
+                # As in _write: a handler that raises must not leave the lock taken.
+                held.extend(map(self._sending.acquire, [False]))
+                if not held[0]:  # whoever has it drains when he is done
+                    return
+                while self._farewells:
                     op, args = self._farewells.popleft()
-                    room = self._write(_CONTROL, 0, next(self._unheard), b"", _request(op, args), dont_wait=True)
-                    if not room:  # whoever sends next sees to it
-                        self._farewells.appendleft((op, args))
+                    if not self._write(_CONTROL, 0, next(self._unheard), b"", _request(op, args), dont_wait=True):
+                        self._farewells.appendleft((op, args))  # whoever sends next sees to it
+                        return
             except Error:
                 return  # the connection is over, and with it all that is to be given up
             finally:
-                self._sending.release()
-            if not room:
-                return
+                if True in held:
+                    self._sending.release()
 
     # Receiving
 
@@ -1412,15 +1415,17 @@ class Surface:
             raise
         finally:
             _close_all(call.files)
-        self._ready = 0
+        self._ready, self._sealed = 0, False
         self._take(call.reply["state"])
 
     def _take(self, state: Dict[str, Any]) -> None:
-        """Takes in what is there now."""
+        """Takes in what is there; of two who wait the later answer may be older."""
         self._link.check(state, "pull", {"sequence": int, "sealed": bool, "size": int, "count": int})
-        m = self.manifest._replace(size=state["size"], count=state["count"])
-        self._sequence, self._sealed = state["sequence"], state["sealed"]
-        self.manifest = m
+        if not self._sealed:
+            grown = state["sealed"] or state["size"] > self.manifest.size
+            self.manifest = self.manifest._replace(size=state["size"], count=state["count"]) if grown else self.manifest
+        self._sequence, self._sealed = state["sequence"], self._sealed or state["sealed"]
+        m = self.manifest
         if self._sealed and isinstance(state.get("root"), str):
             self._root = _base64(state["root"])
         self._begin, self._wanted = self._ticket.allowed(m.size)
@@ -1461,12 +1466,13 @@ class Surface:
         Canceled after ``timeout`` seconds, Revoked or another error if no more will
         come."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._turn:
-            while not self.complete and (size is None or self._ready < size):
-                left = None if end is None else max(0.0, end - time.monotonic())
-                args = {"handle": self._handle, "sequence": self._sequence, "from": self._begin // self.manifest.chunk}
-                self._take(self._link.ask("surface-wait", args, {"sequence": int}, timeout=left).reply)
-            return self._ready
+        while not self.complete and (size is None or self._ready < size):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            args = {"handle": self._handle, "sequence": self._sequence, "from": self._begin // self.manifest.chunk}
+            state = self._link.ask("surface-wait", args, {}, timeout=left).reply
+            with self._turn:
+                self._take(state)
+        return self._ready
 
     @property
     def view(self) -> memoryview:

@@ -8,6 +8,7 @@ import array
 import base64
 import contextlib
 import copy
+import faulthandler
 import gc
 import hashlib
 import hmac
@@ -34,6 +35,14 @@ numpy = memspan.numpy
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MIB = 1 << 20
+
+
+def setUpModule():
+    faulthandler.dump_traceback_later(300, exit=True)  # what hangs says where
+
+
+def tearDownModule():
+    faulthandler.cancel_dump_traceback_later()
 
 
 def vector(path):
@@ -1352,6 +1361,7 @@ class Surfaces(DaemonTest):
         waiter = threading.Thread(target=lambda: reached.append(surface.wait(2 * MIB)))
         waiter.start()
         self.eventually(lambda: self.stat(ticket)["waiting"] == 1, "nobody waits")
+        self.assertEqual(bytes(surface.view), b"")  # waits for nobody
         self.write(handle, 0, content[:2 * MIB])
         waiter.join(30)
         self.assertGreaterEqual(reached[0], 2 * MIB)

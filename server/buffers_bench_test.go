@@ -78,3 +78,17 @@ func BenchmarkBufferOperations(b *testing.B) {
 		return transform(compiled(b, "affine"), 3, sharedbuf.U32(i))
 	})
 }
+
+// BenchmarkSmallTransform is a kernel on 4 KiB, against reading them: what a
+// transform costs beside its bytes, when the kernel was run before.
+func BenchmarkSmallTransform(b *testing.B) {
+	g := hostBuffers(b, withVRAM(b))
+	buf := g.alloc(4096)
+	for name, step := range map[string]sharedbuf.Step{"process": sharedbuf.Process(), "transform": transform(compiled(b, "affine"), 1, 1)} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				g.do(buf, step)
+			}
+		})
+	}
+}

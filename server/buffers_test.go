@@ -29,7 +29,8 @@ type guestTest struct {
 	t    testing.TB
 	dir  string
 	addr string
-	peer *peer // a session
+	tcp  string // the same guests' over TCP
+	peer *peer  // a session
 }
 
 // hostBuffers starts a server with VRAM, if there is Vulkan, and a Disk tier.
@@ -47,10 +48,17 @@ func hostBuffers(t testing.TB, cfg server.Config) *guestTest {
 		t.Fatal(err)
 	}
 	g.addr = ln.Addr().String()
-	served := make(chan error, 1)
-	go func() { served <- srv.ServeBuffers(t.Context(), ln) }()
+	network, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.tcp = network.Addr().String()
+	served := make(chan error, 2)
+	for _, ln := range []net.Listener{ln, network} {
+		go func() { served <- srv.ServeBuffers(t.Context(), ln) }()
+	}
 	t.Cleanup(func() { // t's context has ended
-		if err := <-served; err != nil {
+		if err := errors.Join(<-served, <-served); err != nil {
 			t.Error(err)
 		}
 	})
@@ -213,6 +221,30 @@ func TestIngestMoves(t *testing.T) {
 		if err := g.peer.control(control.OpStat, control.Handle{Handle: g.peer.open(tt.args.Name)}, &stat); err != nil || stat.Version != 1 {
 			t.Errorf("%+v: version %d, %v", tt.args, stat.Version, err)
 		}
+	}
+}
+
+// Buffers whose bytes are sent become spans and are worked on like others.
+func TestSpansOfSentBuffers(t *testing.T) {
+	g := hostBuffers(t, withVRAM(t))
+	c, err := sharedbuf.Dial(t.Context(), g.tcp, sharedbuf.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, err := c.Alloc(t.Context(), 3<<20+2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rand.NewChaCha8([32]byte{}).Read(b.Bytes())
+	want := bytes.Clone(b.Bytes())
+	g.do(b, sharedbuf.Ingest(sharedbuf.IngestArguments{Name: "s", Move: true}), transform(compiled(t, "affine"), 5, 6))
+	changed := bytes.Clone(want)
+	if affine(changed, 5, 6); !bytes.Equal(b.Bytes(), changed) {
+		t.Error("the transform's bytes did not come back")
+	}
+	if g.do(b, sharedbuf.Export("s")); !bytes.Equal(b.Bytes(), want) {
+		t.Error("the span's bytes did not come back")
 	}
 }
 

@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,11 +35,10 @@ const (
 type kernels struct {
 	config *vram.Config // nil: there is no GPU for them
 	named  map[string][]byte
-	log    *slog.Logger
 	slots  chan struct{} // one token for each transform under way
 
 	mu     sync.Mutex
-	tier   *vram.Tier    // nil: not started, or lost
+	gpu    *gpu          // nil: not started, or lost
 	memory *memfd.Region // what is copied to and from the device; nil: nothing was
 	pieces chan int64    // offsets in memory that are free
 	closed bool
@@ -50,7 +50,7 @@ func newKernels(config *vram.Config, named map[string][]byte, log *slog.Logger) 
 			return nil, fmt.Errorf("kernel %q: %w", name, err)
 		}
 	}
-	k := &kernels{named: named, log: log, slots: make(chan struct{}, transforms), pieces: make(chan int64, transforms*transformBlocks)}
+	k := &kernels{named: named, slots: make(chan struct{}, transforms), pieces: make(chan int64, transforms*transformBlocks)}
 	if config != nil {
 		own := *config
 		own.Budget = 2 * transforms * transformBlocks * tier.BlockSize
@@ -63,8 +63,8 @@ func newKernels(config *vram.Config, named map[string][]byte, log *slog.Logger) 
 	return k, nil
 }
 
-// device returns the tier that kernels run on, started if need be.
-func (k *kernels) device(ctx context.Context) (*vram.Tier, error) {
+// device returns what kernels run on, started if need be.
+func (k *kernels) device(ctx context.Context) (*gpu, error) {
 	if k.config == nil {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrUnsupported, Message: "this host runs no kernels: it was started without a VRAM tier"}
 	}
@@ -73,8 +73,8 @@ func (k *kernels) device(ctx context.Context) (*vram.Tier, error) {
 	switch {
 	case k.closed:
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrClosed, Message: "the host is stopping"}
-	case k.tier != nil:
-		return k.tier, nil
+	case k.gpu != nil:
+		return k.gpu, nil
 	}
 	if k.memory == nil {
 		memory, err := memfd.Create("transform", transforms*transformBlocks*tier.BlockSize)
@@ -86,26 +86,29 @@ func (k *kernels) device(ctx context.Context) (*vram.Tier, error) {
 			k.pieces <- off
 		}
 	}
-	var err error
-	k.tier, err = vram.Start(ctx, *k.config)
-	return k.tier, err
+	t, err := vram.Start(ctx, *k.config)
+	if err != nil {
+		return nil, err
+	}
+	k.gpu = &gpu{Tier: t, has: make(map[[sha256.Size]byte]*compiled)}
+	return k.gpu, nil
 }
 
-// failed says why a transform on t failed. If it was for its worker, the next
+// failed says why a transform on g failed. If it was for its worker, the next
 // transform starts another.
-func (k *kernels) failed(t *vram.Tier, err error) error {
+func (k *kernels) failed(g *gpu, err error) error {
 	// Closed: by another transform, which was told first.
 	if !errors.Is(err, tier.ErrLost) && !errors.Is(err, tier.ErrAbsent) && !errors.Is(err, os.ErrClosed) {
 		return bufferError(err)
 	}
 	k.mu.Lock()
-	current := k.tier == t
+	current := k.gpu == g
 	if current {
-		k.tier = nil
+		k.gpu = nil
 	}
 	k.mu.Unlock()
 	if current {
-		err = errors.Join(err, t.Close())
+		err = errors.Join(err, g.Close())
 	}
 	return &sharedbuf.Error{Code: sharedbuf.ErrDeviceLost, Message: "the kernel's worker ended", Err: err}
 }
@@ -113,13 +116,13 @@ func (k *kernels) failed(t *vram.Tier, err error) error {
 // end ends the worker for good, and with it the transforms under way.
 func (k *kernels) end() error {
 	k.mu.Lock()
-	t := k.tier
-	k.tier, k.closed = nil, true
+	g := k.gpu
+	k.gpu, k.closed = nil, true
 	k.mu.Unlock()
-	if t == nil {
+	if g == nil {
 		return nil
 	}
-	return t.Close()
+	return g.Close()
 }
 
 // close frees what is left after end. No transform may be under way.
@@ -167,24 +170,24 @@ func (k *kernels) transform(c *host.Call) (any, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	t, err := k.device(ctx)
+	gpu, err := k.device(ctx)
 	if err != nil {
 		return nil, bufferError(err)
 	}
-	if err := k.transformOn(ctx, t, c, code, a.Push); err != nil {
-		return nil, k.failed(t, err)
+	if err := k.transformOn(ctx, gpu, c, code, a.Push); err != nil {
+		return nil, k.failed(gpu, err)
 	}
 	return nil, nil
 }
 
-func (k *kernels) transformOn(ctx context.Context, t *vram.Tier, c *host.Call, code []byte, push []sharedbuf.U32) error {
-	kernel, err := t.NewKernel(ctx, code)
+func (k *kernels) transformOn(ctx context.Context, gpu *gpu, c *host.Call, code []byte, push []sharedbuf.U32) error {
+	kernel, release, err := gpu.kernel(ctx, code)
 	if err != nil {
 		return err
 	}
-	defer kernel.Close()
+	defer release()
 	blocks := min(transformBlocks, (c.Size()-1)/tier.BlockSize+1)
-	space, err := t.Open(ctx, "transform", blocks*tier.BlockSize, tier.AnyMemory)
+	space, err := gpu.Open(ctx, "transform", blocks*tier.BlockSize, tier.AnyMemory)
 	if err != nil {
 		return err
 	}

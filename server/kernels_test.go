@@ -99,6 +99,38 @@ func TestManyTransforms(t *testing.T) {
 	}
 }
 
+// More kernels than the device keeps, each asked for by several guests at a time,
+// are all run.
+func TestManyKernels(t *testing.T) {
+	g := hostBuffers(t, withVRAM(t))
+	var group errgroup.Group
+	for i := range 4 {
+		c := g.dial()
+		group.Go(func() error {
+			b, err := c.Alloc(t.Context(), 1000)
+			if err != nil {
+				return err
+			}
+			want := bytes.Clone(b.Bytes())
+			for n := range 60 {
+				code := slices.Clone(compiled(t, "affine"))
+				code[8] = byte(n * (i%2 + 1) % 24) // who made it, which changes nothing
+				if _, err := b.Process(t.Context(), transform(code, 3, sharedbuf.U32(n))); err != nil {
+					return err
+				}
+				affine(want, 3, uint32(n))
+			}
+			if !bytes.Equal(b.Bytes(), want) {
+				return fmt.Errorf("guest %d: other bytes", i)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // What is no kernel is refused, by the server or the driver.
 func TestTransformRefuses(t *testing.T) {
 	g := hostBuffers(t, withVRAM(t))

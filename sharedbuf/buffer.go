@@ -29,7 +29,9 @@ type Buffer struct {
 	name   string // in the client's directory; empty if it has none
 	path   string
 	file   *os.File
-	mem    []byte
+	mem    []byte            // what the caller sees
+	shared []byte            // the mapping of file; mem unless that is private
+	vault  *vault            // of an encrypted one; else nil
 	region *memfd.Region     // of a buffer without a name; else nil
 	lent   *os.File          // of a read-only one: what the host gets instead of file
 	lease  *sharedfile.Lease // of one with a name; else nil
@@ -188,6 +190,10 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 		b.mu.Unlock()
 		return nil, invalidf("the buffer was put into a pool: get one from there")
 	}
+	if b.options.Encrypted && b.handed > 0 {
+		b.mu.Unlock()
+		return nil, &Error{Code: ErrBusy, Message: "the host has the buffer already, which is encrypted: wait for what is under way"}
+	}
 	b.handed++
 	var err error
 	if b.handed == 1 {
@@ -195,8 +201,15 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	}
 	request.Generation = b.generation
 	b.mu.Unlock()
+	if err == nil && b.options.Encrypted && !l.secure() {
+		err = &Error{Code: ErrDenied, Message: "an encrypted buffer, and a connection that others may read: use a unix socket or TLS"}
+	}
+	if err == nil && b.vault != nil {
+		request.Key = b.vault.key
+		err = b.vault.seal(ctx, request.Generation)
+	}
 	if err == nil && b.client.apart && b.region == nil {
-		err = sharedfile.Publish(b.file, b.mem)
+		err = sharedfile.Publish(b.file, b.shared)
 	}
 	result := new(Result)
 	var raw json.RawMessage
@@ -204,10 +217,12 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	case err != nil:
 	case b.remote != nil:
 		raw, result.epoch, err = b.callRemote(ctx, l, request)
-	case b.region != nil:
-		raw, err = l.call(ctx, *request, &attachment{file: cmp.Or(b.lent, b.file)})
 	default:
-		raw, err = l.call(ctx, *request, nil)
+		with := new(attachment)
+		if b.region != nil {
+			with.file = cmp.Or(b.lent, b.file)
+		}
+		raw, err = b.callShared(ctx, l, request, with)
 	}
 	if err == nil {
 		if jerr := json.Unmarshal(raw, result); jerr != nil || len(raw) == 0 || string(raw) == "null" {
@@ -225,10 +240,23 @@ func (b *Buffer) handOff(ctx context.Context, l *link, request *Request) (*Resul
 	return result, nil
 }
 
+// callShared sends a request about a buffer in memory or a file that both sides
+// map, or about a job on it.
+func (b *Buffer) callShared(ctx context.Context, l *link, request *Request, with *attachment) (json.RawMessage, error) {
+	raw, err := l.call(ctx, *request, with)
+	if b.vault != nil && with.reply != nil {
+		b.vault.answered(with.reply)
+	}
+	return raw, err
+}
+
 // takeBack ends a hand-off.
 func (b *Buffer) takeBack() (err error) {
 	if b.client.apart && b.region == nil {
-		err = sharedfile.Refresh(b.file, b.mem)
+		err = sharedfile.Refresh(b.file, b.shared)
+	}
+	if b.vault != nil {
+		err = errors.Join(err, b.vault.takeBack())
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -286,8 +314,11 @@ func (b *Buffer) remove() error {
 		return private.Free(b.mem)
 	}
 	var failed []error
-	if b.mem != nil {
-		failed = append(failed, sharedfile.Unmap(b.mem))
+	if b.shared != nil {
+		failed = append(failed, sharedfile.Unmap(b.shared))
+	}
+	if b.vault != nil {
+		failed = append(failed, private.Free(b.vault.mem))
 	}
 	if b.region != nil {
 		if b.lent != nil {

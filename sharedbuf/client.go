@@ -21,6 +21,7 @@ import (
 	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
+	"github.com/memspan/memspan/internal/sealed"
 	"github.com/memspan/memspan/internal/sharedfile"
 	"github.com/memspan/memspan/wire/dial"
 )
@@ -287,10 +288,10 @@ func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer
 func (b *Buffer) createNameless() error {
 	b.id = b.client.ids.Add(1)
 	b.path = fmt.Sprintf("%s%d", MemfdPrefix, b.id)
-	if err := inRAM(b.size); err != nil {
+	if err := inRAM(b.sharedSize()); err != nil {
 		return err
 	}
-	region, err := memfd.Create(b.path, b.size)
+	region, err := memfd.Create(b.path, b.sharedSize())
 	if err != nil {
 		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
 	}
@@ -318,16 +319,31 @@ func inRAM(size int64) error {
 // mapAndReserve maps a file that has its size and takes all of its memory: large
 // pages first where it is in RAM, and what is missing by reserve.
 func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) {
-	if b.mem, err = b.client.mmap(b.file, b.size); err == nil {
+	if b.shared, err = b.client.mmap(b.file, b.sharedSize()); err == nil {
 		if volatile {
-			sharedfile.Enlarge(b.file, b.mem)
+			sharedfile.Enlarge(b.file, b.shared)
 		}
 		err = reserve()
+	}
+	b.mem = b.shared
+	if err == nil && b.options.Encrypted {
+		b.mem = nil
+		if b.vault, err = newVault(b.shared, b.id, b.size); err == nil {
+			b.mem = b.vault.mem
+		}
 	}
 	if err != nil {
 		return &Error{Code: fileCode(err), Message: "there is no room for it, or it cannot be mapped", Err: err}
 	}
 	return nil
+}
+
+// sharedSize returns how many bytes of shared memory the buffer takes.
+func (b *Buffer) sharedSize() int64 {
+	if b.options.Encrypted {
+		return sealed.Size(b.size)
+	}
+	return b.size
 }
 
 func (b *Buffer) createNamed() (err error) {
@@ -336,10 +352,10 @@ func (b *Buffer) createNamed() (err error) {
 	switch {
 	case err != nil:
 		return &Error{Code: fileCode(err), Err: err}
-	case b.size > system.Free:
+	case b.sharedSize() > system.Free:
 		return &Error{Code: ErrNoSpace, Message: fmt.Sprintf("the file system has room for %d bytes only", system.Free)}
 	case system.Volatile:
-		if err := inRAM(b.size); err != nil {
+		if err := inRAM(b.sharedSize()); err != nil {
 			return err
 		}
 	}
@@ -367,10 +383,10 @@ func (b *Buffer) createNamed() (err error) {
 		err = errors.Join(b.file.Chmod(mode), b.lease.Chmod(mode))
 	}
 	if err == nil {
-		err = b.file.Truncate(b.size)
+		err = b.file.Truncate(b.sharedSize())
 	}
 	if err == nil {
-		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.size) })
+		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.sharedSize()) })
 	}
 	if err != nil {
 		return errors.Join(err, b.remove())

@@ -10,9 +10,11 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/loopback"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/dial"
 )
@@ -83,6 +85,10 @@ func (l *link) dialPlain(ctx context.Context, family, addr, address string) erro
 	u, ok := nc.(*net.UnixConn)
 	if !ok {
 		l.nc = nc // replies come in one piece: there is nothing to acknowledge early
+		l.secure = sync.OnceValue(func() bool {
+			uid, err := loopback.PeerUser(nc)
+			return err == nil && (uid == os.Getuid() || uid == 0)
+		})
 		return nil
 	}
 	uid, _, pid, err := fdpass.PeerCred(u)
@@ -93,6 +99,7 @@ func (l *link) dialPlain(ctx context.Context, family, addr, address string) erro
 	}
 	l.files = fdpass.New(u)
 	l.nc = l.files
+	l.secure = func() bool { return true }
 	return nil
 }
 
@@ -102,6 +109,7 @@ func (l *link) dialTLS(ctx context.Context, address string, base *tls.Config) er
 	tc, err := dial.DialTLS(ctx, address, base)
 	if err == nil {
 		l.nc, l.tls = tc, true
+		l.secure = func() bool { return true }
 		return nil
 	}
 	e := &Error{Code: ErrPeerLost, Op: "dial", Path: address, Err: err}

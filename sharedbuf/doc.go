@@ -17,6 +17,10 @@
 //	result, err := b.Process(ctx, sharedbuf.Checksum())
 //	err = b.Free()
 //
+// Making a buffer costs more than most of what is done with it: a [Pool] keeps
+// them for reuse. [AllocOptions] narrow what a host does with a buffer, and have it
+// encrypted in shared memory.
+//
 // A buffer is the guest's to write but while a Process or a background [Job] of
 // it is under way: then the host has it, and its [Buffer.Generation] is odd.
 //

@@ -16,19 +16,20 @@ type Code string
 const (
 	ErrInvalid     Code = "invalid"           // a request or an argument that cannot be meant
 	ErrUnsupported Code = "unsupported"       // this system, connection or file system cannot do it
-	ErrNotFound    Code = "not-found"         // no such file, or job
+	ErrNotFound    Code = "not-found"         // no such file, job, span or kernel
 	ErrOutside     Code = "outside"           // the path is not beneath the host's directory, or leads over a link
 	ErrNotOwner    Code = "not-owner"         // the file belongs to another user, or may not be opened
 	ErrSize        Code = "wrong-size"        // the file's size is not the buffer's
 	ErrTruncated   Code = "truncated"         // the file was cut short while it was mapped
-	ErrNoSpace     Code = "no-space"          // there is no room for a buffer of that size
-	ErrExists      Code = "exists"            // every name that was tried is taken
+	ErrNoSpace     Code = "no-space"          // there is no room for a buffer, or span, of that size
+	ErrExists      Code = "exists"            // every name that was tried is taken, or a span has the name
 	ErrOperation   Code = "unknown-operation" // the host has no such operation
 	ErrMismatch    Code = "mismatch"          // verify found other bytes than the pattern
 	ErrCorrupt     Code = "corrupt"           // bytes were damaged, or changed by somebody else, on their way or where they lay
-	ErrStale       Code = "stale"             // the buffer has another generation than the request says
+	ErrStale       Code = "stale"             // the buffer has another generation than the request says, or the host's copy of it is no good any more
 	ErrLimit       Code = "limit"             // more than the host allows
-	ErrDenied      Code = "denied"            // the host does not let this peer in
+	ErrDenied      Code = "denied"            // the host does not let this peer in, or the buffer's permissions or the connection forbid it
+	ErrBusy        Code = "busy"              // the host has the buffer already, and an encrypted one it can have once only
 	ErrFreed       Code = "freed"             // the buffer was freed
 	ErrClosed      Code = "closed"            // the client was closed, or the host is stopping
 	ErrCanceled    Code = "canceled"          // it was canceled, by its context or by name

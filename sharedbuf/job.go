@@ -138,7 +138,7 @@ func (j *Job) await(ctx context.Context) (json.RawMessage, error) {
 	if r := j.buffer.remote; r != nil {
 		return r.call(ctx, j.link, j.request("wait"), j.epoch, false)
 	}
-	return j.ask(ctx, "wait")
+	return j.buffer.callShared(ctx, j.link, j.request("wait"), new(attachment))
 }
 
 func (l *link) giveUpJob(id int64) {

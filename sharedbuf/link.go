@@ -24,6 +24,8 @@ type link struct {
 	files *fdpass.Conn // of a unix socket; else nil
 	tls   bool
 
+	secure func() bool // nobody but this user and root can be at the other end, or between
+
 	write   chan struct{}  // holds a token while nobody writes
 	out     []byte         // a frame, reused under the token
 	records *blocks.Writer // to nc, made when needed, under the token
@@ -58,7 +60,9 @@ type attachment struct {
 	// it is passed over. An error ends the link.
 	put  func(i int, block []byte) error
 	size int64
-	late bool // put takes them even if nobody waits for the answer any more
+	// reply is set to what the host said.
+	reply *Reply
+	late  bool // put takes them even if nobody waits for the answer any more
 }
 
 // read hands answers to those who wait for them, until the connection ends.
@@ -129,19 +133,21 @@ func takeBlocks(r io.Reader, with *attachment) error {
 	}
 }
 
-// fail ends the link: all who wait get err.
-func (l *link) fail(err error) {
+// fail ends the link: all who wait get err. It returns why the link had ended
+// before, if it had.
+func (l *link) fail(err error) (before error) {
 	l.nc.Close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return
+		return l.err
 	}
 	l.err = err
 	for _, w := range l.pending {
 		w.answer <- answer{err: err}
 	}
 	l.pending = nil
+	return nil
 }
 
 func (l *link) failed() bool {
@@ -178,6 +184,9 @@ func (l *link) call(ctx context.Context, request Request, with *attachment) (jso
 	case a := <-w.answer:
 		if a.err != nil {
 			return nil, a.err
+		}
+		if with != nil {
+			with.reply = a.reply
 		}
 		if err := a.reply.Failure(); err != nil {
 			return nil, err
@@ -252,7 +261,9 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 	case ctx.Err() != nil && n == 0 && !l.tls && errors.Is(err, os.ErrDeadlineExceeded):
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
-	l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err})
+	if first := l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err}); first != nil {
+		err = first // the connection was closed for that
+	}
 	if ctx.Err() != nil {
 		return &Error{Code: ErrCanceled, Err: errors.Join(context.Cause(ctx), err)}
 	}

@@ -91,6 +91,8 @@ type Request struct {
 
 	Blocks bool `json:"blocks,omitempty"` // blocks of the buffer follow the request
 
+	// Key opens a buffer whose bytes are sealed: 32 bytes in base64.
+	Key Secret `json:"key,omitempty"`
 	// Permissions are those of a buffer without a file; see ParsePermissions.
 	Permissions json.RawMessage `json:"permissions,omitempty"`
 
@@ -159,6 +161,7 @@ type Reply struct {
 	Error  string          `json:"error,omitempty"`
 	Code   Code            `json:"code,omitempty"`   // the kind of the error
 	Blocks bool            `json:"blocks,omitempty"` // blocks of the buffer follow the reply
+	Sealed uint64          `json:"sealed,omitempty"` // the turn in which the host sealed what it changed; 0: it changed nothing
 }
 
 // AppendReply appends the frame that answers the request id with result, or
@@ -172,6 +175,12 @@ func AppendReply(dst []byte, id int64, result any, err error) []byte {
 // follow.
 func AppendReplyBeforeBlocks(dst []byte, id int64, result any, err error) []byte {
 	return appendReply(dst, Reply{ID: id, Blocks: true}, result, err)
+}
+
+// AppendReplySealed is AppendReply for a reply about a buffer of which something
+// was sealed in a turn.
+func AppendReplySealed(dst []byte, id int64, result any, err error, turn uint64) []byte {
+	return appendReply(dst, Reply{ID: id, Sealed: turn}, result, err)
 }
 
 func appendReply(dst []byte, reply Reply, result any, err error) []byte {

@@ -15,6 +15,16 @@ import (
 // do whatever it is asked for.
 type AllocOptions struct {
 	Permissions
+	// Encrypted has what is in shared memory or in a file sealed with AES-256-GCM:
+	// who can read it learns nothing but which blocks of 64 KiB change when, and
+	// who changes it is found out (ErrCorrupt). Bytes is private memory then; what
+	// changed is sealed when the host gets the buffer and opened when it comes
+	// back. The host gets the key, which is the buffer's own, with each request:
+	// over a unix socket, TLS, or loopback to a process of this user or root; over
+	// anything else requests fail with ErrDenied. One request or job at a time:
+	// others fail with ErrBusy. The bytes of a buffer that are sent are sealed by
+	// the connection, which must be one of these.
+	Encrypted bool
 }
 
 // Permissions narrow what a host does with a buffer, whoever asks it. They stand

@@ -91,12 +91,15 @@ func (b *Buffer) callRemote(ctx context.Context, l *link, request *Request) (raw
 			return nil, 0, err
 		}
 		raw, err = b.remote.call(ctx, l, request, epoch, true)
-		if again || !errors.Is(err, ErrStale) {
+		if again || !errors.Is(err, ErrStale) || errors.Is(err, errDropped) {
 			return raw, epoch, err
 		}
 		b.remote.forget(epoch)
 	}
 }
+
+// errDropped says of a request that was carried out that it shall not be again.
+var errDropped = errors.New("the buffer was sent anew meanwhile")
 
 // call sends a request about copy number epoch, with the blocks that changed or
 // without, and takes those that come with the answer.
@@ -129,7 +132,7 @@ func (r *remote) call(ctx context.Context, l *link, request *Request, epoch uint
 		r.forget(epoch) // what was given up changes nothing here
 	}
 	if err == nil && dropped {
-		err = &Error{Code: ErrStale, Message: "what the host changed is lost: the buffer was sent anew meanwhile"}
+		err = &Error{Code: ErrStale, Message: "what the host changed is lost", Err: errDropped}
 	}
 	return raw, err
 }
@@ -166,15 +169,18 @@ func (r *remote) forget(epoch uint64) {
 	}
 }
 
-// releaseRemote ends the use of the buffer's memory, and tells the host that the copy
-// is not needed.
+// releaseRemote ends the use of the buffer's memory, and tells the host that the
+// copy is not needed, unless the connection is about to end.
 func (b *Buffer) releaseRemote() {
 	r := b.remote
 	r.mu.Lock()
 	l := r.link
 	r.mem, r.link = nil, nil
 	r.mu.Unlock()
-	if l == nil || l.failed() {
+	b.client.mu.Lock()
+	closed := b.client.closed
+	b.client.mu.Unlock()
+	if closed || l == nil || l.failed() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), giveUpTime)

@@ -19,8 +19,8 @@ type IngestArguments struct {
 	Replace bool `json:"replace,omitempty"`
 	// Move gives the buffer's memory to the span, where it can be: a buffer without
 	// a name on one machine, and a span in RAM that is not durable first. No byte
-	// is copied then. The buffer is to be freed afterwards: what is stored to it
-	// is seen by whoever reads the span.
+	// is copied then. The buffer is to be freed afterwards, and not put back into
+	// a pool: what is stored to it is seen by whoever reads the span.
 	Move bool `json:"move,omitempty"`
 }
 

@@ -49,6 +49,14 @@ func TestNothingIsToldWithoutAProof(t *testing.T) {
 			t.Errorf("errors differ: %q and %q", text, texts[0])
 		}
 	}
+	for _, id := range []surface.ID{here.ID(), revoked.ID(), failed.ID()} {
+		if !s.Knows(id) {
+			t.Errorf("the store does not know of %v", id)
+		}
+	}
+	if s.Knows(surface.NewID()) {
+		t.Error("the store knows of what never was")
+	}
 	// Who proves it is told.
 	if _, err := s.Open(ask(revoked.Ticket())); !errors.Is(err, surface.ErrRevoked) {
 		t.Errorf("revoked: %v", err)

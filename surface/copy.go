@@ -125,20 +125,16 @@ func (e *Exposure) copyFrom(ctx context.Context, data [][2]int64, read func(p []
 	}
 	e.setData(data)
 	memory := e.mem.Writable() // for hashing too: its pages are mapped already
-	err = e.eachChunk(ctx, func(h *blake3.Hasher, i, off, end int64) error {
+	err = e.eachChunk(ctx, func(h *blake3.Hasher, i, off, end int64) (Digest, error) {
 		for _, d := range e.dataIn(off, end) {
 			if err := e.populate(d[0], d[1]-d[0]); err != nil {
-				return err
+				return Digest{}, err
 			}
 		}
-		d, err := e.digest(h, i, memory, func(p []byte, off int64) error {
+		return e.digest(h, i, memory, func(p []byte, off int64) error {
 			e.copied.Add(int64(len(p)))
 			return read(p, off)
 		})
-		if err == nil {
-			e.publish(i, d)
-		}
-		return err
 	})
 	if err != nil {
 		e.Fail(err)
@@ -176,13 +172,9 @@ func (e *Exposure) chargeData(data [][2]int64) error {
 	}
 	e.mu.Lock()
 	less := e.charged - need
-	if less > 0 {
-		e.charged -= less
-		e.unbacked -= less
-	}
 	e.mu.Unlock()
 	if less > 0 {
-		e.store.room.give(less, less)
+		e.refund(less)
 		return nil
 	}
 	return e.charge(-less)
@@ -210,32 +202,37 @@ func (e *Exposure) setData(data [][2]int64) {
 	}
 }
 
-// eachChunk calls f for each chunk, with all processors.
-func (e *Exposure) eachChunk(ctx context.Context, f func(h *blake3.Hasher, i, off, end int64) error) error {
+// eachChunk calls f for each chunk, with all processors, and publishes the digests
+// that it returns.
+func (e *Exposure) eachChunk(ctx context.Context, f func(h *blake3.Hasher, i, off, end int64) (Digest, error)) error {
 	var next atomic.Int64
 	count := e.header.Count()
 	step := max(1, batch/e.header.StoredChunk())
 	group, ctx := errgroup.WithContext(ctx)
 	for range min(int64(runtime.GOMAXPROCS(0)), (count+step-1)/step) {
 		group.Go(func() error {
-			h := blake3.New()
+			h, digests := blake3.New(), make([]Digest, 0, step)
 			for {
 				first := next.Add(step) - step
 				if first >= count {
 					return nil
 				}
-				if err := e.ended(); err != nil {
+				if err := e.stopped(); err != nil {
 					return err
 				}
+				digests = digests[:0]
 				for i := first; i < min(first+step, count); i++ {
 					if ctx.Err() != nil {
 						return context.Cause(ctx)
 					}
 					off, n := e.header.StoredRange(i)
-					if err := f(h, i, off, off+n); err != nil {
+					d, err := f(h, i, off, off+n)
+					if err != nil {
 						return err
 					}
+					digests = append(digests, d)
 				}
+				e.publish(first, digests...)
 			}
 		})
 	}

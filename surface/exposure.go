@@ -24,7 +24,7 @@ type Spec struct {
 	Encrypted   bool      // what is brought are sealed chunks; the store never has their key
 	Expires     time.Time // zero: never
 	ReadOnce    bool      // for one puller, who gets each byte once, and by copy
-	Sparse      bool      // what has no data takes no memory: room is made sure of by CopyFile or CopyFrom, not at once
+	Sparse      bool      // only what holds data takes room, when it comes, and not all of Size at once
 }
 
 // An Exposure is a surface that a store keeps, from its exposer's side.
@@ -223,6 +223,15 @@ func (e *Exposure) charge(n int64) error {
 	return nil
 }
 
+// refund gives back n bytes of the store's room that were charged and got no pages.
+func (e *Exposure) refund(n int64) {
+	e.mu.Lock()
+	e.charged -= n
+	e.unbacked -= n
+	e.mu.Unlock()
+	e.store.room.give(n, n)
+}
+
 // populate has pages for [off, off+n), which were charged.
 func (e *Exposure) populate(off, n int64) error {
 	if err := e.mem.Populate(off, n); err != nil {
@@ -318,6 +327,17 @@ func (e *Exposure) ended() error {
 	return e.reason
 }
 
+// stopped returns why there is no use in going on: the surface has ended, or, before
+// the store knows of it, the store was closed.
+func (e *Exposure) stopped() error {
+	select {
+	case <-e.store.stop:
+		return ErrClosed
+	default:
+		return e.ended()
+	}
+}
+
 // tell tells who waits that something changed; e.mu is held, and the memory too.
 func (e *Exposure) tell() {
 	e.page.state.Store(uint32(e.state))
@@ -328,20 +348,22 @@ func (e *Exposure) tell() {
 	}
 }
 
-// publish makes chunk i, of that digest, available.
-func (e *Exposure) publish(i int64, d Digest) {
+// publish makes the chunks from first on, of these digests, available.
+func (e *Exposure) publish(first int64, digests ...Digest) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.replica == nil {
-		for int64(len(e.digests)) <= i { // of a size that is not known
+	if end := first + int64(len(digests)); e.replica == nil {
+		for int64(len(e.digests)) < end { // of a size that is not known
 			e.digests = append(e.digests, Digest{})
 		}
-		e.digests[i] = d
+		copy(e.digests[first:end], digests)
 	}
-	if !e.page.has(i) {
-		e.have++
+	for i := range digests {
+		if i := first + int64(i); !e.page.has(i) {
+			e.page.set(i)
+			e.have++
+		}
 	}
-	e.page.set(i)
 	e.tell()
 }
 
@@ -399,7 +421,7 @@ type Stat struct {
 	Chunks   int64 // so far
 	Have     int64 // of them: there
 	Replica  bool  // gathered from other stores
-	ReadOnce bool  //
+	ReadOnce bool  // see Spec
 	Pullers  int   // that have it open
 	Waiting  int   // of them: that wait for chunks
 	Missed   int64 // reads of chunks that were not there

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
@@ -34,7 +35,7 @@ func TestRoomIsMadeSureOfFirst(t *testing.T) {
 	_, err = s.Create(t.Context(), surface.Spec{Size: 3 << 20})
 	refused("what is left of the budget", "budget", err)
 	stream := create(t, s, surface.Spec{Size: -1})
-	refused("a stream", "", stream.Append(t.Context(), make([]byte, 3<<20)))
+	refused("a stream", "when the stream began", stream.Append(t.Context(), make([]byte, 3<<20)))
 	e.Fail(errors.New("enough"))
 	stream.Fail(errors.New("enough"))
 	s.Close() // waits for the hashing of what came
@@ -324,45 +325,49 @@ func TestReplicaIsFilledByMany(t *testing.T) {
 // A chunk that somebody brings is brought by nobody else, who waits: for it to come, or
 // for his turn.
 func TestChunksAreBroughtByOneAtATime(t *testing.T) {
-	s, r := newStore(t, 0), newStore(t, 0)
-	e, want := exposed(t, s, surface.Spec{Size: surface.MinChunk, Chunk: surface.MinChunk}, 13)
-	c, err := r.Replica(t.Context(), e.Manifest(), e.Ticket())
-	if err != nil {
-		t.Fatal(err)
-	}
-	begun, finish := make(chan struct{}), make(chan error)
-	done := make(chan error, 2)
-	bring := func() {
-		done <- c.Receive(t.Context(), 0, func(p []byte) error {
-			begun <- struct{}{}
-			copy(p, want)
-			return <-finish
-		})
-	}
-	go bring()
-	<-begun
-	go bring()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := c.Put(ctx, 0, want); !errors.Is(err, context.Canceled) {
-		t.Errorf("brought at the same time: %v", err)
-	}
-	cut := errors.New("cut link")
-	finish <- cut
-	if err := <-done; !errors.Is(err, cut) {
-		t.Errorf("the first: %v", err)
-	}
-	<-begun // the second has its turn
-	go bring()
-	finish <- nil
-	for range 2 { // the third finds it there
-		if err := <-done; err != nil {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		s, r := newStore(t, 0), newStore(t, 0)
+		e, want := exposed(t, s, surface.Spec{Size: surface.MinChunk, Chunk: surface.MinChunk}, 13)
+		c, err := r.Replica(t.Context(), e.Manifest(), e.Ticket())
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if len(begun) > 0 || c.Stat().Have != 1 {
-		t.Errorf("there is %+v", c.Stat())
-	}
+		begun, finish := make(chan struct{}), make(chan error)
+		done := make(chan error, 2)
+		bring := func() {
+			done <- c.Receive(t.Context(), 0, func(p []byte) error {
+				begun <- struct{}{}
+				copy(p, want)
+				return <-finish
+			})
+		}
+		go bring()
+		<-begun
+		go bring()
+		synctest.Wait() // until it waits
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Put(ctx, 0, want); !errors.Is(err, context.Canceled) {
+			t.Errorf("brought at the same time: %v", err)
+		}
+		cut := errors.New("cut link")
+		finish <- cut
+		if err := <-done; !errors.Is(err, cut) {
+			t.Errorf("the first: %v", err)
+		}
+		<-begun // the second has its turn
+		go bring()
+		synctest.Wait()
+		finish <- nil
+		for range 2 { // the third finds it there
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		if len(begun) > 0 || c.Stat().Have != 1 {
+			t.Errorf("there is %+v", c.Stat())
+		}
+	})
 }
 
 func TestOpenAvailabilityRefusesWhatIsNone(t *testing.T) {

@@ -71,3 +71,81 @@ func TestFileSizeLimitIsNamed(t *testing.T) {
 		t.Errorf("error %v, want one that names RLIMIT_FSIZE", err)
 	}
 }
+
+// A surface for which there is no address space is refused, and the error says why.
+func TestAddressSpaceLimitIsNamed(t *testing.T) {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pages uint64
+	if _, err := fmt.Sscan(string(text), &pages); err != nil {
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_AS, &limit); err != nil {
+		t.Fatal(err)
+	}
+	less := limit
+	less.Cur = min(limit.Cur, pages*uint64(os.Getpagesize())+1<<30)
+	if err := unix.Setrlimit(unix.RLIMIT_AS, &less); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_AS, &limit)
+	s := newStore(t, 0)
+	_, err = s.Create(t.Context(), surface.Spec{Size: 4 << 30, Sparse: true})
+	if !errors.Is(err, surface.ErrRoom) || !strings.Contains(err.Error(), "RLIMIT_AS") {
+		t.Errorf("error %v, want one that names RLIMIT_AS", err)
+	}
+	if used, pending := s.Used(); used != 0 || pending != 0 {
+		t.Errorf("%d bytes are kept, %d of them pending", used, pending)
+	}
+}
+
+// The last who lets go of a surface gives its memory back: no mapping and no
+// descriptor is left of it.
+func TestLastCloseFreesTheMemory(t *testing.T) {
+	const name = "freed-with-the-last"
+	left := func() (found []string) {
+		maps, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(maps)) {
+			if strings.Contains(line, name) {
+				found = append(found, line)
+			}
+		}
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range fds {
+			if target, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.Contains(target, name) {
+				found = append(found, target)
+			}
+		}
+		return found
+	}
+	s := newStore(t, 0)
+	e, _ := exposed(t, s, surface.Spec{Name: name, Size: 1 << 20}, 1)
+	stream := create(t, s, surface.Spec{Name: name, Size: -1})
+	o, err := s.Open(ask(e.Ticket()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left()) == 0 {
+		t.Fatal("what is looked for cannot be found")
+	}
+	stream.Fail(errors.New("killed"))
+	if err := s.Revoke(e.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if len(left()) == 0 {
+		t.Error("the memory went while it was open")
+	}
+	o.Close()
+	if found := left(); len(found) > 0 {
+		t.Errorf("left behind: %q", found)
+	}
+}

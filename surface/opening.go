@@ -15,7 +15,7 @@ import (
 // A Request asks a store to open a surface.
 type Request struct {
 	Who            string   // asks, for limiting how often he may be wrong: an address, a user
-	ID             ID       //
+	ID             ID       // of the surface
 	Caveats        [][]byte // see Ticket.EncodedCaveats
 	Proof          Proof    // see Ticket.Proof
 	Nonce, Binding [32]byte // that the proof has to be made with
@@ -265,7 +265,8 @@ func (e *Exposure) progress() (Progress, error) {
 	}
 	p := Progress{Sequence: e.page.sequence.Load(), State: e.state, Size: e.header.Size, Count: e.header.Count()}
 	if e.manifest != nil {
-		p.Root = &e.root
+		root := e.root
+		p.Root = &root
 	}
 	return p, nil
 }

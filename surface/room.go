@@ -33,7 +33,8 @@ const (
 	limitGroup   = "the control group's memory"
 	limitFile    = "RLIMIT_FSIZE (ulimit -f)"
 	limitSpace   = "the process's address space (RLIMIT_AS, ulimit -v)"
-	limitSystem  = "the system" // when it comes to it
+	limitStream  = "what there was when the stream began" // its address space is for that
+	limitSystem  = "the system"                           // when it comes to it
 )
 
 // recheck is how many bytes may be taken before the system is asked again.

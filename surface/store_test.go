@@ -266,6 +266,60 @@ func TestMemoryEndsWithItsBytes(t *testing.T) {
 	memfd.Unmap(mem)
 }
 
+// What a store has of an encrypted surface is sealed chunks, whatever way they come, and
+// who has the key opens them.
+func TestEncryptedSurfaces(t *testing.T) {
+	const chunk = surface.MinChunk
+	for _, size := range []int64{0, 1, chunk, chunk + 1, 20*chunk - 1} {
+		for _, known := range []bool{true, false} {
+			s := newStore(t, 0)
+			spec := surface.Spec{Size: -1, Chunk: chunk, Encrypted: true}
+			if known {
+				spec.Size = size
+			}
+			e := create(t, s, spec)
+			want, sealer := random(size, 6), surface.NewSealer(surface.NewKey(), e.ID())
+			var stored []byte
+			for i := int64(0); i*chunk < size; i++ {
+				stored = sealer.Seal(stored, i, want[i*chunk:min((i+1)*chunk, size)])
+			}
+			for at := 0; at < len(stored); at += 1000 {
+				if err := e.Append(t.Context(), stored[at:min(at+1000, len(stored))]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m, err := e.Seal(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Size != size || m.StoredSize() != int64(len(stored)) || !m.Encrypted {
+				t.Fatalf("size %d: sealed as %+v", size, m)
+			}
+			got := readAll(t, open(t, s, e.Ticket()))
+			verify(t, m, got)
+			var opened []byte
+			for i := range m.Count() {
+				off, n := m.StoredRange(i)
+				if opened, err = sealer.Open(opened, i, got[off:off+n]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !bytes.Equal(opened, want) {
+				t.Errorf("size %d: other bytes", size)
+			}
+		}
+	}
+	// A last chunk that is too short to be sealed is refused.
+	s := newStore(t, 0)
+	e := create(t, s, surface.Spec{Size: -1, Chunk: chunk, Encrypted: true})
+	if err := e.Append(t.Context(), make([]byte, chunk+2*surface.Overhead)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Seal(t.Context()); !errors.Is(err, surface.ErrFormat) {
+		t.Errorf("sealed with a tag of nothing: %v", err)
+	}
+}
+
 func writeFile(t testing.TB, data []byte) *os.File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "source")
@@ -474,10 +528,24 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 	if !bytes.Equal(readAll(t, o), want) {
 		t.Error("other bytes")
 	}
-	if err := c.Put(t.Context(), m.Count(), nil); !errors.Is(err, surface.ErrRange) {
-		t.Errorf("a chunk behind the end: %v", err)
-	}
 	if err := e.Put(t.Context(), 0, want[:surface.MinChunk]); !errors.Is(err, surface.ErrState) {
 		t.Errorf("a chunk for a surface of its own: %v", err)
 	}
+	if err := c.Put(t.Context(), m.Count(), nil); !errors.Is(err, surface.ErrRange) {
+		t.Errorf("a chunk behind the end: %v", err)
+	}
+	// One that has ended can be made again.
+	if err := r.Revoke(m.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Open(ask(ticket)); !errors.Is(err, surface.ErrRevoked) || r.Knows(m.ID) {
+		t.Errorf("after it was revoked: %v, known %v", err, r.Knows(m.ID))
+	}
+	if c, err = r.Replica(t.Context(), m, ticket); err != nil {
+		t.Fatal(err)
+	}
+	if st := c.Stat(); st.Have != 0 {
+		t.Errorf("made again as %+v", st)
+	}
+	open(t, r, ticket)
 }

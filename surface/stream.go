@@ -74,7 +74,7 @@ func (e *Exposure) prepare(off, n int64) error {
 	end := off + n
 	if end > e.mem.Limit() {
 		if !e.known {
-			return &RoomError{limitSystem, end, e.mem.Limit()}
+			return &RoomError{limitStream, end, e.mem.Limit()}
 		}
 		return fmt.Errorf("%w: %d bytes, and the surface was to store %d", ErrRange, end, e.mem.Limit())
 	}
@@ -91,12 +91,17 @@ func (e *Exposure) prepare(off, n int64) error {
 			return err
 		}
 	}
+	var err error
 	if !e.known {
-		if err := e.mem.Grow(end); err != nil {
-			return err
-		}
+		err = e.mem.Grow(end)
 	}
-	if err := e.populate(e.ready, end-e.ready); err != nil {
+	if err == nil {
+		err = e.populate(e.ready, end-e.ready)
+	}
+	if err != nil {
+		if !e.prepaid {
+			e.refund(ready - e.ready)
+		}
 		return err
 	}
 	e.ready = ready
@@ -129,10 +134,11 @@ func (e *Exposure) hash(ctx context.Context, end int64) error {
 		e.store.ops.Add(1)
 		e.hashing.Add(1)
 		go func() { // Seal waits for it, and the store's Close
-			defer e.done()
-			defer e.hashing.Done()
 			e.hashChunks(first, stop)
 			<-e.store.slots
+			e.release() // before Seal returns, so that nothing holds what is sealed but who knows it
+			e.hashing.Done()
+			e.store.ops.Done()
 		}()
 	}
 	return nil
@@ -140,9 +146,11 @@ func (e *Exposure) hash(ctx context.Context, end int64) error {
 
 func (e *Exposure) hashChunks(first, stop int64) {
 	chunk := e.header.StoredChunk()
+	digests := make([]Digest, 0, stop-first)
 	for i := first; i < stop; i++ {
-		e.publish(i, Sum(e.mem.Writable()[i*chunk:(i+1)*chunk])) // whose pages are mapped already
+		digests = append(digests, Sum(e.mem.Writable()[i*chunk:(i+1)*chunk])) // whose pages are mapped already
 	}
+	e.publish(first, digests...)
 }
 
 // Seal ends bringing: there is a last chunk, the memory can be changed by nobody any

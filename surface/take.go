@@ -73,12 +73,8 @@ func (e *Exposure) adopt(ctx context.Context, spec Spec, file *os.File) (err err
 		return err
 	}
 	e.setData(data)
-	err = e.eachChunk(ctx, func(h *blake3.Hasher, i, off, end int64) error {
-		d, err := e.digest(h, i, e.mem.Bytes(), nil)
-		if err == nil {
-			e.publish(i, d)
-		}
-		return err
+	err = e.eachChunk(ctx, func(h *blake3.Hasher, i, _, _ int64) (Digest, error) {
+		return e.digest(h, i, e.mem.Bytes(), nil)
 	})
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ func newBuffer(opts *options) *cobra.Command {
 
 func newBufferTest(opts *options) *cobra.Command {
 	dir := ""
+	var o sharedbuf.AllocOptions
 	cmd := &cobra.Command{
 		Use:   "test [SIZE...]",
 		Short: "Share buffers with a host and look whether they stay as they are",
@@ -40,7 +42,8 @@ it, has the host process it, looks whether it is unchanged, and frees it.
 --address is the host's: the path of its unix socket, HOST:PORT, or the tls:// one
 that it prints, with --token-file. With --dir buffers are files in that directory,
 which both sides see. Without they have no name over the unix socket, and over TCP
-and TLS their bytes are sent.`,
+and TLS their bytes are sent. --encrypted looks for the pattern in the shared
+memory, too, and wants not to find it.`,
 		Example: `  memspan buffer test
   memspan buffer test --dir /dev/shm/buffers 64MiB 4GiB
   memspan buffer test --address 192.168.122.1:4660 --dir /mnt/c/temp
@@ -60,10 +63,11 @@ and TLS their bytes are sent.`,
 				}
 				list = append(list, int64(n))
 			}
-			return bufferTest(cmd.Context(), opts, dir, list, cmd.OutOrStdout())
+			return bufferTest(cmd.Context(), opts, dir, o, list, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "shared `directory`, as this side names it")
+	cmd.Flags().BoolVar(&o.Encrypted, "encrypted", false, "seal what is in shared memory; the host gets the key")
 	return cmd
 }
 
@@ -75,17 +79,22 @@ type bufferReport struct {
 	Bytes int64  `json:"bytes_processed"`
 }
 
+// dialHost connects to the host of shared buffers that the flags name.
+func (o *options) dialHost(ctx context.Context, dir string) (*sharedbuf.Client, error) {
+	token, err := dial.ReadToken(o.tokenFile)
+	if err != nil {
+		return nil, err
+	}
+	config, err := o.clientTLS()
+	if err != nil {
+		return nil, err
+	}
+	return sharedbuf.Dial(ctx, o.address, sharedbuf.Options{Dir: dir, Token: token, TLS: config})
+}
+
 // bufferTest prints what the document's client prints.
-func bufferTest(ctx context.Context, opts *options, dir string, sizes []int64, stdout io.Writer) (err error) {
-	token, err := dial.ReadToken(opts.tokenFile)
-	if err != nil {
-		return err
-	}
-	config, err := opts.clientTLS()
-	if err != nil {
-		return err
-	}
-	c, err := sharedbuf.Dial(ctx, opts.address, sharedbuf.Options{Dir: dir, Token: token, TLS: config})
+func bufferTest(ctx context.Context, opts *options, dir string, o sharedbuf.AllocOptions, sizes []int64, stdout io.Writer) (err error) {
+	c, err := opts.dialHost(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -97,7 +106,7 @@ func bufferTest(ctx context.Context, opts *options, dir string, sizes []int64, s
 	reports := []bufferReport{}
 	fmt.Fprintln(say, "=== Dynamic Shared Buffer Test ===")
 	for _, size := range sizes {
-		r, err := tryBuffer(ctx, c, size, say)
+		r, err := tryBuffer(ctx, c, o, size, say)
 		if err != nil {
 			return err
 		}
@@ -111,9 +120,9 @@ func bufferTest(ctx context.Context, opts *options, dir string, sizes []int64, s
 	return err
 }
 
-func tryBuffer(ctx context.Context, c *sharedbuf.Client, size int64, w io.Writer) (r bufferReport, err error) {
+func tryBuffer(ctx context.Context, c *sharedbuf.Client, o sharedbuf.AllocOptions, size int64, w io.Writer) (r bufferReport, err error) {
 	fmt.Fprintf(w, "Testing %s dynamic buffer...\n", decimals(size))
-	b, err := c.Alloc(ctx, size)
+	b, err := c.AllocWith(ctx, size, o)
 	if err != nil {
 		return r, err
 	}
@@ -128,6 +137,11 @@ func tryBuffer(ctx context.Context, c *sharedbuf.Client, size int64, w io.Writer
 	if err != nil {
 		return r, err
 	}
+	if o.Encrypted {
+		if err := showsNothing(b, pattern[:16]); err != nil {
+			return r, err
+		}
+	}
 	fmt.Fprintf(w, "✅ Host processed shared buffer: %s\n", path)
 	fmt.Fprintln(w, "  Verifying buffer integrity...")
 	if at := inPieces(b.Bytes(), pattern, func(part, want []byte) bool { return string(part) == string(want) }); at >= 0 || result.Bytes != size {
@@ -140,6 +154,26 @@ func tryBuffer(ctx context.Context, c *sharedbuf.Client, size int64, w io.Writer
 	fmt.Fprintf(w, "✅ Cleaned up shared buffer: %s\n", path)
 	_, err = fmt.Fprintln(w, "  ✅ Buffer cleaned up")
 	return bufferReport{path, b.ID(), size, result.Bytes}, err
+}
+
+// showsNothing looks that a text is not in a buffer's shared memory, if it has any.
+func showsNothing(b *sharedbuf.Buffer, text []byte) error {
+	if b.File() == nil || b.Size() < int64(len(text)) {
+		return nil
+	}
+	piece := make([]byte, 1<<20)
+	for off := int64(0); ; off += int64(len(piece) - len(text)) {
+		n, err := b.File().ReadAt(piece, off)
+		if bytes.Contains(piece[:n], text) {
+			return fmt.Errorf("buffer %s is encrypted, and its bytes are in shared memory, at %d or later", b.Path(), off)
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
 }
 
 // inPieces calls f with pieces of mem and as much of the pattern, until one is

@@ -70,7 +70,7 @@ FILE. The last three need 'memspan serve --shared-dir'.`,
 }
 
 func bufferRun(ctx context.Context, opts *options, dir, file string, length int64, chain []sharedbuf.Step) (_ *sharedbuf.Result, err error) {
-	c, err := sharedbuf.Dial(ctx, opts.address, sharedbuf.Options{Dir: dir})
+	c, err := opts.dialHost(ctx, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ type pullFlags struct {
 	copied   bool
 	populate bool
 	lock     bool
+	share    bool
 }
 
 func newPull(opts *options) *cobra.Command {
@@ -64,7 +65,9 @@ can map, and their number in $MEMSPAN_SURFACE_SIZE.`,
 	flags.BoolVar(&f.copied, "copy", false, "ask for chunks even where the memory could be mapped")
 	flags.BoolVar(&f.populate, "populate", false, "with --map or --exec: have all pages mapped before going on")
 	flags.BoolVar(&f.lock, "lock", false, "with --map: keep all pages in RAM")
+	flags.BoolVar(&f.share, "share", false, "have this machine's daemon pull, and serve what it has to others (their --from) until interrupted")
 	cmd.MarkFlagsMutuallyExclusive("output", "map", "exec")
+	cmd.MarkFlagsMutuallyExclusive("share", "copy")
 	return cmd
 }
 
@@ -87,10 +90,16 @@ func (f *pullFlags) run(cmd *cobra.Command, opts *options, text string) error {
 	bar := newPullBar(cmd.ErrOrStderr())
 	defer bar.stop()
 	start := time.Now()
-	s, err := pull.Open(ctx, ticket, pull.Options{
+	o := pull.Options{
 		From: f.from, Copy: f.copied, Progress: bar.show,
 		Dial: dial.Options{TLS: config, Name: "memspan command"},
-	})
+	}
+	if f.share {
+		if o.Through = opts.daemon(); o.Through == "" {
+			o.Through = "unix:" + dial.DefaultAddress()
+		}
+	}
+	s, err := pull.Open(ctx, ticket, o)
 	if err != nil {
 		return err
 	}
@@ -104,7 +113,11 @@ func (f *pullFlags) run(cmd *cobra.Command, opts *options, text string) error {
 			return err
 		}
 		bar.stop()
-		return f.report(cmd, opts, s, f.output, time.Since(start))
+		if err := f.report(cmd, opts, s, f.output, time.Since(start)); err != nil || !f.share {
+			return err
+		}
+		<-ctx.Done() // until then the daemon has others to give it to
+		return nil
 	}
 	if opts.json {
 		return usagef("pull --json needs -o FILE or --map: the bytes themselves go to standard output")

@@ -165,7 +165,7 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	for _, ln := range listeners {
 		group.Go(func() error {
 			defer stop() // one dead listener ends all
-			return srv.Serve(ctx, ln.Listener)
+			return unlessStopped(ctx, srv.Serve(ctx, ln.Listener))
 		})
 	}
 	for _, ln := range web {
@@ -177,7 +177,7 @@ func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, std
 	for _, ln := range shared {
 		group.Go(func() error {
 			defer stop()
-			return srv.ServeBuffers(ctx, ln.Listener)
+			return unlessStopped(ctx, srv.ServeBuffers(ctx, ln.Listener))
 		})
 	}
 	if err = f.announce(cfg, slices.Concat(listeners, web), shared, asJSON, stdout, stderr); err != nil {
@@ -216,6 +216,14 @@ func (f *serveFlags) buffers() (*server.BufferConfig, error) {
 		return nil, err
 	}
 	return &server.BufferConfig{Host: config}, nil
+}
+
+// unlessStopped drops what a listener says that was told to stop before it began.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // config turns the flags into the server's configuration.

@@ -126,6 +126,7 @@ func Wait(ctx context.Context, word *atomic.Uint32, id []byte, seen uint32) erro
 	return ErrGone // it rang for no change: it was closed
 }
 
+// eventName is a name for all sessions: a service and its users are in several.
 func eventName(id [IDSize]byte, value uint32) string {
-	return fmt.Sprintf(`Local\memspan-%x-%d`, id, value)
+	return fmt.Sprintf(`Global\memspan-%x-%d`, id, value)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/windows"
 
@@ -94,10 +95,18 @@ func (d *Dir) Create(name string) (*os.File, error) {
 	return f, withSpace(err)
 }
 
+// unmapTime is how long a side that was asked to stop may take to unmap a file,
+// which Windows does not remove before.
+const unmapTime = time.Second
+
 // Remove removes the file name of the directory. Where the file system cannot take
 // the name from a file that is open, it goes when all have closed it.
 func (d *Dir) Remove(name string) error {
 	err := d.root.Remove(name)
+	for end := time.Now().Add(unmapTime); errors.Is(err, fs.ErrPermission) && time.Now().Before(end); {
+		time.Sleep(unmapTime / 100)
+		err = d.root.Remove(name)
+	}
 	if !errors.Is(err, windows.ERROR_INVALID_FUNCTION) {
 		return err
 	}

@@ -56,9 +56,9 @@ type guest struct {
 }
 
 // admit serves a connection if it may be.
-func (h *Host) admit(ctx context.Context, nc net.Conn) {
-	defer nc.Close()
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
+func (h *Host) admit(ctx context.Context, accepted net.Conn) {
+	defer accepted.Close()
+	stop := context.AfterFunc(ctx, func() { accepted.Close() })
 	defer stop()
 	h.mu.Lock()
 	full := h.conns >= h.config.MaxConnections
@@ -66,8 +66,7 @@ func (h *Host) admit(ctx context.Context, nc net.Conn) {
 		h.conns++
 	}
 	h.mu.Unlock()
-	from := nc.RemoteAddr()
-	nc, who, err := h.meet(ctx, nc)
+	nc, who, err := h.meet(ctx, accepted)
 	if full {
 		err = &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("there are %d connections already", h.config.MaxConnections)}
 	} else {
@@ -78,7 +77,7 @@ func (h *Host) admit(ctx context.Context, nc net.Conn) {
 		}()
 	}
 	if err != nil {
-		h.config.Logger.Warn("connection refused", "from", from, "error", err)
+		h.config.Logger.Warn("connection refused", "from", accepted.RemoteAddr(), "error", err)
 		nc.SetWriteDeadline(time.Now().Add(h.config.IOTimeout))
 		nc.Write(sharedbuf.AppendReply(nil, 0, nil, err)) // it may be gone
 		linger(nc)
@@ -102,6 +101,7 @@ func (h *Host) meet(ctx context.Context, nc net.Conn) (net.Conn, guest, error) {
 	defer cancel()
 	tc := tls.Server(sockopt.Acknowledging(t.Conn), t.config)
 	if err := tc.HandshakeContext(ctx); err != nil {
+		linger(t.Conn) // what TLS has said is to arrive
 		return tc, guest{}, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: "no TLS could be spoken", Err: err}
 	}
 	return tc, guest{uid: -1, secure: true, unknown: len(tc.ConnectionState().VerifiedChains) == 0}, nil

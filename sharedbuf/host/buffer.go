@@ -32,6 +32,8 @@ type work struct {
 	replica *replica // of a buffer whose bytes are sent; else nil
 	written func()   // ends the use of the replica by what was written; nil: nothing was
 	memory  *memory  // for a copy
+	key     []byte   // of an encrypted buffer; else nil
+	sealed  uint64   // the turn in which what was written was sealed; 0: in none
 	peer    int      // the guest's user; -1: not known
 
 	uses     atomic.Int32
@@ -79,7 +81,7 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 	}()
 	result := &sharedbuf.Result{Operation: w.chain[0].Operation, BufferID: uint32(w.request.BufferID), Status: "processed"}
 	for i, op := range w.ops {
-		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.file, progress: &w.progress}
+		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.memfd(), progress: &w.progress}
 		value, err := op.Run(c)
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -130,10 +132,28 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	} else if err := h.checkNameless(w); err != nil {
 		return nil, nil, err
 	}
-	if mem, err = sharedfile.Map(f, w.request.Size, w.write, true); err != nil {
+	shared, err := sharedfile.Map(f, w.sharedSize(), w.write, true)
+	if err != nil {
 		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
 	}
-	return mem, func() error { return sharedfile.Unmap(mem) }, nil
+	unmap := func() error { return sharedfile.Unmap(shared) }
+	if w.key == nil {
+		return shared, unmap, nil
+	}
+	mem, sealing, err := w.unseal(ctx, shared)
+	if err != nil {
+		return nil, nil, errors.Join(err, unmap())
+	}
+	return mem, func() error { return errors.Join(sealing(), unmap()) }, nil
+}
+
+// memfd returns the buffer's memory as operations may have it, if it has no name
+// and its bytes are what is in there.
+func (w *work) memfd() *os.File {
+	if w.key != nil {
+		return nil
+	}
+	return w.file
 }
 
 // checkNameless looks at the descriptor that came with a request.
@@ -145,7 +165,7 @@ func (h *Host) checkNameless(w *work) error {
 		return err
 	}
 	// Sealed, nobody can cut it short.
-	if err := memfd.CheckSealed(w.file, w.request.Size); err != nil {
+	if err := memfd.CheckSealed(w.file, w.sharedSize()); err != nil {
 		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: "the descriptor that came is not that of a buffer", Err: err}
 	}
 	return nil
@@ -205,8 +225,8 @@ func (h *Host) check(w *work, f *os.File, rel string) error {
 	if err != nil {
 		return &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be looked at", Err: err}
 	}
-	if info.Size() != w.request.Size {
-		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, buffer_size says %d", info.Size(), w.request.Size)}
+	if info.Size() != w.sharedSize() {
+		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, by buffer_size it has %d", info.Size(), w.sharedSize())}
 	}
 	record, err := sharedfile.ReadLease(h.dir, rel)
 	if errors.Is(err, fs.ErrNotExist) && w.request.Generation == 0 { // a guest of the original system

@@ -306,7 +306,7 @@ func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended 
 	done, err := w.changes(ctx, err)
 	ended()
 	if done == nil {
-		c.reply(r.ID, result, err)
+		c.replySealed(r.ID, w, result, err)
 		return
 	}
 	w.replica.sending.Lock()
@@ -328,6 +328,18 @@ func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended 
 	if serr != nil {
 		c.cancel() // the guest waits for what will not come
 	}
+}
+
+// replySealed answers a request about a buffer that may be encrypted.
+func (c *conn) replySealed(id int64, w *work, result any, err error) {
+	turn := uint64(0)
+	if w != nil {
+		turn = w.sealed
+	}
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.out = sharedbuf.AppendReplySealed(c.out[:0], id, result, err, turn)
+	c.write(c.out)
 }
 
 // changes returns what ends the look for changes that go with the answer; nil if

@@ -300,6 +300,10 @@ func (c *conn) prepare(r *sharedbuf.Request, file *os.File) (*work, error) {
 		return nil, err
 	}
 	w.memory = &c.memory
+	if w.key, err = c.keyOf(r); err != nil {
+		w.close()
+		return nil, err
+	}
 	if !strings.HasPrefix(r.Path, sharedbuf.ChannelPrefix) {
 		return w, nil
 	}

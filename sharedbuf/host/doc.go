@@ -19,6 +19,9 @@
 //		})
 //	}}
 //
+// Of guests that share no memory with it a host has copies of buffers, as long as
+// they are connected.
+//
 // Files are opened beneath one directory, over no link, and only those of the
 // guest's user or the host's. A guest may cut a file short while it is mapped:
 // buffers are touched only where that becomes an error.

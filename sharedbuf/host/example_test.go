@@ -4,6 +4,7 @@ package host_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -158,5 +159,49 @@ func Example_background() {
 	// second: checksum 8192 bytes
 	// first done: false
 	// first: slow
+	// host: <nil>
+}
+
+// Two machines that share nothing: what changed of a buffer is sent, and comes
+// back. (Over a network it takes TLS and a token.)
+func Example_channel() {
+	h, err := host.New(host.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer h.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(ctx, ln) }()
+
+	c, err := sharedbuf.Dial(ctx, ln.Addr().String(), sharedbuf.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	b, err := c.AllocWith(ctx, 1<<20, sharedbuf.AllocOptions{
+		Permissions: sharedbuf.Permissions{Operations: []string{"fill", "verify"}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := b.Process(ctx, sharedbuf.Fill(7)); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(b.Bytes()[:4])
+	_, err = b.Process(ctx, sharedbuf.Checksum())
+	fmt.Println(errors.Is(err, sharedbuf.ErrDenied))
+
+	if err := c.Close(); err != nil {
+		log.Fatal(err)
+	}
+	stop()
+	fmt.Println("host:", <-served)
+	// Output:
+	// [7 0 0 0]
+	// true
 	// host: <nil>
 }

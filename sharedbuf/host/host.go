@@ -53,7 +53,7 @@ type Config struct {
 	MaxBuffer      int64         // bytes of the largest buffer; 0: DefaultMaxBuffer
 	MaxConnections int           // at a time; 0: DefaultMaxConnections
 	MaxInFlight    int           // requests of one connection, and jobs; 0: DefaultMaxInFlight
-	MaxCopies      int64         // bytes of the copies of one connection's buffers, where their bytes are sent; 0: MaxAllCopies
+	MaxCopies      int64         // bytes of the copies of one connection's buffers, where their bytes are sent or encrypted; 0: half of MaxAllCopies
 	MaxAllCopies   int64         // bytes of all copies; 0: half of the RAM that is there to be used
 	IOTimeout      time.Duration // ends a connection that stalls within a message; 0: DefaultIOTimeout
 	Sweep          time.Duration // how often files of dead guests are looked for; 0: DefaultSweep
@@ -86,7 +86,7 @@ func New(config Config) (*Host, error) {
 	setDefault(&config.Sweep, DefaultSweep)
 	setDefault(&config.MaxAllCopies, memlimit.System().Usable()/2)
 	setDefault(&config.MaxAllCopies, DefaultMaxAllCopies)
-	setDefault(&config.MaxCopies, config.MaxAllCopies)
+	setDefault(&config.MaxCopies, config.MaxAllCopies/2)
 	if config.MaxCopies < 0 || config.MaxAllCopies < 0 || config.MaxBuffer < 0 || config.MaxConnections < 0 || config.MaxInFlight < 0 || config.IOTimeout < 0 || config.Sweep < 0 {
 		return nil, errors.New("host: a limit is negative")
 	}

@@ -3,10 +3,13 @@
 package pull_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/server"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/surface/pull"
 	"github.com/memspan/memspan/wire"
@@ -26,6 +31,10 @@ const childEnv = "MEMSPAN_PULL_CHILD"
 // child pulls in a process of its own.
 func child() {
 	args := strings.Fields(os.Getenv(childEnv))
+	if args[0] == "serve" {
+		childServes(args[1])
+		return
+	}
 	ticket, err := surface.ParseTicket(args[1])
 	if err == nil && args[0] == "small" {
 		err = syscall.Mount("none", filepath.Dir(args[2]), "tmpfs", 0, "size=1m")
@@ -62,6 +71,92 @@ func child() {
 	}
 	got, err := os.ReadFile(args[2])
 	fmt.Println("then", surface.Sum(got), err)
+}
+
+// childServes exposes a surface that is whole and one that is not, until it is
+// killed.
+func childServes(path string) {
+	ctx := context.Background()
+	fail := func(err error) {
+		fmt.Println("failed:", err)
+		os.Exit(1)
+	}
+	srv, err := server.New(ctx, server.Config{Addresses: []string{"unix:" + path}})
+	if err != nil {
+		fail(err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		fail(err)
+	}
+	go srv.Serve(ctx, ln)
+	client, err := memspan.Dial(ctx, "unix:"+path, nil)
+	if err != nil {
+		fail(err)
+	}
+	whole, err := client.ExposeBytes(ctx, random(mib), memspan.ExposeOptions{})
+	if err != nil {
+		fail(err)
+	}
+	growing, err := client.Expose(ctx, -1, memspan.ExposeOptions{Chunk: 4 * kib})
+	if err != nil {
+		fail(err)
+	}
+	for _, t := range []*surface.Ticket{whole.Ticket, growing.Ticket()} {
+		text, err := t.Text()
+		if err != nil {
+			fail(err)
+		}
+		fmt.Println(text)
+	}
+	select {}
+}
+
+// What is mapped outlives a daemon that was killed; who waits is told.
+func TestKilledDaemon(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"=serve "+filepath.Join(t.TempDir(), "s"))
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	next := func() *surface.Ticket {
+		lines.Scan()
+		ticket, err := surface.ParseTicket(lines.Text())
+		if err != nil {
+			t.Fatal(lines.Text(), err)
+		}
+		return ticket
+	}
+	whole, growing := open(t, next(), pull.Options{}), open(t, next(), pull.Options{})
+	if !whole.Direct() || !growing.Direct() {
+		t.Error("not mapped")
+	}
+	waits := []func() error{
+		func() error { return growing.Wait(t.Context(), 0, 1) },
+		func() error { _, err := growing.ReadAt(make([]byte, 1), 0); return err },
+		func() error { _, err := growing.ToMemory(t.Context(), all); return err },
+		func() error { _, err := growing.CopyTo(t.Context(), io.Discard, all); return err },
+		func() error { _, err := growing.Reader(t.Context()).Seek(0, io.SeekEnd); return err },
+	}
+	done := make(chan error)
+	for _, wait := range waits {
+		go func() { done <- wait() }()
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	for range waits {
+		if err := <-done; !errors.Is(err, wire.PeerLost) {
+			t.Errorf("waiting: %v", err)
+		}
+	}
+	if mem, err := whole.Bytes(); err != nil || !bytes.Equal(mem, random(mib)) {
+		t.Errorf("mapped: %v", err)
+	}
 }
 
 func command(t *testing.T, role string, ticket *surface.Ticket, path string) *exec.Cmd {

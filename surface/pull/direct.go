@@ -414,13 +414,22 @@ func (d *direct) final(ctx context.Context) (int64, error) {
 	}
 }
 
+// whole reports whether all chunks of a sealed surface are there. Of one that its
+// server gathers from elsewhere some may be missing.
+func (d *direct) whole() bool {
+	m := d.layout()
+	runs := d.page.Runs(0, 1)
+	return m.Count() == 0 || len(runs) == 1 && runs[0] == surface.Run{First: 0, Count: m.Count()}
+}
+
 // Direct reports whether the surface's own memory is mapped here.
 func (s *Surface) Direct() bool { return s.direct != nil }
 
 // Bytes returns the content of a surface that is Direct and sealed: the very
 // pages that everybody has who maps it, which nobody can change any more. They must not be
 // written to, nor be touched after Close. It fails with ErrNotDirect,
-// ErrNotSealed and, if what is stored is encrypted, errors.ErrUnsupported: ReadAt
+// ErrNotSealed, with surface.ErrMissing while the server that pulls instead has not
+// gathered all of it, and, if what is stored is encrypted, errors.ErrUnsupported: ReadAt
 // opens that.
 func (s *Surface) Bytes() ([]byte, error) {
 	w := window{open: true}
@@ -432,6 +441,9 @@ func (s *Surface) Bytes() ([]byte, error) {
 	default:
 		if _, sealed := d.size(); !sealed {
 			return nil, s.failed("map", w, ErrNotSealed)
+		}
+		if !d.whole() {
+			return nil, s.failed("map", w, surface.ErrMissing)
 		}
 		mem, err := d.all()
 		return mem, s.failed("map", w, err)

@@ -123,6 +123,72 @@ func TestVices(t *testing.T) {
 	}
 }
 
+// Who lies and hangs up is not dialed for ever.
+func TestLiesAndHangsUp(t *testing.T) {
+	content := random(6*mib + 99)
+	h := expose(t, content, 256*kib, nil)
+	bad := h.mirror(nil)
+	reads(bad, 0, func(c *wire.Conn, hd wire.Header, m wire.MemoryCommand) bool {
+		reply(c, hd, make([]byte, m.Size))
+		c.Close()
+		return true
+	})
+	address := bad.tcp()
+	s := open(t, h.rooted(address), pull.Options{})
+	if _, err := s.ToMemory(t.Context(), all); !errors.Is(err, wire.Corrupt) {
+		t.Errorf("alone: %v", err)
+	}
+	checkTargets(t, open(t, h.rooted(address), pull.Options{From: []string{h.tcp()}}), content)
+}
+
+// What a slow source owes is asked of others; it is not waited for, nor given up.
+func TestSlowSource(t *testing.T) {
+	content := random(30*mib + 7)
+	h := expose(t, content, 256*kib, nil)
+	slow := h.mirror(nil)
+	asked := make(chan struct{}, 100)
+	vices["stalls"].vice(slow, 0)
+	stall := slow.onRead
+	slow.onRead = func(c *wire.Conn, hd wire.Header, m wire.MemoryCommand) bool {
+		asked <- struct{}{}
+		return stall(c, hd, m)
+	}
+	gate := make(chan struct{})
+	h.onRead = func(*wire.Conn, wire.Header, wire.MemoryCommand) bool {
+		<-gate
+		return false
+	}
+	s := open(t, h.rooted(h.tcp()), pull.Options{From: []string{slow.tcp()}})
+	done := make(chan error)
+	got := make([]byte, len(content))
+	go func() {
+		_, err := s.ReadAt(got, 0)
+		done <- err
+	}()
+	<-asked // the slow one has something to do
+	close(gate)
+	if err := <-done; err != nil || !bytes.Equal(got, content) {
+		t.Errorf("other bytes, or %v", err)
+	}
+	for _, source := range s.Sources() {
+		if source.Err != nil {
+			t.Errorf("given up: %v", source.Err)
+		}
+	}
+}
+
+func TestUnverified(t *testing.T) {
+	content := random(mib)
+	h := expose(t, content, 64*kib, nil)
+	bad := h.mirror(nil)
+	vices["lies"].vice(bad, 0)
+	s := open(t, h.rooted(bad.tcp()), pull.Options{Unverified: true})
+	got := make([]byte, len(content))
+	if _, err := s.ReadAt(got, 0); err != nil || bytes.Equal(got, content) {
+		t.Errorf("it was verified, or %v", err)
+	}
+}
+
 // Answers may come in any order.
 func TestReordered(t *testing.T) {
 	content := random(8 * mib)

@@ -232,10 +232,10 @@ func (w *worker) take(f *fetch) {
 				continue
 			}
 			if !s.options.Unverified && surface.Sum(stored) != m.Digests[i] {
-				f.source.drop(lying("chunk %d is not what was exposed: its digest differs", i))
+				s.caught(f.source, lying("chunk %d is not what was exposed: its digest differs", i))
 				break
 			}
-			f.source.proven()
+			f.source.prove()
 		}
 		if g.claim(i) {
 			g.arrived(&m, i, w.put(g, &m, i, stored))
@@ -243,6 +243,9 @@ func (w *worker) take(f *fetch) {
 	}
 	s.mu.Lock()
 	f.endLocked()
+	if f.source != nil {
+		f.source.checking--
+	}
 	s.pokeLocked()
 	s.mu.Unlock()
 	if f.source != nil {
@@ -250,11 +253,26 @@ func (w *worker) take(f *fetch) {
 	}
 }
 
-// proven counts a chunk for the source that sent it.
-func (c *source) proven() {
+// prove notes that the source has sent a chunk as it is.
+func (c *source) prove() {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	c.verified++
+	c.proven = true
+}
+
+// caught gives up whoever answers at the source's address, for good.
+func (s *Surface) caught(liar *source, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.liars == nil {
+		s.liars = make(map[string]bool)
+	}
+	s.liars[liar.address] = true
+	for _, c := range s.sources {
+		if c.address == liar.address {
+			c.dropLocked(err)
+		}
+	}
 }
 
 // put gives one chunk to the sink; stored is nil if it is zeros.

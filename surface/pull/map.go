@@ -11,7 +11,8 @@ import (
 	"github.com/memspan/memspan/surface"
 )
 
-// Map returns all that the ticket opens as a memory, once the surface is sealed:
+// Map returns all that the ticket opens as a memory, once the surface is sealed and
+// all there:
 // the surface's own where that is on this machine, of which no byte is copied, else one
 // that ToMemory fills. It is independent of the surface, which may be closed.
 func (s *Surface) Map(ctx context.Context) (*Memory, error) {
@@ -28,17 +29,21 @@ func (d *direct) share(ctx context.Context) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
+	m := d.layout()
+	if err := d.awaitAll(ctx, 0, m.Count()); err != nil {
+		return nil, err
+	}
 	file, err := memfd.Duplicate(d.file)
 	if err != nil {
 		return nil, err
 	}
-	m := &Memory{file: file}
+	shared := &Memory{file: file}
 	if size > 0 {
-		if m.mem, err = memfd.MapRange(file, 0, size, false); err != nil {
+		if shared.mem, err = memfd.MapRange(file, 0, size, false); err != nil {
 			return nil, errors.Join(err, file.Close())
 		}
 	}
-	return m, nil
+	return shared, nil
 }
 
 // Populate maps all pages now, so that no access waits for one later. (Linux)

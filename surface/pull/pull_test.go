@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 
@@ -85,6 +86,46 @@ func checkTargets(t *testing.T, s *pull.Surface, content []byte) {
 	var written bytes.Buffer
 	if n, err := s.CopyTo(t.Context(), &written, all); err != nil || n != int64(len(content)) || !bytes.Equal(written.Bytes(), content) {
 		t.Fatalf("the writer has got %d other bytes, %v", n, err)
+	}
+}
+
+// A writer that is slow holds up what lies far ahead, and gets all in the end.
+func TestCopyAhead(t *testing.T) {
+	const ahead = 32 * mib // that may be asked for before the writer has taken anything
+	content := random(48*mib + 1)
+	h := expose(t, content, 4*mib, nil)
+	var taken, reads atomic.Int64
+	stuck := make(chan struct{})
+	h.onRead = func(c *wire.Conn, hd wire.Header, m wire.MemoryCommand) bool {
+		if int64(m.Offset) >= taken.Load()+ahead+8*mib { // two chunks are between being taken and counted
+			t.Errorf("byte %d was asked for when %d were taken", m.Offset, taken.Load())
+		}
+		if reads.Add(1) == ahead/mib {
+			close(stuck)
+		}
+		return false
+	}
+	s := open(t, h.rooted(h.tcp()), pull.Options{})
+	r, w := io.Pipe()
+	done := make(chan error)
+	go func() {
+		_, err := s.CopyTo(t.Context(), w, all)
+		w.Close()
+		done <- err
+	}()
+	<-stuck
+	var got []byte
+	buf := make([]byte, 64*kib)
+	for {
+		n, err := r.Read(buf)
+		got = append(got, buf[:n]...)
+		taken.Store(int64(len(got)))
+		if err != nil {
+			break
+		}
+	}
+	if err := <-done; err != nil || !bytes.Equal(got, content) {
+		t.Errorf("other bytes, or %v", err)
 	}
 }
 

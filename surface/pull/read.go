@@ -181,8 +181,8 @@ func (s *Surface) readAt(ctx context.Context, p []byte, off int64) (int, error) 
 		want = max(0, min(want, size-off))
 	}
 	if want > 0 {
-		if off < s.range_.Offset || off+want-s.range_.Offset > s.range_.Length {
-			return 0, fmt.Errorf("%w that the ticket opens: [%d,+%d)", ErrRange, s.range_.Offset, s.range_.Length)
+		if off < s.allowed.Offset || off+want-s.allowed.Offset > s.allowed.Length {
+			return 0, fmt.Errorf("%w that the ticket opens: [%d,+%d)", ErrRange, s.allowed.Offset, s.allowed.Length)
 		}
 		if err := s.read(ctx, p[:want], off); err != nil {
 			return 0, err

@@ -51,7 +51,8 @@ type source struct {
 	held     bool // what was received waits for workers
 	ping     bool // a sign of life is wanted
 	bytes    int64
-	verified int64 // chunks that were what they should be
+	checking int  // fetches that are being verified
+	proven   bool // a chunk was what it should be
 }
 
 // A request is under way on a connection.
@@ -69,30 +70,18 @@ type request struct {
 // the answer if direct was asked for and given.
 func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *source, opened control.SurfaceOpened, err error) {
 	o := s.options.Dial
-	o.Guest = true
+	o.Guest = !s.through(address)
 	conn, err := dial.Dial(ctx, address, o)
 	if err != nil {
 		return nil, opened, err
 	}
-	var nonce, binding [32]byte
-	if copy(nonce[:], conn.Welcome.Nonce) != len(nonce) || len(conn.Welcome.Nonce) != len(nonce) {
-		conn.Wire.Close()
-		return nil, opened, &wire.Error{Code: wire.Unsupported, Op: "open", Message: address + ": this server knows no surfaces"}
+	if s.through(address) {
+		err = s.askThrough(ctx, conn, &opened)
+	} else {
+		err = s.prove(ctx, conn, direct, &opened)
 	}
-	if tc, ok := conn.Wire.NetConn().(*tls.Conn); ok {
-		state := tc.ConnectionState()
-		key, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(binding))
-		if err != nil {
-			conn.Wire.Close()
-			return nil, opened, fmt.Errorf("%s: %w", address, err)
-		}
-		copy(binding[:], key)
-	}
-	proof := s.ticket.Proof(nonce, binding)
-	err = conn.Ask(ctx, control.OpSurfaceOpen, control.SurfaceOpen{
-		ID: s.ticket.ID.String(), Caveats: s.ticket.EncodedCaveats(), Proof: proof[:], Direct: direct,
-	}, &opened)
 	if err != nil {
+		conn.Wire.Close()
 		return nil, opened, fmt.Errorf("%s: %w", address, err)
 	}
 	c = &source{
@@ -112,6 +101,44 @@ func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *
 		return nil, opened, fmt.Errorf("%s: %w", address, err)
 	}
 	return c, opened, nil
+}
+
+// through reports whether address is that of the server that pulls for this one.
+func (s *Surface) through(address string) bool {
+	return s.options.Through != "" && address == s.options.Through
+}
+
+// askThrough has the server at the other end pull the surface.
+func (s *Surface) askThrough(ctx context.Context, conn *dial.Conn, opened *control.SurfaceOpened) error {
+	text, err := s.ticket.Text()
+	if err != nil {
+		return err
+	}
+	err = conn.Ask(ctx, control.OpPull, control.SurfacePull{Ticket: text, From: s.options.From}, opened)
+	if err == nil && !opened.Direct {
+		err = &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the server does not hand over this surface's memory: pull it without going through a server"}
+	}
+	return err
+}
+
+// prove opens the surface by a proof that this process has its ticket.
+func (s *Surface) prove(ctx context.Context, conn *dial.Conn, direct bool, opened *control.SurfaceOpened) error {
+	var nonce, binding [32]byte
+	if copy(nonce[:], conn.Welcome.Nonce) != len(nonce) || len(conn.Welcome.Nonce) != len(nonce) {
+		return &wire.Error{Code: wire.Unsupported, Op: "open", Message: "this server knows no surfaces"}
+	}
+	if tc, ok := conn.Wire.NetConn().(*tls.Conn); ok {
+		state := tc.ConnectionState()
+		key, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(binding))
+		if err != nil {
+			return err
+		}
+		copy(binding[:], key)
+	}
+	proof := s.ticket.Proof(nonce, binding)
+	return conn.Ask(ctx, control.OpSurfaceOpen, control.SurfaceOpen{
+		ID: s.ticket.ID.String(), Caveats: s.ticket.EncodedCaveats(), Proof: proof[:], Direct: direct,
+	}, opened)
 }
 
 // start begins to use the source, whose state is what it has told last.
@@ -161,7 +188,7 @@ func (c *source) dropLocked(err error) {
 // that failed, and what came over it before was worth having.
 func (c *source) mayReturn(err error) bool {
 	var said *wire.Error // by the source, or about it
-	return c.verified > 0 && c.s.err == nil && (!errors.As(err, &said) || said.Code == wire.Stalled)
+	return (c.proven || c.checking > 0) && c.s.err == nil && (!errors.As(err, &said) || said.Code == wire.Stalled)
 }
 
 // read receives until the connection ends.
@@ -247,6 +274,7 @@ func (c *source) receiveRead(h wire.Header, r *request) error {
 	whole := f.left == 0
 	if whole {
 		delete(c.fetches, f)
+		c.checking++
 	}
 	// To ask for many at a time spares system calls, and half a window keeps
 	// the link busy meanwhile.

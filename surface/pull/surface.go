@@ -28,6 +28,12 @@ type Options struct {
 	// Dial says how sources are dialed. An IOTimeout of 0 is 30 seconds: who
 	// owes something, and sends nothing for so long, is not used any more.
 	Dial dial.Options
+	// Through is the address of a server of this user on this machine that is to
+	// pull instead: it gathers and verifies the chunks, from From too, serves them to
+	// others of the same ticket as long as somebody has the surface open, and hands
+	// the memory over. It must not be given together with Copy, and is for
+	// tickets that open all of their surface. Empty: none.
+	Through string
 	// Copy pulls chunk by chunk even where the memory itself could be mapped.
 	Copy bool
 	// Unverified leaves out that chunks are hashed, for who trusts all sources
@@ -55,7 +61,7 @@ const (
 type Surface struct {
 	ticket  *surface.Ticket
 	options Options
-	range_  surface.Range   // what the ticket opens
+	allowed surface.Range   // what the ticket opens
 	sealer  *surface.Sealer // nil: nothing is encrypted, or the key is not known
 	direct  *direct         // nil: chunk by chunk
 	zeros   surface.Zeros
@@ -76,7 +82,8 @@ type Surface struct {
 	sources    []*source
 	joining    int // sources being dialed
 	refusals   []error
-	err        error // there will be no source any more
+	liars      map[string]bool // addresses
+	err        error           // there will be no source any more
 	gatherings []*gathering
 	changed    chan struct{} // closed and replaced when something above changes
 }
@@ -92,7 +99,7 @@ type Surface struct {
 // Corrupt (the manifest is not the ticket's), PeerLost and others.
 func Open(ctx context.Context, t *surface.Ticket, o Options) (*Surface, error) {
 	s := &Surface{
-		ticket: t, options: o, range_: t.Restriction().Range,
+		ticket: t, options: o, allowed: t.Restriction().Range,
 		received: make(chan *fetch, 2), changed: make(chan struct{}),
 	}
 	s.options.Dial.IOTimeout = cmp.Or(max(o.Dial.IOTimeout, 0), defaultTimeout)
@@ -111,6 +118,13 @@ func Open(ctx context.Context, t *surface.Ticket, o Options) (*Surface, error) {
 }
 
 func (s *Surface) open(ctx context.Context) error {
+	if through := s.options.Through; through != "" {
+		c, opened, err := s.connect(ctx, through, true)
+		if err != nil {
+			return err
+		}
+		return s.openDirect(c, opened)
+	}
 	here, _ := surface.ThisMachine()
 	var addresses []string
 	for _, a := range s.ticket.Addresses {
@@ -192,11 +206,11 @@ func (s *Surface) join(address string, vouches bool) {
 	c, opened, err := s.connect(s.ctx, address, false)
 	s.mu.Lock()
 	s.joining--
-	if err != nil || s.ctx.Err() != nil {
-		if err == nil {
-			c.conn.Wire.Close()
-			err = ErrClosed
-		}
+	if err == nil && (s.err != nil || s.liars[address]) {
+		c.conn.Wire.Close()
+		err = fmt.Errorf("%s: not used any more: %w", address, cmp.Or(s.err, error(wire.Corrupt)))
+	}
+	if err != nil {
 		s.refusals = append(s.refusals, err)
 		s.lostLocked()
 		s.mu.Unlock()

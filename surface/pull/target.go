@@ -27,7 +27,7 @@ type window struct {
 func (s *Surface) window(r surface.Range) (window, error) {
 	all := r == (surface.Range{})
 	if all {
-		r = s.range_
+		r = s.allowed
 	}
 	if r.Offset < 0 || r.Length < 0 || r.Offset > surface.MaxSize || r.Length > surface.MaxSize {
 		return window{}, ErrRange
@@ -39,8 +39,8 @@ func (s *Surface) window(r surface.Range) (window, error) {
 		r.Length = surface.MaxSize - r.Offset
 	}
 	w := window{r.Offset, r.Offset + r.Length, all}
-	if w.off < s.range_.Offset || w.end-s.range_.Offset > s.range_.Length {
-		return window{}, fmt.Errorf("%w that the ticket opens: [%d,+%d)", ErrRange, s.range_.Offset, s.range_.Length)
+	if w.off < s.allowed.Offset || w.end-s.allowed.Offset > s.allowed.Length {
+		return window{}, fmt.Errorf("%w that the ticket opens: [%d,+%d)", ErrRange, s.allowed.Offset, s.allowed.Length)
 	}
 	return w, nil
 }

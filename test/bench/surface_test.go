@@ -138,3 +138,27 @@ func BenchmarkPull(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPullAttach opens and maps a surface of 1 GiB on one machine, and reads
+// its first byte, against the same with 4 KiB.
+func BenchmarkPullAttach(b *testing.B) {
+	a, _ := child(b, "server")
+	attach := func(t *surface.Ticket) func() {
+		return func() {
+			s, err := pull.Open(b.Context(), t, pull.Options{})
+			if err != nil {
+				fatal(err)
+			}
+			mem, err := s.Bytes()
+			if err != nil {
+				fatal(err)
+			}
+			sink = mem[0]
+			s.Close()
+		}
+	}
+	large, small := exposed(b, a, "unix", 1<<30), exposed(b, a, "unix", 4<<10)
+	pair(b, 0, attach(large), attach(small))
+}
+
+var sink byte

@@ -181,7 +181,9 @@ func embed(s settings, dir string, log io.Writer) (addresses map[string]string, 
 		return nil, nil, err
 	}
 	ctx := context.Background()
-	srv, err := server.New(ctx, s.config(log))
+	cfg := s.config(log)
+	cfg.Addresses = []string{"unix:" + filepath.Join(dir, "s")}
+	srv, err := server.New(ctx, cfg)
 	if err != nil {
 		return nil, nil, err
 	}

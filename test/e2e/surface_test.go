@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/surface/pull"
@@ -320,4 +322,90 @@ func TestReplica(t *testing.T) {
 		check(t, err)
 		return len(list) == 0
 	})
+}
+
+// A thousand pullers at once get the exact bytes, by memory and by connection, and
+// the daemon keeps one copy.
+func TestThousandPullers(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{})
+	c := d.dial(t, "unix")
+	content := someBytes(256 << 10)
+	done, err := c.ExposeBytes(t.Context(), content, memspan.ExposeOptions{Chunk: 64 << 10})
+	check(t, err)
+	var all errgroup.Group
+	all.SetLimit(50) // at the same time shaking hands; all of them stay
+	open := make(chan *pull.Surface, 1000)
+	for i := range 1000 {
+		transport := transports[i%2]
+		all.Go(func() error {
+			s, err := pull.Open(t.Context(), d.ticketTo(done.Ticket, transport), pull.Options{})
+			if err != nil {
+				return err
+			}
+			open <- s
+			got := make([]byte, len(content))
+			if _, err := s.ReadAt(got, 0); err != nil {
+				return err
+			}
+			if !bytes.Equal(got, content) || s.Direct() != (transport == "unix") {
+				return fmt.Errorf("over %s: other bytes, or not as it should be (direct: %t)", transport, s.Direct())
+			}
+			return nil
+		})
+	}
+	check(t, all.Wait())
+	list, err := c.Surfaces(t.Context())
+	check(t, err)
+	if st := list[0]; st.Pullers != 1000 || st.Pulls != 1000 || st.Direct != 500 || st.Memory > int64(len(content)) {
+		t.Errorf("%+v", st)
+	}
+	close(open)
+	for s := range open {
+		check(t, s.Close())
+	}
+	eventually(t, "nobody has it open", func() bool {
+		list, err := c.Surfaces(t.Context())
+		check(t, err)
+		return list[0].Pullers == 0
+	})
+}
+
+// Who waits for bytes of a stream is told when the daemon dies, by memory too.
+func TestWaitEndsWithTheDaemon(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{Process: true})
+	w, err := d.dial(t, "unix").Expose(t.Context(), -1, memspan.ExposeOptions{})
+	check(t, err)
+	for _, by := range []string{"unix", "tcp"} {
+		s, err := pull.Open(t.Context(), d.ticketTo(w.Ticket(), by), pull.Options{})
+		check(t, err)
+		t.Cleanup(func() { check(t, s.Close()) })
+		defer func() { want(t, by+": to wait for what never comes", s.Wait(t.Context(), 0, 1), memspan.ErrPeerLost) }()
+	}
+	d.process.kill()
+}
+
+// Who has mapped a surface keeps it, whatever becomes of who exposed it and of the
+// daemon.
+func TestMapsOutliveTheDaemon(t *testing.T) {
+	t.Parallel()
+	d := start(t, settings{Process: true})
+	c := d.dial(t, "unix")
+	content := someBytes(3 << 20)
+	done, err := c.ExposeBytes(t.Context(), content, memspan.ExposeOptions{})
+	check(t, err)
+	s, err := pull.Open(t.Context(), d.ticketTo(done.Ticket, "unix"), pull.Options{})
+	check(t, err)
+	m, err := s.Map(t.Context())
+	check(t, err)
+	defer m.Close()
+	d.process.kill()
+	if b, err := s.Bytes(); err != nil || !bytes.Equal(b, content) || !bytes.Equal(m.Bytes(), content) {
+		t.Errorf("the memory is not what it was: %v", err)
+	}
+	check(t, s.Close())
+	if !bytes.Equal(m.Bytes(), content) {
+		t.Error("the memory went with the surface")
+	}
 }

@@ -93,6 +93,16 @@ func (k *Kernel) run(ctx context.Context, s *space, b int, n int64, push []byte)
 	return err
 }
 
+// Lost reports whether the worker that had the kernel has ended.
+func (k *Kernel) Lost() bool {
+	select {
+	case <-k.g.dead:
+		return true
+	default:
+		return false
+	}
+}
+
 // Close takes the kernel from the device.
 func (k *Kernel) Close() {
 	// An error means that the worker is dead, and the kernel with it.

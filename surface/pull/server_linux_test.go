@@ -329,3 +329,100 @@ func TestDaemonRefuses(t *testing.T) {
 		}
 	}
 }
+
+// More than 32 bits: 5 GiB of which almost nothing was ever written.
+func TestFiveGiB(t *testing.T) {
+	d := serve(t)
+	const size = 5<<30 + 12345
+	path := filepath.Join(t.TempDir(), "sparse")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	parts := map[int64][]byte{0: []byte("begin"), 4<<30 - 3: []byte("across 4 GiB"), size - 3: []byte("end")}
+	for off, text := range parts {
+		if _, err := f.WriteAt(text, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e, err := d.client.ExposeFile(t.Context(), f, memspan.ExposeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{d.unix, d.tcp} {
+		s := open(t, at(e.Ticket, address), pull.Options{})
+		for off, text := range parts {
+			p := make([]byte, len(text))
+			if _, err := s.ReadAt(p, off); err != nil || !bytes.Equal(p, text) {
+				t.Errorf("at %d: %q, %v", off, p, err)
+			}
+		}
+		if address == d.unix { // 5 GiB of memory are read to find the zeros
+			continue
+		}
+		path := filepath.Join(t.TempDir(), "file")
+		if err := s.ToFile(t.Context(), path, all); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer got.Close()
+		for off, text := range parts {
+			p := make([]byte, len(text))
+			if _, err := got.ReadAt(p, off); err != nil || !bytes.Equal(p, text) {
+				t.Errorf("in the file at %d: %q, %v", off, p, err)
+			}
+		}
+		if info, err := got.Stat(); err != nil || info.Size() != size {
+			t.Errorf("the file has %d bytes, %v", info.Size(), err)
+		}
+		if n := blocks(t, path); n > 8*mib {
+			t.Errorf("the file takes %d bytes", n)
+		}
+	}
+}
+
+// A thousand pullers have it open at a time.
+func TestThousandPullers(t *testing.T) {
+	d := serve(t)
+	content := random(100 * kib)
+	e, err := d.client.ExposeBytes(t.Context(), content, memspan.ExposeOptions{Chunk: 16 * kib})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 1000
+	if testing.Short() {
+		n = 100
+	}
+	var work sync.WaitGroup
+	var opened sync.WaitGroup
+	opened.Add(n)
+	turns := make(chan struct{}, 64) // of those who shake hands
+	for i := range n {
+		work.Go(func() {
+			turns <- struct{}{}
+			s, err := pull.Open(t.Context(), at(e.Ticket, []string{d.unix, d.tcp}[i%2]), pull.Options{})
+			<-turns
+			opened.Done()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			opened.Wait()
+			got := make([]byte, len(content))
+			if _, err := s.ReadAt(got, 0); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("puller %d: other bytes, or %v", i, err)
+			}
+		})
+	}
+	opened.Wait()
+	stats, err := d.client.Surfaces(t.Context())
+	if err != nil || len(stats) != 1 || stats[0].Pulls != int64(n) {
+		t.Errorf("%+v, %v", stats, err)
+	}
+	work.Wait()
+}
