@@ -49,7 +49,8 @@ func opened(b *testing.B, t *surface.Ticket, o pull.Options) *pull.Surface {
 }
 
 // BenchmarkSurfaceAttach opens and maps a surface of 1 GiB and one of 4 KiB, with a
-// connection of its own each time: the same cost, at most twice, and below 200 µs.
+// connection of its own each time: the same cost, at most twice, and below 200 µs. Bare is
+// a connection and two round trips, without anything else.
 func BenchmarkSurfaceAttach(b *testing.B) {
 	a, _ := child(b, "server")
 	tickets := [2]*surface.Ticket{exposed(b, a, "unix", 1<<30), exposed(b, a, "unix", 4<<10)}
@@ -81,7 +82,22 @@ func BenchmarkSurfaceAttach(b *testing.B) {
 		attach(&through)
 		said[i] = r.close()
 	}
+	// What no attach can do without: a connection, and two round trips of as many bytes.
+	raw, _ := child(b, "raw")
+	message := make([]byte, 9+said[1]/4)
+	bare := func() time.Duration {
+		start := time.Now()
+		nc, err := net.Dial("unix", raw.Socket)
+		check(b, err)
+		r := rawConn{c: nc}
+		r.echo(message)
+		r.echo(message)
+		took := time.Since(start)
+		check(b, nc.Close())
+		return took
+	}
 	var whole, mapping [2][]time.Duration
+	var bares []time.Duration
 	var ratios []float64
 	for b.Loop() {
 		for range many {
@@ -92,9 +108,11 @@ func BenchmarkSurfaceAttach(b *testing.B) {
 				whole[i], mapping[i] = append(whole[i], w), append(mapping[i], m)
 			}
 			ratios = append(ratios, took[0].Seconds()/took[1].Seconds())
+			bares = append(bares, bare())
 		}
 	}
 	b.ReportMetric(0, "ns/op")
+	reportQuantiles(b, "bare", bares)
 	for i, name := range []string{"1GiB", "4KiB"} {
 		reportQuantiles(b, name, whole[i])
 		b.ReportMetric(median(mapping[i]).Seconds()/median(whole[i]).Seconds(), name+"-mapping/attach")
