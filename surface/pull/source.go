@@ -36,6 +36,7 @@ type source struct {
 	conn    *dial.Conn
 	handle  uint64
 	header  surface.Manifest // as it has it, without digests
+	once    bool             // it gives each byte once
 	gone    chan struct{}    // closed when err is set
 	wake    chan struct{}    // has an element when there may be something to ask for
 	work    sync.WaitGroup
@@ -88,13 +89,15 @@ func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *
 		s: s, address: address, conn: conn, handle: opened.Handle,
 		gone: make(chan struct{}), wake: make(chan struct{}, 1),
 		pending: make(map[uint64]*request), fetches: make(map[*fetch]struct{}),
-		window: firstWindow, lastID: 1 << 32, // Ask has numbered before
+		once: opened.ReadOnce, window: firstWindow, lastID: 1 << 32, // Ask has numbered before
 	}
 	header, err := surface.ParseHeader(opened.Header)
 	if err == nil {
 		c.header = *header
 		c.header.Size = opened.State.Size // it may have grown in between
-		err = s.fits(header)
+		if err = s.fits(header); err == nil {
+			err = s.bounded(opened.State.Size)
+		}
 	}
 	if err != nil {
 		conn.Wire.Close()
@@ -110,7 +113,9 @@ func (s *Surface) through(address string) bool {
 
 // askThrough has the server at the other end pull the surface.
 func (s *Surface) askThrough(ctx context.Context, conn *dial.Conn, opened *control.SurfaceOpened) error {
-	text, err := s.ticket.Text()
+	keyless := *s.ticket // what it gathers is opened here
+	keyless.Key = nil
+	text, err := keyless.Text()
 	if err != nil {
 		return err
 	}
@@ -139,6 +144,14 @@ func (s *Surface) prove(ctx context.Context, conn *dial.Conn, direct bool, opene
 	return conn.Ask(ctx, control.OpSurfaceOpen, control.SurfaceOpen{
 		ID: s.ticket.ID.String(), Caveats: s.ticket.EncodedCaveats(), Proof: proof[:], Direct: direct,
 	}, opened)
+}
+
+// bounded refuses what is larger than the puller will have.
+func (s *Surface) bounded(size int64) error {
+	if most := s.options.MaxSize; most > 0 && size > most {
+		return &wire.Error{Code: wire.Limit, Message: fmt.Sprintf("the surface has %d bytes, and no more than %d are wanted", size, most)}
+	}
+	return nil
 }
 
 // start begins to use the source, whose state is what it has told last.
