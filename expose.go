@@ -3,11 +3,13 @@
 package memspan
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -341,10 +343,21 @@ func (w *ExposeWriter) Close() error {
 	return nil
 }
 
-// Surfaces describes all surfaces of the server.
+// Surfaces describes all surfaces of the server, in the order of creation.
 func (c *Client) Surfaces(ctx context.Context) ([]SurfaceStat, error) {
-	list, err := ask[control.Surfaces](ctx, c, control.OpSurfaces, nil)
-	return list.Surfaces, failed("surfaces", "", 0, 0, err)
+	var list []SurfaceStat
+	for after, more := "", true; more; {
+		page, err := ask[control.Surfaces](ctx, c, control.OpSurfaces, control.SurfaceList{After: after})
+		if err != nil {
+			return nil, failed("surfaces", "", 0, 0, err)
+		}
+		list = append(list, page.Surfaces...)
+		after, more = page.More, page.More != "" && len(page.Surfaces) > 0
+	}
+	slices.SortStableFunc(list, func(a, b SurfaceStat) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return slices.CompactFunc(list, func(a, b SurfaceStat) bool { return a.ID == b.ID }), nil
 }
 
 // Revoke takes a surface back: nobody opens it any more, and who has it open over

@@ -1743,7 +1743,16 @@ class Client:
     def surfaces(self) -> List[Dict[str, Any]]:
         """The surfaces that the daemon has, with their pullers and more, as
         docs/protocol.md lists them."""
-        return self._link.ask("surfaces", {}, {}).reply.get("surfaces") or []
+        found: List[Dict[str, Any]] = []
+        args: Dict[str, Any] = {}
+        while True:
+            reply = self._link.ask("surfaces", args, {}).reply
+            page = reply.get("surfaces") or []
+            known = {s["id"] for s in found}  # one that fails between two pages is in both
+            found += [s for s in page if s["id"] not in known]
+            args = {"after": reply.get("more")}
+            if not page or not args["after"]:
+                return found
 
     def revoke(self, surface: str) -> None:
         """Takes a surface of this daemon back, given its ticket or id: nobody can

@@ -160,6 +160,14 @@ func call[A, R any](ctx context.Context, args json.RawMessage, f func(context.Co
 	return f(ctx, a)
 }
 
+// orNothing returns the arguments of an operation that may have none.
+func orNothing(args json.RawMessage) json.RawMessage {
+	if len(args) == 0 {
+		return json.RawMessage("{}")
+	}
+	return args
+}
+
 // none is the reply of operations that have nothing to say.
 type none struct{}
 
@@ -216,7 +224,7 @@ func (s *session) control(ctx context.Context, req control.Request, file *os.Fil
 	case control.OpSeal:
 		return call(ctx, req.Args, s.seal)
 	case control.OpSurfaces:
-		return s.listSurfaces(), nil
+		return call(ctx, orNothing(req.Args), s.listSurfaces)
 	case control.OpRevoke:
 		return call(ctx, req.Args, s.revoke)
 	case control.OpSurfaceWait:

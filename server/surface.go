@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -451,11 +452,18 @@ func (s *session) surfaceDigests(_ context.Context, a control.SurfaceDigests) (c
 	return d, err
 }
 
-func (s *session) listSurfaces() control.Surfaces {
-	list := control.Surfaces{Surfaces: []control.SurfaceStat{}}
+func (s *session) listSurfaces(_ context.Context, a control.SurfaceList) (control.Surfaces, error) {
 	all := s.srv.surfaces.List()
-	if more := len(all) - maxListed; more > 0 {
-		all = all[more:]
+	slices.SortFunc(all, func(x, y surface.Stat) int { return cmp.Compare(listPlace(x), listPlace(y)) })
+	next, seen := slices.BinarySearchFunc(all, a.After, func(st surface.Stat, after string) int { return cmp.Compare(listPlace(st), after) })
+	if seen {
+		next++
+	}
+	all = all[next:]
+	list := control.Surfaces{Surfaces: []control.SurfaceStat{}}
+	if len(all) > maxListed {
+		all = all[:maxListed]
+		list.More = listPlace(all[maxListed-1])
 	}
 	for _, st := range all {
 		one := control.SurfaceStat{
@@ -467,15 +475,29 @@ func (s *session) listSurfaces() control.Surfaces {
 		}
 		if st.Reason != nil {
 			one.Error = st.Reason.Error()
+			one.Error = one.Error[:min(len(one.Error), maxReason)]
 		}
 		list.Surfaces = append(list.Surfaces, one)
 	}
-	return list
+	return list, nil
 }
 
-// maxListed is how many surfaces one answer describes, the newest: well within
-// what fits into a message.
-const maxListed = 1024
+// listPlace returns where in the list a surface stands, as text that can be compared:
+// those that have not failed come first, then by their time of creation.
+func listPlace(st surface.Stat) string {
+	failed := 0
+	if st.State == surface.Failed {
+		failed = 1
+	}
+	return fmt.Sprintf("%d %020d %v", failed, st.Created.UnixNano(), st.ID)
+}
+
+// What one answer describes is bounded so that it fits into a message, whatever is
+// in names and errors: each byte may take six.
+const (
+	maxListed = 128 // surfaces
+	maxReason = 512 // bytes of why one failed
+)
 
 func (s *session) revoke(_ context.Context, a control.SurfaceID) (none, error) {
 	id, err := surface.ParseID(a.ID)

@@ -274,29 +274,39 @@ mapped stays theirs until they let go.`,
 
 // revokeAll revokes surfaces by id, the unique beginning of one, or ticket.
 func revokeAll(ctx context.Context, client *memspan.Client, names []string) error {
-	list, err := client.Surfaces(ctx)
-	if err != nil {
-		return err
-	}
 	for _, name := range names {
-		want := name
-		if t, err := surface.ParseTicket(name); err == nil {
-			want = t.ID.String()
-		}
-		var found []surface.ID
-		for _, s := range list {
-			if id, err := surface.ParseID(s.ID); err == nil && strings.HasPrefix(s.ID, want) {
-				found = append(found, id)
+		id, err := surface.ParseID(name)
+		if t, terr := surface.ParseTicket(name); terr == nil {
+			id = t.ID
+		} else if err != nil {
+			if id, err = surfaceOf(ctx, client, name); err != nil {
+				return err
 			}
 		}
-		if len(found) != 1 || want == "" {
-			return fmt.Errorf("--revoke %s: %d surfaces are meant; see what there is: memspan surfaces: %w", want, len(found), memspan.ErrNotFound)
-		}
-		if err := client.Revoke(ctx, found[0]); err != nil {
+		if err := client.Revoke(ctx, id); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// surfaceOf returns the id that begins so.
+func surfaceOf(ctx context.Context, client *memspan.Client, beginning string) (id surface.ID, err error) {
+	list, err := client.Surfaces(ctx)
+	if err != nil {
+		return id, err
+	}
+	found := 0
+	for _, s := range list {
+		if one, err := surface.ParseID(s.ID); err == nil && strings.HasPrefix(s.ID, beginning) {
+			id = one
+			found++
+		}
+	}
+	if found != 1 || beginning == "" {
+		return id, fmt.Errorf("--revoke %s: %d surfaces are meant; see what there is: memspan surfaces: %w", beginning, found, memspan.ErrNotFound)
+	}
+	return id, nil
 }
 
 func there(s memspan.SurfaceStat) string {

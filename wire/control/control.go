@@ -57,7 +57,7 @@ const (
 
 	OpExpose         Op = "expose"          // Expose -> Exposed
 	OpSeal           Op = "seal"            // Handle -> Exposed
-	OpSurfaces       Op = "surfaces"        // nothing -> Surfaces
+	OpSurfaces       Op = "surfaces"        // SurfaceList, or nothing -> Surfaces
 	OpRevoke         Op = "revoke"          // SurfaceID -> nothing
 	OpPull           Op = "pull"            // SurfacePull -> SurfaceOpened
 	OpSurfaceOpen    Op = "surface-open"    // SurfaceOpen -> SurfaceOpened

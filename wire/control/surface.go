@@ -121,9 +121,17 @@ type Digests struct {
 	Digests []byte `json:"digests"`
 }
 
-// Surfaces answers OpSurfaces, in the order of creation.
+// SurfaceList asks for the surfaces behind a place of the list.
+type SurfaceList struct {
+	After string `json:"after,omitempty"` // More of the page before
+}
+
+// Surfaces answers OpSurfaces: a page of those that have not failed, in the order of
+// creation, and then of those that have. One that fails between two pages may be in
+// both.
 type Surfaces struct {
 	Surfaces []SurfaceStat `json:"surfaces"`
+	More     string        `json:"more,omitempty"` // there are more, after this
 }
 
 // SurfaceStat describes a surface now.

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/server"
+	"github.com/memspan/memspan/wire"
+	"github.com/memspan/memspan/wire/control"
+)
+
+// Surfaces are listed page by page, whatever they are called, and those that have
+// failed do not crowd out those that are there.
+func TestSurfaceList(t *testing.T) {
+	const failed, live = 200, 150
+	_, socket, _ := listen(t, server.Config{})
+	p := connect(t, "unix", socket).greet()
+	a := control.Expose{Source: control.ExposeWritten, Size: 4096, Chunk: 4096, Name: strings.Repeat("<", 255), ContentType: strings.Repeat("<", 255)}
+	var order []string // as they are to be listed
+	for i := range failed + live {
+		var e control.Exposed
+		if err := p.control(control.OpExpose, a, &e); err != nil {
+			t.Fatal(err)
+		}
+		if i < failed {
+			if err := p.control(control.OpClose, control.Handle{Handle: e.Handle}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		order = append(order, e.ID)
+	}
+	order = append(order[failed:], order[:failed]...)
+	for after, more := "", true; more; {
+		var page control.Surfaces
+		if err := p.control(control.OpSurfaces, control.SurfaceList{After: after}, &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range page.Surfaces {
+			if len(order) == 0 || s.ID != order[0] {
+				t.Fatalf("listed %s, want the first of %d others", s.ID, len(order))
+			}
+			order = order[1:]
+		}
+		after, more = page.More, page.More != ""
+	}
+	if len(order) != 0 {
+		t.Errorf("%d surfaces are not listed", len(order))
+	}
+
+	c, err := memspan.Dial(t.Context(), "unix:"+socket, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	list, err := c.Surfaces(t.Context())
+	if err != nil || len(list) != failed+live {
+		t.Errorf("a client lists %d surfaces, %v; want %d", len(list), err, failed+live)
+	}
+	if _, err := p.ask(wire.KindControl, nil, []byte(`{"op":"surfaces"}`)); err != nil { // as it was without pages
+		t.Error("surfaces without arguments:", err)
+	}
+}
