@@ -1178,6 +1178,12 @@ class Surfaces(DaemonTest):
     def stat(self, ticket):
         return [s for s in self.client.surfaces() if s["id"] == ticket.id][0]
 
+    def test_lists_all(self):
+        tickets = [self.expose(b"x") for _ in range(300)]  # more than one answer has
+        listed = [s["id"] for s in self.client.surfaces()]
+        self.assertEqual(len(listed), len(set(listed)))
+        self.assertLessEqual({t.id for t in tickets}, set(listed))
+
     def narrowed(self, ticket, offset, length):
         """A ticket for a range, made as docs/surface.md says."""
         data = base64.urlsafe_b64decode(ticket[4:] + "=" * (-len(ticket) % 4))[:-4]

@@ -134,10 +134,19 @@ func (s *session) answerControl(ctx context.Context, h wire.Header, req control.
 		return s.pull(ctx, h, req.Args)
 	}
 	result, err := s.control(ctx, req, file)
+	made, exposed := result.(control.Exposed)
+	exposed = exposed && err == nil && req.Op == control.OpExpose
+	if exposed && ctx.Err() != nil { // nobody waits for it any more
+		s.unexpose(made)
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return s.replyError(h, err)
 	}
-	return s.reply(h, result)
+	if err = s.reply(h, result); err != nil && exposed {
+		s.unexpose(made)
+	}
+	return err
 }
 
 // decode reads a request's arguments. Unknown fields are refused: a newer

@@ -203,6 +203,14 @@ func (s *session) expose(ctx context.Context, a control.Expose, file *os.File) (
 	return control.Exposed{}, &wire.Error{Code: wire.Invalid, Op: "expose", Message: fmt.Sprintf("unknown source %q", a.Source)}
 }
 
+// unexpose takes back a surface that its exposer was not told of.
+func (s *session) unexpose(e control.Exposed) {
+	if id, err := surface.ParseID(e.ID); err == nil {
+		_ = s.srv.surfaces.Revoke(id) // it may have ended by itself
+	}
+	s.dropSurface(e.Handle)
+}
+
 // maxLifetime bounds what a lifetime may be, so that the time it ends can be
 // written down.
 const maxLifetime = 100 * 365 * 24 * time.Hour
