@@ -41,12 +41,12 @@ type work struct {
 }
 
 // prepare finds the operations that a request asks for. The work owns file.
-func (h *Host) prepare(r *sharedbuf.Request, file *os.File, peer int) (*work, error) {
+func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, error) {
 	chain, err := r.Chain()
 	if err != nil {
 		return nil, err
 	}
-	w := &work{request: r, chain: chain, file: file, peer: peer}
+	w := &work{request: r, chain: chain, file: file, peer: who.uid}
 	w.uses.Store(1)
 	if len(chain) > maxChain {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("a chain of %d operations; at most %d are allowed", len(chain), maxChain)}
@@ -55,6 +55,9 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, peer int) (*work, er
 		op, ok := h.operations[step.Operation]
 		if !ok {
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrOperation, Message: fmt.Sprintf("there is no operation %q here; there are %s", step.Operation, strings.Join(h.names, ", "))}
+		}
+		if op.Proven && !who.secure {
+			return nil, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("operation %q is for guests who prove who they are, and of you only the network is known; connect over TLS", op.Name)}
 		}
 		w.ops = append(w.ops, op)
 		w.write = w.write || op.Access == ReadWrite

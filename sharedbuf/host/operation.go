@@ -35,6 +35,9 @@ type Operation struct {
 	Name   string
 	Access Access
 	Run    func(c *Call) (any, error)
+	// Proven keeps it from guests who have proved nothing, whom Config.Trust alone
+	// lets in: they are refused with sharedbuf.ErrDenied.
+	Proven bool
 }
 
 // A Call is one operation on one buffer. It is valid while Run runs. Its methods
@@ -159,10 +162,10 @@ func guarded(f func()) error {
 // builtin are the operations that every host has.
 func builtin() []Operation {
 	return []Operation{
-		{"process", ReadOnly, process},
-		{"checksum", ReadOnly, checksum},
-		{"verify", ReadOnly, verify},
-		{"fill", ReadWrite, fill},
+		{Name: "process", Access: ReadOnly, Run: process},
+		{Name: "checksum", Access: ReadOnly, Run: checksum},
+		{Name: "verify", Access: ReadOnly, Run: verify},
+		{Name: "fill", Access: ReadWrite, Run: fill},
 	}
 }
 
