@@ -244,14 +244,18 @@ func (srv *Server) export(c *host.Call) (_ any, err error) {
 }
 
 // exportBlock copies a block: from RAM where it is, else through memory that all
-// tiers can reach.
+// tiers can reach. A buffer that is itself on disk is not waited for while
+// somebody may want to write the block.
 func (srv *Server) exportBlock(ctx context.Context, c *host.Call, sp *span.Span, off int64) error {
 	n := min(tier.BlockSize, sp.Size-off)
 	var err error
 	put := func(p []byte) { _, err = c.WriteAt(p, off) }
-	lent, lerr := sp.Lend(ctx, off, n, func() {}, put) // a block is copied soon enough
-	if lerr != nil {
-		return lerr
+	lent := false
+	if c.InMemory() {
+		var lerr error
+		if lent, lerr = sp.Lend(ctx, off, n, func() {}, put); lerr != nil { // a block is copied soon enough
+			return lerr
+		}
 	}
 	if lent {
 		sp.CountLent(n)

@@ -36,6 +36,8 @@ type work struct {
 	sealed  uint64   // the turn in which what was written was sealed; 0: in none
 	peer    int      // the guest's user; -1: not known
 
+	inMemory bool // what is mapped is in RAM; set by mapBuffer
+
 	uses     atomic.Int32
 	progress atomic.Int64
 }
@@ -84,7 +86,7 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 	}()
 	result := &sharedbuf.Result{Operation: w.chain[0].Operation, BufferID: uint32(w.request.BufferID), Status: "processed"}
 	for i, op := range w.ops {
-		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.memfd(), progress: &w.progress}
+		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.memfd(), inMemory: w.inMemory, progress: &w.progress}
 		value, err := op.Run(c)
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -111,6 +113,7 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 // mapBuffer makes the memory of what the request names accessible, until done is
 // called.
 func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() error, err error) {
+	w.inMemory = true // but for files on disk and further away
 	if w.replica != nil {
 		if err := w.permit(w.request.Permissions); err != nil {
 			return nil, nil, err
@@ -141,6 +144,7 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
 	if w.key == nil {
+		w.inMemory = sharedfile.InMemory(f)
 		return shared, unmap, nil
 	}
 	mem, sealing, err := w.unseal(ctx, shared)
