@@ -82,12 +82,8 @@ func Adopt(file *os.File) (*Published, error) {
 	if got&want != want {
 		return nil, fmt.Errorf("memfd: adopt %s: its seals are %#x, which allow changes: F_SEAL_WRITE, F_SEAL_SHRINK and F_SEAL_GROW are needed", file.Name(), got)
 	}
-	var system unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &system); err != nil {
-		return nil, os.NewSyscallError("fstatfs", err)
-	}
-	if system.Type != unix.TMPFS_MAGIC { // reading a hole of hugetlbfs may fault
-		return nil, fmt.Errorf("memfd: adopt %s: huge pages of hugetlbfs: %w", file.Name(), errors.ErrUnsupported)
+	if err := checkPages(file); err != nil {
+		return nil, fmt.Errorf("memfd: adopt %s: %w", file.Name(), err)
 	}
 	info, err := file.Stat()
 	if err != nil {
