@@ -5,6 +5,7 @@ package memspan
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -24,7 +25,7 @@ type ExposeOptions struct {
 	Name        string        // for people and pullers; at most 255 bytes
 	ContentType string        // as in HTTP; at most 255 bytes
 	Chunk       int64         // bytes that are verified, and waited for, together: a power of two from 4 KiB to 64 MiB; 0: 1 MiB
-	Lifetime    time.Duration // after which nobody gets it any more, counted in milliseconds; 0: until it is revoked
+	Lifetime    time.Duration // after which nobody gets it any more, rounded up to milliseconds; 0: until it is revoked
 	ReadOnce    bool          // one puller gets it, each byte once, and then it is gone
 	// Encrypt seals what is stored, chunk by chunk, with a key that is in the
 	// ticket alone: the server cannot read it, nor can those who pass it on. It
@@ -89,11 +90,13 @@ func (c *Client) ExposeFile(ctx context.Context, f *os.File, o ExposeOptions) (*
 		return nil, failed("expose", o.Name, 0, 0, &Error{Code: ErrInvalid, Message: f.Name() + " is no plain file: write it to what Expose returns"})
 	}
 	if c.link.fds != nil && !o.Encrypt {
-		source := control.ExposeFile
 		if memfd.Frozen(f) {
-			source = control.ExposeMemory
+			e, err := c.exposeFile(ctx, f, control.ExposeMemory, info.Size(), o)
+			if !errors.Is(err, ErrUnsupported) { // else it is of pages that cannot be taken
+				return e, failed("expose", o.Name, 0, 0, err)
+			}
 		}
-		e, err := c.exposeFile(ctx, f, source, info.Size(), o)
+		e, err := c.exposeFile(ctx, f, control.ExposeFile, info.Size(), o)
 		return e, failed("expose", o.Name, 0, 0, err)
 	}
 	return c.exposeWritten(ctx, info.Size(), o, func(w *ExposeWriter) error {
@@ -149,7 +152,7 @@ func (r spanReader) ReadAt(p []byte, off int64) (int, error) { return r.span.Rea
 func (o ExposeOptions) request(source control.ExposeSource, size int64) control.Expose {
 	return control.Expose{
 		Source: source, Name: o.Name, ContentType: o.ContentType, Size: size, Chunk: o.Chunk,
-		Lifetime: o.Lifetime.Milliseconds(), ReadOnce: o.ReadOnce, Encrypted: o.Encrypt,
+		Lifetime: int64((o.Lifetime + time.Millisecond - 1) / time.Millisecond), ReadOnce: o.ReadOnce, Encrypted: o.Encrypt,
 	}
 }
 

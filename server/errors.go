@@ -59,6 +59,7 @@ var codes = [...]struct {
 	{surface.ErrExists, wire.Exists},
 	{surface.ErrLimit, wire.Limit},
 	{surface.ErrRoom, wire.Budget},
+	{errors.ErrUnsupported, wire.Unsupported},
 	{errGone, wire.Closed},
 	{os.ErrClosed, wire.Closed},
 	{context.Canceled, wire.Canceled},

@@ -80,6 +80,9 @@ func (r *replicas) gather(ctx context.Context, one *replica, t *surface.Ticket, 
 	if s, err = pull.Open(ctx, t, o); err != nil {
 		return nil, err
 	}
+	if s.ReadOnce() {
+		return nil, &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the surface can be read once, by one puller, and not be passed on: pull it without --share"}
+	}
 	m, err := s.Manifest(ctx)
 	if err != nil {
 		return nil, err
@@ -100,7 +103,7 @@ func (r *replicas) gather(ctx context.Context, one *replica, t *surface.Ticket, 
 		defer s.Close()
 		defer cancel()
 		put := func(i int64, stored []byte) error { return e.Put(gathering, i, stored) }
-		if err := s.Gather(gathering, nil, put); err != nil {
+		if err := s.Gather(gathering, e.Has, put); err != nil {
 			e.Fail(err)
 		}
 	})
@@ -168,7 +171,7 @@ func (s *session) pull(ctx context.Context, h wire.Header, args json.RawMessage)
 	var o *surface.Opening
 	if err == nil {
 		o, err = s.srv.replicas.open(ctx, t, pull.Options{
-			From: a.From, Copy: true, Dial: dial.Options{Name: "memspan server", IOTimeout: s.srv.ioTimeout},
+			From: a.From, Copy: true, MaxSize: s.srv.surfaceBudget, Dial: dial.Options{Name: "memspan server", IOTimeout: s.srv.ioTimeout},
 		})
 	}
 	if err != nil {

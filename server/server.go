@@ -125,10 +125,11 @@ type Server struct {
 	disk  *disk.Tier // nil: absent
 	data  string     // its directory
 
-	surfaces  *surface.Store
-	replicas  replicas
-	addresses []string // in tickets
-	machine   surface.Machine
+	surfaces      *surface.Store
+	replicas      replicas
+	surfaceBudget int64    // bytes
+	addresses     []string // in tickets
+	machine       surface.Machine
 
 	vulkan  *VulkanConfig // with its defaults; nil: no GPU is lent
 	buffers *buffers      // nil: the server hosts none
@@ -221,10 +222,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	})
 	srv.store = store
 	close(ready)
-	srv.surfaces = surface.NewStore(surface.Config{
-		Budget: cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4),
-		Logger: cfg.Logger,
-	})
+	srv.surfaceBudget = cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4)
+	srv.surfaces = surface.NewStore(surface.Config{Budget: srv.surfaceBudget, Logger: cfg.Logger})
 	srv.replicas = replicas{store: srv.surfaces, byID: make(map[surface.ID]*replica)}
 	srv.addresses = cfg.Addresses
 	srv.machine, _ = surface.ThisMachine() // without, nobody takes its unix sockets for this machine's

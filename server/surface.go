@@ -360,7 +360,7 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 	}
 	header := o.Header()
 	reply := control.SurfaceOpened{
-		Direct: direct && s.direct && o.Direct(),
+		Direct: direct && s.direct && o.Direct(), ReadOnce: o.ReadOnce(),
 		Header: header.AppendHeader(nil),
 		State:  surfaceState(o, p, 0),
 	}

@@ -121,6 +121,9 @@ func (o *Opening) Close() {
 // ID returns the surface's id.
 func (o *Opening) ID() ID { return o.e.header.ID }
 
+// ReadOnce reports whether each byte is given out once.
+func (o *Opening) ReadOnce() bool { return o.e.readOnce }
+
 // Restriction returns what the ticket's caveats leave of the surface.
 func (o *Opening) Restriction() Restriction { return o.restriction }
 

@@ -206,3 +206,12 @@ func (e *Exposure) whole() error {
 	defer e.writing.Unlock()
 	return e.mem.Freeze()
 }
+
+// Has reports whether chunk i, of those there are, is there.
+func (e *Exposure) Has(i int64) bool {
+	if e.hold() != nil {
+		return false
+	}
+	defer e.release()
+	return e.page.has(i)
+}

@@ -44,7 +44,8 @@ bytes. 'memspan pull TICKET' gets them, on this machine without a copy.
 
 What was exposed never changes, and is there until it expires, is revoked
 ('memspan surfaces --revoke') or the daemon stops. Of standard input the ticket is
-printed at once; what has come can be pulled while the rest is still written.
+printed at once, unless --json prints what came of it all; what has come can be
+pulled while the rest is still written.
 
 With --encrypt the daemon, and whoever passes the bytes on, keeps ciphertext: the
 key is in the ticket alone. Pullers then decrypt a copy of their own.`,

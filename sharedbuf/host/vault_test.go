@@ -53,102 +53,101 @@ func contents(t testing.TB, b *sharedbuf.Buffer) []byte {
 // Whatever guest and host write, both see it, and who looks at the shared memory
 // does not.
 func TestEncrypted(t *testing.T) {
-	sharedKinds(t, func(t *testing.T, ln net.Listener, dir string) {
-		begun := make(chan struct{})
-		vain := func(c *host.Call) (any, error) {
-			if c.Memory() != nil {
-				t.Error("an operation is given the sealed memory")
-			}
-			if _, err := invert(c); err != nil {
-				return nil, err
-			}
-			begun <- struct{}{}
-			<-c.Context().Done()
-			return nil, context.Cause(c.Context())
+	ln, dir := unixSocket(t), t.TempDir() // where who connects is told soonest
+	begun := make(chan struct{})
+	vain := func(c *host.Call) (any, error) {
+		if c.Memory() != nil {
+			t.Error("an operation is given the sealed memory")
 		}
-		serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{
-			{Name: "poke", Access: host.ReadWrite, Run: poke},
-			{Name: "vain", Access: host.ReadWrite, Run: vain},
-			{Name: "scribble", Run: invert}, // which does not say that it writes
-		}})
-		c := dial(t, ln, dir)
-		secret := []byte("a secret that is long enough to be found")
-		rapid.Check(t, func(rt *rapid.T) {
-			size := rapid.SampledFrom([]int64{1, 100, blocks.Size + 77}).Draw(rt, "size")
-			b := allocSealed(t, c, size)
-			defer b.Free()
-			model := make([]byte, size)
-			at := func(rt *rapid.T) int64 { return rapid.Int64Range(0, size-1).Draw(rt, "at") }
-			rt.Repeat(map[string]func(*rapid.T){
-				"store": func(rt *rapid.T) {
-					i := at(rt)
-					copy(b.Bytes()[i:], secret)
-					copy(model[i:], secret)
-				},
-				"clear": func(rt *rapid.T) {
-					clear(b.Bytes())
-					clear(model)
-				},
-				"process": func(rt *rapid.T) {
-					i, j := at(rt), at(rt)
-					if _, err := b.Process(t.Context(), pokeAt(i), pokeAt(j)); err != nil {
-						rt.Fatal(err)
-					}
-					model[i]++
-					model[j]++
-				},
-				"a chain that fails": func(rt *rapid.T) {
-					i := at(rt)
-					if _, err := b.Process(t.Context(), pokeAt(i), sharedbuf.Verify(0xDEADBEEF)); !errors.Is(err, sharedbuf.ErrMismatch) && size >= 4 {
-						rt.Fatal(err)
-					}
-					model[i]++
-				},
-				"a write that is not said": func(rt *rapid.T) {
-					if _, err := b.Process(t.Context(), sharedbuf.Operation("scribble", nil)); !errors.Is(err, sharedbuf.ErrTruncated) {
-						rt.Fatal(err)
-					}
-				},
-				"job": func(rt *rapid.T) {
-					i := at(rt)
-					j, err := b.Start(t.Context(), pokeAt(i))
-					if err != nil {
-						rt.Fatal(err)
-					}
-					if _, err := b.Process(t.Context(), sharedbuf.Process()); !errors.Is(err, sharedbuf.ErrBusy) {
-						rt.Fatalf("while a job has it: %v", err)
-					}
-					if _, err = j.Wait(t.Context()); err != nil {
-						rt.Fatal(err)
-					}
-					model[i]++
-				},
-				"given up": func(rt *rapid.T) {
-					ctx, cancel := context.WithCancel(t.Context())
-					done := make(chan error, 1)
-					go func() {
-						_, err := b.Process(ctx, sharedbuf.Operation("vain", nil))
-						done <- err
-					}()
-					<-begun
-					cancel()
-					if err := <-done; !errors.Is(err, sharedbuf.ErrCanceled) {
-						rt.Fatal(err)
-					}
-				},
-				"": func(rt *rapid.T) {
-					if !bytes.Equal(b.Bytes(), model) {
-						rt.Fatal("the guest has other bytes than were written")
-					}
-					sum, err := b.Process(t.Context(), sharedbuf.Checksum())
-					if err != nil || decode[uint32](t, sum.Value) != castagnoli(model) {
-						rt.Fatalf("the host has other bytes than the guest: %v", err)
-					}
-					if bytes.Contains(contents(t, b), secret[:8]) {
-						rt.Fatal("the secret can be read")
-					}
-				},
-			})
+		if _, err := invert(c); err != nil {
+			return nil, err
+		}
+		begun <- struct{}{}
+		<-c.Context().Done()
+		return nil, context.Cause(c.Context())
+	}
+	serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{
+		{Name: "poke", Access: host.ReadWrite, Run: poke},
+		{Name: "vain", Access: host.ReadWrite, Run: vain},
+		{Name: "scribble", Run: invert}, // which does not say that it writes
+	}})
+	c := dial(t, ln, dir)
+	secret := []byte("a secret that is long enough to be found")
+	rapid.Check(t, func(rt *rapid.T) {
+		size := rapid.SampledFrom([]int64{1, 100, blocks.Size + 77}).Draw(rt, "size")
+		b := allocSealed(t, c, size)
+		defer b.Free()
+		model := make([]byte, size)
+		at := func(rt *rapid.T) int64 { return rapid.Int64Range(0, size-1).Draw(rt, "at") }
+		rt.Repeat(map[string]func(*rapid.T){
+			"store": func(rt *rapid.T) {
+				i := at(rt)
+				copy(b.Bytes()[i:], secret)
+				copy(model[i:], secret)
+			},
+			"clear": func(rt *rapid.T) {
+				clear(b.Bytes())
+				clear(model)
+			},
+			"process": func(rt *rapid.T) {
+				i, j := at(rt), at(rt)
+				if _, err := b.Process(t.Context(), pokeAt(i), pokeAt(j)); err != nil {
+					rt.Fatal(err)
+				}
+				model[i]++
+				model[j]++
+			},
+			"a chain that fails": func(rt *rapid.T) {
+				i := at(rt)
+				if _, err := b.Process(t.Context(), pokeAt(i), sharedbuf.Verify(0xDEADBEEF)); !errors.Is(err, sharedbuf.ErrMismatch) && size >= 4 {
+					rt.Fatal(err)
+				}
+				model[i]++
+			},
+			"a write that is not said": func(rt *rapid.T) {
+				if _, err := b.Process(t.Context(), sharedbuf.Operation("scribble", nil)); !errors.Is(err, sharedbuf.ErrTruncated) {
+					rt.Fatal(err)
+				}
+			},
+			"job": func(rt *rapid.T) {
+				i := at(rt)
+				j, err := b.Start(t.Context(), pokeAt(i))
+				if err != nil {
+					rt.Fatal(err)
+				}
+				if _, err := b.Process(t.Context(), sharedbuf.Process()); !errors.Is(err, sharedbuf.ErrBusy) {
+					rt.Fatalf("while a job has it: %v", err)
+				}
+				if _, err = j.Wait(t.Context()); err != nil {
+					rt.Fatal(err)
+				}
+				model[i]++
+			},
+			"given up": func(rt *rapid.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() {
+					_, err := b.Process(ctx, sharedbuf.Operation("vain", nil))
+					done <- err
+				}()
+				<-begun
+				cancel()
+				if err := <-done; !errors.Is(err, sharedbuf.ErrCanceled) {
+					rt.Fatal(err)
+				}
+			},
+			"": func(rt *rapid.T) {
+				if !bytes.Equal(b.Bytes(), model) {
+					rt.Fatal("the guest has other bytes than were written")
+				}
+				sum, err := b.Process(t.Context(), sharedbuf.Checksum())
+				if err != nil || decode[uint32](t, sum.Value) != castagnoli(model) {
+					rt.Fatalf("the host has other bytes than the guest: %v", err)
+				}
+				if bytes.Contains(contents(t, b), secret[:8]) {
+					rt.Fatal("the secret can be read")
+				}
+			},
 		})
 	})
 }

@@ -265,7 +265,7 @@ func blocks(t *testing.T, path string) int64 {
 
 // Zeros take no room.
 func TestSparseFile(t *testing.T) {
-	content := make([]byte, 64*mib)
+	content := make([]byte, 16*mib)
 	copy(content[10*mib:], random(mib))
 	h := expose(t, content, mib, nil)
 	path := filepath.Join(t.TempDir(), "file")

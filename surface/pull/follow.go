@@ -98,7 +98,7 @@ func (c *source) checkState(state *control.SurfaceState) error {
 		next = run.First + run.Count
 	}
 	c.header.Size = state.Size
-	return nil
+	return c.s.bounded(state.Size)
 }
 
 // learnDigests asks for the digests that are to be had and not known yet.

@@ -34,6 +34,9 @@ type Options struct {
 	// the memory over. It must not be given together with Copy, and is for
 	// tickets that open all of their surface. Empty: none.
 	Through string
+	// MaxSize refuses, with wire.Limit, surfaces of more bytes of content, before
+	// anything of them is kept; 0: none.
+	MaxSize int64
 	// Copy pulls chunk by chunk even where the memory itself could be mapped.
 	Copy bool
 	// Unverified leaves out that chunks are hashed, for who trusts all sources
@@ -376,6 +379,14 @@ func (s *Surface) Sources() []Source {
 		all = append(all, Source{c.address, c.bytes, c.err})
 	}
 	return all
+}
+
+// ReadOnce reports whether a source gives each byte once, to this puller: then there is
+// nothing to pass on.
+func (s *Surface) ReadOnce() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.sources, func(c *source) bool { return c.once })
 }
 
 // Header returns what is known of the surface: the manifest without its

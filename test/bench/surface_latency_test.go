@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -48,10 +49,16 @@ func opened(b *testing.B, t *surface.Ticket, o pull.Options) *pull.Surface {
 }
 
 // BenchmarkSurfaceAttach opens and maps a surface of 1 GiB and one of 4 KiB, with a
-// connection of its own each time: the same cost, at most twice, and below 200 µs.
+// connection of its own each time: the same cost, at most twice, and below 200 µs. Bare is
+// a connection and two round trips, without anything else.
 func BenchmarkSurfaceAttach(b *testing.B) {
 	a, _ := child(b, "server")
 	tickets := [2]*surface.Ticket{exposed(b, a, "unix", 1<<30), exposed(b, a, "unix", 4<<10)}
+	first := make([]byte, 64) // of both
+	copied := opened(b, tickets[1], pull.Options{Copy: true})
+	_, err := copied.ReadAt(first, 0)
+	check(b, errors.Join(err, copied.Close()))
+	before := given(b, a)
 	attach := func(t *surface.Ticket) (whole, mapping time.Duration) {
 		start := time.Now()
 		s := opened(b, t, pull.Options{})
@@ -59,7 +66,7 @@ func BenchmarkSurfaceAttach(b *testing.B) {
 		m, err := s.Map(b.Context())
 		whole, mapping = time.Since(start), time.Since(between)
 		check(b, err)
-		if p := m.Bytes(); !s.Direct() || p[len(p)-1] == 0 && p[len(p)-2] == 0 && p[len(p)-3] == 0 {
+		if p := m.Bytes(); !s.Direct() || !bytes.Equal(p[:len(first)], first) {
 			b.Fatal("not the surface's own memory")
 		}
 		check(b, m.Close())
@@ -75,7 +82,22 @@ func BenchmarkSurfaceAttach(b *testing.B) {
 		attach(&through)
 		said[i] = r.close()
 	}
+	// What no attach can do without: a connection, and two round trips of as many bytes.
+	raw, _ := child(b, "raw")
+	message := make([]byte, 9+said[1]/4)
+	bare := func() time.Duration {
+		start := time.Now()
+		nc, err := net.Dial("unix", raw.Socket)
+		check(b, err)
+		r := rawConn{c: nc}
+		r.echo(message)
+		r.echo(message)
+		took := time.Since(start)
+		check(b, nc.Close())
+		return took
+	}
 	var whole, mapping [2][]time.Duration
+	var bares []time.Duration
 	var ratios []float64
 	for b.Loop() {
 		for range many {
@@ -86,16 +108,18 @@ func BenchmarkSurfaceAttach(b *testing.B) {
 				whole[i], mapping[i] = append(whole[i], w), append(mapping[i], m)
 			}
 			ratios = append(ratios, took[0].Seconds()/took[1].Seconds())
+			bares = append(bares, bare())
 		}
 	}
 	b.ReportMetric(0, "ns/op")
+	reportQuantiles(b, "bare", bares)
 	for i, name := range []string{"1GiB", "4KiB"} {
 		reportQuantiles(b, name, whole[i])
 		b.ReportMetric(median(mapping[i]).Seconds()/median(whole[i]).Seconds(), name+"-mapping/attach")
 		b.ReportMetric(float64(said[i]), name+"-connection-bytes")
 	}
 	b.ReportMetric(median(ratios), "1GiB/4KiB")
-	b.ReportMetric(float64(given(b, a)), "chunk-bytes")
+	b.ReportMetric(float64(given(b, a)-before), "chunk-bytes")
 }
 
 // given returns how many bytes of chunks a server has sent.
@@ -119,7 +143,10 @@ type relay struct {
 
 func newRelay(b *testing.B, to string) *relay {
 	b.Helper()
-	r := &relay{path: filepath.Join(b.TempDir(), "s")}
+	dir, err := os.MkdirTemp("", "memspan-bench-") // b.TempDir may be too long for a socket
+	check(b, err)
+	b.Cleanup(func() { os.RemoveAll(dir) })
+	r := &relay{path: filepath.Join(dir, "s")}
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: r.path, Net: "unix"})
 	check(b, err)
 	r.ln = ln

@@ -409,3 +409,34 @@ func TestMapsOutliveTheDaemon(t *testing.T) {
 		t.Error("the memory went with the surface")
 	}
 }
+
+// What a daemon may not keep, or has no room for, it does not pull for anybody; of what
+// is encrypted it keeps ciphertext, and who asked it opens that.
+func TestReplicasKeepTheRules(t *testing.T) {
+	t.Parallel()
+	origin, near := start(t, settings{}), start(t, settings{SurfaceBudget: 4 << 20})
+	c := origin.dial(t, "unix")
+	through := pull.Options{Through: near.Addresses["unix"]}
+	content := someBytes(3<<20 + 17)
+	expose := func(p []byte, o memspan.ExposeOptions) *surface.Ticket {
+		t.Helper()
+		done, err := c.ExposeBytes(t.Context(), p, o)
+		check(t, err)
+		return origin.ticketTo(done.Ticket, "tls")
+	}
+	once := expose(content, memspan.ExposeOptions{ReadOnce: true})
+	_, err := pull.Open(t.Context(), once, through)
+	want(t, "a read-once surface through a daemon", err, memspan.ErrUnsupported)
+	_, err = pull.Open(t.Context(), expose(someBytes(5<<20), memspan.ExposeOptions{}), through)
+	want(t, "more than the daemon has room for", err, memspan.ErrLimit)
+
+	s, err := pull.Open(t.Context(), expose(content, memspan.ExposeOptions{Encrypt: true}), through)
+	check(t, err)
+	defer s.Close()
+	got := make([]byte, len(content))
+	_, err = s.ReadAt(got, 0)
+	check(t, err)
+	if !bytes.Equal(got, content) || !s.Direct() {
+		t.Errorf("other bytes, or not the daemon's memory (direct: %t)", s.Direct())
+	}
+}

@@ -99,9 +99,15 @@ func startWine(t *testing.T) *wine {
 			_ = cmd.Run() // it fails if all have ended
 		}
 	})
-	// Without its output: the services that it starts keep that open.
-	if err := w.command("wineboot.exe", "--init").Run(); err != nil {
-		t.Skipf("wine does not start: %v", err)
+	// To a file: the services that it starts keep its output open.
+	log, err := os.Create(filepath.Join(w.prefix, "log"))
+	check(t, err)
+	defer log.Close()
+	boot := w.command("wineboot.exe", "--init")
+	boot.Stdout, boot.Stderr = log, log
+	if err := boot.Run(); err != nil {
+		said, _ := os.ReadFile(log.Name())
+		t.Skipf("wine does not start: %v\n%s", err, said)
 	}
 	return w
 }

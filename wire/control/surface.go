@@ -75,10 +75,11 @@ type SurfacePull struct {
 // KindRead frames bring the stored bytes; a read of bytes that are not there yet
 // is answered WrongState.
 type SurfaceOpened struct {
-	Handle uint64       `json:"handle,string"`
-	Direct bool         `json:"direct"`
-	Header []byte       `json:"header"` // the manifest without its digests; of a surface that is not sealed size and count are what is known so far
-	State  SurfaceState `json:"state"`
+	Handle   uint64       `json:"handle,string"`
+	Direct   bool         `json:"direct"`
+	ReadOnce bool         `json:"read_once,omitempty"` // each byte is given out once: to be read in one go, by this session
+	Header   []byte       `json:"header"`              // the manifest without its digests; of a surface that is not sealed size and count are what is known so far
+	State    SurfaceState `json:"state"`
 }
 
 // SurfaceState says what of a surface is there.
