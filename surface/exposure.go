@@ -44,10 +44,13 @@ type Exposure struct {
 	mem  *memfd.Published
 	page *page
 
-	copied, given    atomic.Int64 // bytes
-	pulls, directs   atomic.Int64
-	missed           atomic.Int64 // reads of chunks that were not there
-	pullers, waiting atomic.Int32 // now
+	copied, given  atomic.Int64 // bytes
+	pulls, directs atomic.Int64
+	missed         atomic.Int64 // reads of chunks that were not there
+	waiting        atomic.Int32 // now
+
+	life context.Context // canceled when it ends
+	die  context.CancelCauseFunc
 
 	writing sync.Mutex // held by who brings bytes in order, and to freeze the memory; guards what follows
 	pos     int64      // stored bytes so far
@@ -64,12 +67,13 @@ type Exposure struct {
 	digests  []Digest                // by chunk; valid where the page has the chunk
 	have     int64                   // chunks that are there
 	changed  chan struct{}           // closed at the next change; nil if nobody waits
-	holds    int                     // the store, openings, operations: the last to let go frees the memory
+	holds    int                     // the store until it has ended, and operations: the last to let go frees the memory
+	pullers  int                     // openings now
 	charged  int64                   // bytes of the store's room
 	unbacked int64                   // of them: without pages
 	data     [][2]int64              // where the source had data, if sparse
 	holes    []uint64                // bitmap: chunks not all of which is data; nil if none
-	claimed  bool                    // read-once: somebody has it
+	taker    *Opening                // of a read-once surface: the one that has read
 	claims   map[int64]chan struct{} // replica: chunks being received; closed when they are not any more
 }
 
@@ -133,6 +137,7 @@ func (s *Store) newExposure(ctx context.Context, spec Spec) (*Exposure, error) {
 			Encrypted: spec.Encrypted, Created: time.Now().Truncate(time.Millisecond).UTC(),
 		},
 	}
+	e.life, e.die = context.WithCancelCause(context.Background())
 	if spec.Chunk == 0 {
 		e.header.Chunk = DefaultChunk
 	}
@@ -307,16 +312,22 @@ func (e *Exposure) done() {
 	e.store.ops.Done()
 }
 
-// end says why there is nothing more to come; false: it had ended before. The
-// store's hold is the caller's to release.
+// end says why there is nothing more to come; false: it had ended before, or does
+// not for this reason. The store's hold is the caller's to release.
 func (e *Exposure) end(state State, reason error) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.reason != nil {
+	switch {
+	case e.reason != nil:
+		return false
+	case state == Failed && e.state == Sealed && e.have == e.header.Count():
+		return false
+	case reason == ErrLeft && e.pullers > 0:
 		return false
 	}
 	e.state, e.reason = state, reason
 	e.tell()
+	e.die(reason)
 	return true
 }
 
@@ -371,13 +382,11 @@ func (e *Exposure) publish(first int64, digests ...Digest) {
 // from now on, is told ErrFailed and err. It does nothing to one that is
 // sealed and whole, or has ended.
 func (e *Exposure) Fail(err error) {
-	e.mu.Lock()
-	whole := e.state == Sealed && e.have == e.header.Count()
-	e.mu.Unlock()
-	if !whole {
-		e.store.end(e, Failed, fmt.Errorf("%w: %w", ErrFailed, err))
-	}
+	e.store.end(e, Failed, fmt.Errorf("%w: %w", ErrFailed, err))
 }
+
+// Context returns a context that is canceled when the surface ends; the cause says why.
+func (e *Exposure) Context() context.Context { return e.life }
 
 func (e *Exposure) failed(op string, err error) error {
 	if err == nil {
@@ -438,7 +447,7 @@ func (e *Exposure) Stat() Stat {
 	defer e.mu.Unlock()
 	st := Stat{
 		Manifest: e.header, State: e.state, Have: e.have, Replica: e.replica != nil, ReadOnce: e.readOnce,
-		Pullers: int(e.pullers.Load()), Waiting: int(e.waiting.Load()), Missed: e.missed.Load(), Pulls: e.pulls.Load(),
+		Pullers: e.pullers, Waiting: int(e.waiting.Load()), Missed: e.missed.Load(), Pulls: e.pulls.Load(),
 		Direct: e.directs.Load(), Given: e.given.Load(), Copied: e.copied.Load(),
 	}
 	st.Chunks = st.Count()

@@ -139,7 +139,7 @@ func TestFailureWakesWhoWaits(t *testing.T) {
 	s := newStore(t, 0)
 	e := create(t, s, surface.Spec{Size: -1})
 	o := open(t, s, e.Ticket())
-	_, page, err := o.Files()
+	_, page, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func TestReplicaIsFilledByMany(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("other bytes")
 	}
-	memory, _, err := o.Files()
+	memory, _, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
