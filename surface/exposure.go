@@ -39,6 +39,7 @@ type Exposure struct {
 	known     bool      // the size is
 	prepaid   bool      // room for all of it was taken at once
 	described int64     // bytes of room for digests, if they are many
+	reserved  int64     // bytes of address space; as mem
 	replica   *Manifest // whose chunks come in any order; nil: this is no replica
 
 	mem  *memfd.Published
@@ -102,7 +103,7 @@ func (s *Store) create(ctx context.Context, spec Spec) (*Exposure, error) {
 	switch {
 	case spec.Size < 0:
 		e.header.Size, e.known = 0, false
-		limit = s.room.left()
+		limit = min(s.room.left(), maxStream)
 		limits := memfd.ReadLimits()
 		if limits.File > 0 {
 			limit = min(limit, limits.File)
@@ -162,14 +163,17 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 	if limit > maxMapped {
 		return &RoomError{limitSpace, 2 * limit, 2 * maxMapped}
 	}
-	if err := e.charge(charge); err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil {
 			e.free()
 		}
 	}()
+	if err := e.charge(charge); err != nil {
+		return err
+	}
+	if err := e.reserve(2 * limit); err != nil {
+		return err
+	}
 	if e.mem, err = memfd.Publish("surface:"+e.header.Name, limit); err != nil {
 		return e.noSpace(err, 2*limit, limits)
 	}
@@ -184,8 +188,22 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 	return e.makePage(chunks(limit, e.header.StoredChunk()))
 }
 
-// maxMapped is the most that a surface stores, in bytes: a process has address space for a few of these.
-const maxMapped = 1 << 44
+// reserve has n bytes of address space for the memory, and no more.
+func (e *Exposure) reserve(n int64) error {
+	err := e.store.room.reserve(n - e.reserved)
+	if err == nil {
+		e.reserved = n
+	}
+	return err
+}
+
+// freeze ends writing to the memory; e.writing is held.
+func (e *Exposure) freeze() error {
+	if err := e.mem.Freeze(); err != nil {
+		return err
+	}
+	return e.reserve(e.mem.Limit())
+}
 
 func (e *Exposure) makePage(count int64) (err error) {
 	if e.known && e.replica == nil {
@@ -293,6 +311,7 @@ func (e *Exposure) free() {
 	e.mu.Unlock()
 	e.store.room.give(charged+e.described, unbacked)
 	e.described = 0
+	_ = e.reserve(0) // less than before
 }
 
 // begin begins an operation that brings bytes; the caller calls done.

@@ -205,7 +205,7 @@ func (e *Exposure) whole() error {
 	}
 	e.writing.Lock()
 	defer e.writing.Unlock()
-	return e.mem.Freeze()
+	return e.freeze()
 }
 
 // Has reports whether chunk i, of those there are, is there.

@@ -184,7 +184,7 @@ func (e *Exposure) seal(ctx context.Context) (*Manifest, error) {
 		return nil, err
 	}
 	e.hashing.Wait()
-	if err := e.mem.Freeze(); err != nil {
+	if err := e.freeze(); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
