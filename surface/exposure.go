@@ -38,7 +38,7 @@ type Exposure struct {
 	readOnce  bool
 	known     bool      // the size is
 	prepaid   bool      // room for all of it was taken at once
-	described int64     // bytes of room for digests, if they are many
+	described int64     // bytes of room for digests; as mem, or guarded by writing
 	reserved  int64     // bytes of address space; as mem
 	replica   *Manifest // whose chunks come in any order; nil: this is no replica
 
@@ -206,15 +206,12 @@ func (e *Exposure) freeze() error {
 }
 
 func (e *Exposure) makePage(count int64) (err error) {
-	if e.known && e.replica == nil {
-		// Of holes in small chunks the digests are most of what they take.
-		if n := count * DigestSize; n > 1<<20 {
-			if err := e.store.room.take(n); err != nil {
-				return err
-			}
-			e.store.room.backed(n)
-			e.described = n
+	if e.known {
+		if err := e.describe(count); err != nil {
+			return err
 		}
+	}
+	if e.known && e.replica == nil {
 		e.digests = make([]Digest, count)
 	}
 	if e.page, err = newPage("availability:"+e.header.Name, e.header.Chunk, count); err != nil {
@@ -223,6 +220,21 @@ func (e *Exposure) makePage(count int64) (err error) {
 	if e.known {
 		e.page.resize(e.header.Size, count)
 	}
+	return nil
+}
+
+// describe takes room for the digests of the first count chunks: of holes in small
+// chunks they are most of what these take.
+func (e *Exposure) describe(count int64) error {
+	n := count*DigestSize - e.described
+	if n <= 0 {
+		return nil
+	}
+	if err := e.store.room.take(n); err != nil {
+		return err
+	}
+	e.store.room.backed(n)
+	e.described += n
 	return nil
 }
 
