@@ -228,7 +228,9 @@ func (h *host) serve(nc net.Conn) {
 		return
 	}
 	var nonce [32]byte
-	rand.Read(nonce[:])
+	if plain {
+		rand.Read(nonce[:])
+	}
 	if answer(c, hd, control.Welcome{Protocol: wire.Version, BlockSize: 1 << 20, Nonce: nonce[:]}) != nil {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/memspan/memspan/surface"
@@ -70,20 +71,9 @@ type request struct {
 // connect dials a source and opens the surface there. Files is what came with
 // the answer if direct was asked for and given.
 func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *source, opened control.SurfaceOpened, err error) {
-	o := s.options.Dial
-	o.Guest = !s.through(address)
-	conn, err := dial.Dial(ctx, address, o)
+	conn, err := s.dial(ctx, address, direct, &opened)
 	if err != nil {
 		return nil, opened, err
-	}
-	if s.through(address) {
-		err = s.askThrough(ctx, conn, &opened)
-	} else {
-		err = s.prove(ctx, conn, direct, &opened)
-	}
-	if err != nil {
-		conn.Wire.Close()
-		return nil, opened, fmt.Errorf("%s: %w", address, err)
 	}
 	c = &source{
 		s: s, address: address, conn: conn, handle: opened.Handle,
@@ -106,9 +96,56 @@ func (s *Surface) connect(ctx context.Context, address string, direct bool) (c *
 	return c, opened, nil
 }
 
-// through reports whether address is that of the server that pulls for this one.
-func (s *Surface) through(address string) bool {
-	return s.options.Through != "" && address == s.options.Through
+// dial connects and opens the surface: by a proof that this process has the ticket,
+// or by having the server at the other end pull.
+func (s *Surface) dial(ctx context.Context, address string, direct bool, opened *control.SurfaceOpened) (conn *dial.Conn, err error) {
+	o := s.options.Dial
+	switch {
+	case s.options.Through != "" && address == s.options.Through:
+		if conn, err = dial.Dial(ctx, address, o); err != nil {
+			return nil, err
+		}
+		err = s.askThrough(ctx, conn, opened)
+	case strings.HasPrefix(address, "tcp:"):
+		// Whoever can listen there could use the proof again: it is for a nonce.
+		o.Guest = true
+		if conn, err = dial.Dial(ctx, address, o); err != nil {
+			return nil, err
+		}
+		var nonce [32]byte
+		if copy(nonce[:], conn.Welcome.Nonce) != len(nonce) || len(conn.Welcome.Nonce) != len(nonce) {
+			err = &wire.Error{Code: wire.Unsupported, Op: "open", Message: "this server knows no surfaces"}
+			break
+		}
+		err = conn.Ask(ctx, control.OpSurfaceOpen, s.proven(nonce, [32]byte{}, direct), opened)
+	default:
+		o.Guest, o.Early = true, func(state *tls.ConnectionState) (control.Op, any, error) {
+			var binding [32]byte
+			if state != nil {
+				key, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(binding))
+				if err != nil {
+					return "", nil, err
+				}
+				copy(binding[:], key)
+			}
+			return control.OpSurfaceOpen, s.proven([32]byte{}, binding, direct), nil
+		}
+		if conn, err = dial.Dial(ctx, address, o); err != nil {
+			return nil, err
+		}
+		err = conn.Await(ctx, control.OpSurfaceOpen, opened)
+	}
+	if err != nil {
+		conn.Wire.Close()
+		return nil, fmt.Errorf("%s: %w", address, err)
+	}
+	return conn, nil
+}
+
+// proven is the request to open the surface, with a proof for this connection.
+func (s *Surface) proven(nonce, binding [32]byte, direct bool) control.SurfaceOpen {
+	proof := s.ticket.Proof(nonce, binding)
+	return control.SurfaceOpen{ID: s.ticket.ID.String(), Caveats: s.ticket.EncodedCaveats(), Proof: proof[:], Direct: direct}
 }
 
 // askThrough has the server at the other end pull the surface.
@@ -124,26 +161,6 @@ func (s *Surface) askThrough(ctx context.Context, conn *dial.Conn, opened *contr
 		err = &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the server does not hand over this surface's memory: pull it without going through a server"}
 	}
 	return err
-}
-
-// prove opens the surface by a proof that this process has its ticket.
-func (s *Surface) prove(ctx context.Context, conn *dial.Conn, direct bool, opened *control.SurfaceOpened) error {
-	var nonce, binding [32]byte
-	if copy(nonce[:], conn.Welcome.Nonce) != len(nonce) || len(conn.Welcome.Nonce) != len(nonce) {
-		return &wire.Error{Code: wire.Unsupported, Op: "open", Message: "this server knows no surfaces"}
-	}
-	if tc, ok := conn.Wire.NetConn().(*tls.Conn); ok {
-		state := tc.ConnectionState()
-		key, err := state.ExportKeyingMaterial(control.BindingLabel, nil, len(binding))
-		if err != nil {
-			return err
-		}
-		copy(binding[:], key)
-	}
-	proof := s.ticket.Proof(nonce, binding)
-	return conn.Ask(ctx, control.OpSurfaceOpen, control.SurfaceOpen{
-		ID: s.ticket.ID.String(), Caveats: s.ticket.EncodedCaveats(), Proof: proof[:], Direct: direct,
-	}, opened)
 }
 
 // bounded refuses what is larger than the puller will have.

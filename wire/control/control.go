@@ -87,7 +87,7 @@ type Welcome struct {
 	Compress  bool               `json:"compress"`   // both sides may compress data from here on
 	MaxSpan   int64              `json:"max_span"`   // bytes
 	MaxMap    int64              `json:"max_map"`    // bytes of one shadow mapping
-	Nonce     []byte             `json:"nonce"`      // 32 random bytes, which proofs of this session are made for
+	Nonce     []byte             `json:"nonce"`      // 32 bytes, which proofs of this session are made for: random over plain TCP, else zeros
 }
 
 // Placement says which of a device's memories a span wants; see

@@ -18,8 +18,26 @@ import (
 // error, which is a *wire.Error, or when ctx ends first, the connection is
 // closed.
 func (c *Conn) Ask(ctx context.Context, op control.Op, args, reply any) error {
+	return c.wait(ctx, op, func() error {
+		// The server may still be putting away the last request, which it has
+		// answered.
+		if err := c.send(op, args); err != nil {
+			return err
+		}
+		return c.receive(op, reply)
+	})
+}
+
+// Await waits for the reply to the request op that was sent early, as Ask does.
+func (c *Conn) Await(ctx context.Context, op control.Op, reply any) error {
+	return c.wait(ctx, op, func() error { return c.receive(op, reply) })
+}
+
+// wait calls exchange, whose connection is closed if ctx ends, and places its
+// error.
+func (c *Conn) wait(ctx context.Context, op control.Op, exchange func() error) error {
 	stop := context.AfterFunc(ctx, func() { c.Wire.Close() })
-	err := c.ask(op, args, reply)
+	err := exchange()
 	if !stop() && err == nil { // ctx ended at the last moment
 		err = context.Cause(ctx)
 	}
@@ -42,7 +60,7 @@ func (c *Conn) Ask(ctx context.Context, op control.Op, args, reply any) error {
 	return &wire.Error{Code: wire.PeerLost, Op: string(op), Err: err}
 }
 
-func (c *Conn) ask(op control.Op, args, reply any) error {
+func (c *Conn) send(op control.Op, args any) error {
 	raw, err := json.Marshal(args)
 	if err != nil {
 		return err
@@ -51,13 +69,12 @@ func (c *Conn) ask(op control.Op, args, reply any) error {
 	if err != nil {
 		return err
 	}
-	// The server may still be putting away the last request, which it has
-	// answered.
 	c.asked++
-	id := c.asked
-	if err := c.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload); err != nil {
-		return err
-	}
+	return c.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: c.asked}, nil, payload)
+}
+
+// receive receives the reply to the last request.
+func (c *Conn) receive(op control.Op, reply any) error {
 	for {
 		h, err := c.Wire.ReadHeader()
 		if err != nil {
@@ -73,7 +90,7 @@ func (c *Conn) ask(op control.Op, args, reply any) error {
 			if json.Unmarshal(data, &e) == nil && e.Event == control.EventClosing {
 				return &wire.Error{Code: wire.Closed, Message: e.Message}
 			}
-		case h.Kind != wire.KindControl || h.ID != id || !h.Has(wire.FlagReply):
+		case h.Kind != wire.KindControl || h.ID != c.asked || !h.Has(wire.FlagReply):
 			return broken("a %v frame instead of a reply", h.Kind)
 		case h.Has(wire.FlagError):
 			refusal, err := wire.ParseError(data)

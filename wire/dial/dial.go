@@ -55,6 +55,11 @@ type Options struct {
 	// Guest asks for a session without a token that may do nothing but pull
 	// surfaces: control.Hello.
 	Guest bool
+	// Early, if set, returns a request that leaves together with the hello, which
+	// spares a round trip: one that needs nothing of the welcome. It is called with the
+	// state of a TLS connection, nil on others, once that stands. Conn.Await
+	// receives the reply.
+	Early func(state *tls.ConnectionState) (op control.Op, args any, err error)
 	// Quiet has writes to a server that is gone raise no SIGPIPE, which in a
 	// program that is not Go's may end it. (Linux)
 	Quiet bool
@@ -239,6 +244,7 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 	socket := nc
 	hello := control.Hello{Protocol: wire.Version, Client: d.Name, Guest: d.Guest}
 	var fds *fdpass.Conn
+	var state *tls.ConnectionState
 	switch {
 	case d.network == "unix":
 		conn := nc.(*net.UnixConn)
@@ -258,6 +264,8 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 			return nil, d.tlsError(err)
 		}
 		nc = tc
+		s := tc.ConnectionState()
+		state = &s
 	default:
 		// What the name resolved to is known only now; nothing was sent yet.
 		if addr, ok := nc.RemoteAddr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
@@ -268,13 +276,29 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 	if d.network != "unix" {
 		hello.Token, hello.Compress = d.Token, !d.NoCompression
 	}
-	conn := wire.NewConn(nc, cfg)
-	welcome, err := greet(conn, hello)
+	c := &Conn{Wire: wire.NewConn(nc, cfg), Files: fds, Socket: socket}
+	payload, err := json.Marshal(hello)
 	if err != nil {
 		return nil, err
 	}
-	conn.SetCompress(hello.Compress && welcome.Compress)
-	return &Conn{Wire: conn, Files: fds, Socket: socket, Welcome: welcome}, nil
+	greeting := wire.Header{Kind: wire.KindHello}
+	if d.Early == nil {
+		err = c.Wire.WriteFrame(greeting, nil, payload)
+	} else if err = c.Wire.QueueFrame(greeting, nil, payload); err == nil {
+		var op control.Op
+		var args any
+		if op, args, err = d.Early(state); err == nil {
+			err = c.send(op, args)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if c.Welcome, err = welcome(c.Wire); err != nil {
+		return nil, err
+	}
+	c.Wire.SetCompress(hello.Compress && c.Welcome.Compress)
+	return c, nil
 }
 
 // trusted refuses sockets that another user has put where the daemon's is
@@ -294,15 +318,8 @@ func trusted(conn *net.UnixConn) error {
 	return nil
 }
 
-// greet exchanges the first frames.
-func greet(conn *wire.Conn, hello control.Hello) (w control.Welcome, err error) {
-	payload, err := json.Marshal(hello)
-	if err != nil {
-		return w, err
-	}
-	if err := conn.WriteFrame(wire.Header{Kind: wire.KindHello}, nil, payload); err != nil {
-		return w, err
-	}
+// welcome receives the answer to the hello.
+func welcome(conn *wire.Conn) (w control.Welcome, err error) {
 	h, err := conn.ReadHeader()
 	if err != nil {
 		return w, err
