@@ -163,9 +163,11 @@ func (c *contentReader) Read(p []byte) (int, error) {
 		header := c.o.Header()
 		// Up to the end of a chunk: others may not be there.
 		if n := min(int64(len(p)), end-at, header.Chunk-at%header.Chunk); n > 0 {
-			b, err := c.o.ReadStored(at, n)
-			if err == nil {
+			err := c.o.ReadStored(at, n, func(b []byte) error {
 				copy(p, b)
+				return nil
+			})
+			if err == nil {
 				c.at += n
 				return int(n), nil
 			}

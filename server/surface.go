@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/memspan/memspan/span"
@@ -22,25 +21,16 @@ import (
 
 // A surfaceHandle is a surface that a session writes or has open.
 type surfaceHandle struct {
-	srv      *Server
 	exposure *surface.Exposure // being written, else nil
 	opening  *surface.Opening  // open, else nil
-
-	// reading is held, shared, while bytes of the opening's memory are sent.
-	reading sync.RWMutex
-	closed  bool // guarded by reading
 }
 
 func (h *surfaceHandle) close() {
-	h.reading.Lock()
-	defer h.reading.Unlock()
-	h.closed = true
 	if h.exposure != nil {
 		h.exposure.Fail(errExposerGone)
 	}
 	if h.opening != nil {
 		h.opening.Close()
-		h.srv.replicas.left(h.opening.ID())
 	}
 }
 
@@ -71,16 +61,6 @@ func (s *session) opened(handle uint64) (*surfaceHandle, error) {
 		return h, nil
 	}
 	return nil, errNoSurface
-}
-
-// use calls f while the opening's memory is there.
-func (h *surfaceHandle) use(f func(o *surface.Opening) error) error {
-	h.reading.RLock()
-	defer h.reading.RUnlock()
-	if h.closed {
-		return errNoSurface
-	}
-	return f(h.opening)
 }
 
 var errNoSurface = &wire.Error{Code: wire.NotFound, Message: "the session has no such handle: open the surface first"}
@@ -161,7 +141,7 @@ func (s *session) expose(ctx context.Context, a control.Expose, file *os.File) (
 		if err != nil {
 			return control.Exposed{}, err
 		}
-		h := &surfaceHandle{srv: s.srv, exposure: e}
+		h := &surfaceHandle{exposure: e}
 		reply, err := s.srv.exposed(e)
 		if err == nil {
 			reply.Handle, err = s.addSurface(h)
@@ -288,11 +268,7 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 		return s.failData(j, err)
 	}
 	var unsent error // that the answer could not be written ends the connection
-	err = h.use(func(o *surface.Opening) error {
-		data, err := o.ReadStored(off, n)
-		if err != nil {
-			return err
-		}
+	err = h.opening.ReadStored(off, n, func(data []byte) error {
 		s.bytesRead.Add(n)
 		unsent = s.answer(j, wire.AppendResult(nil, vkSuccess), data)
 		return nil
@@ -307,8 +283,8 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 const maxRuns = 4096
 
 // surfaceState tells what is there, from a chunk on.
-func surfaceState(o *surface.Opening, p surface.Progress, from int64) control.SurfaceState {
-	runs, more := o.Runs(from, maxRuns)
+func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.SurfaceState, error) {
+	runs, more, err := o.Runs(from, maxRuns)
 	st := control.SurfaceState{Sequence: p.Sequence, Sealed: p.State == surface.Sealed, Size: p.Size, Count: p.Count, More: more}
 	for _, r := range runs {
 		st.Have = append(st.Have, control.ChunkRun(r))
@@ -316,7 +292,7 @@ func surfaceState(o *surface.Opening, p surface.Progress, from int64) control.Su
 	if p.Root != nil {
 		st.Root = p.Root[:]
 	}
-	return st
+	return st, err
 }
 
 // openSurface answers OpSurfaceOpen.
@@ -354,22 +330,18 @@ func (s *session) who() string {
 // answerOpened gives an opening a handle, and the client what it needs.
 func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) error {
 	p, err := o.Progress()
-	if err != nil {
-		o.Close()
-		return s.replyError(h, err)
+	var st control.SurfaceState
+	if err == nil {
+		st, err = surfaceState(o, p, 0)
 	}
 	header := o.Header()
 	reply := control.SurfaceOpened{
 		Direct: direct && s.direct && o.Direct(), ReadOnce: o.ReadOnce(),
 		Header: header.AppendHeader(nil),
-		State:  surfaceState(o, p, 0),
-	}
-	var memory, page *os.File
-	if reply.Direct {
-		memory, page, err = o.Files()
+		State:  st,
 	}
 	if err == nil {
-		reply.Handle, err = s.addSurface(&surfaceHandle{srv: s.srv, opening: o})
+		reply.Handle, err = s.addSurface(&surfaceHandle{opening: o})
 	}
 	if err != nil {
 		o.Close()
@@ -378,7 +350,16 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 	if !reply.Direct {
 		return s.reply(h, reply)
 	}
-	return s.passFiles(h, reply, memory, page)
+	var unsent error // that the answer could not be written ends the connection
+	err = o.Files(func(memory, page *os.File) error {
+		unsent = s.passFiles(h, reply, memory, page)
+		return nil
+	})
+	if err != nil { // it has just ended
+		s.dropSurface(reply.Handle)
+		return s.replyError(h, err)
+	}
+	return unsent
 }
 
 // waitSurface answers when a surface is not as the client knows it any more.
@@ -390,16 +371,11 @@ func (s *session) waitSurface(ctx context.Context, a control.SurfaceWait) (contr
 	if a.From < 0 {
 		return control.SurfaceState{}, &wire.Error{Code: wire.Invalid, Op: "wait", Message: fmt.Sprintf("from chunk %d", a.From)}
 	}
-	p, err := h.opening.Wait(ctx, a.Sequence) // closed meanwhile, it does not touch its memory
+	p, err := h.opening.Wait(ctx, a.Sequence)
 	if err != nil {
 		return control.SurfaceState{}, err
 	}
-	var st control.SurfaceState
-	err = h.use(func(o *surface.Opening) error {
-		st = surfaceState(o, p, a.From)
-		return nil
-	})
-	return st, err
+	return surfaceState(h.opening, p, a.From)
 }
 
 // maxDigests is how many digests one answer has.
@@ -414,10 +390,7 @@ func (s *session) surfaceDigests(_ context.Context, a control.SurfaceDigests) (c
 		return control.Digests{}, &wire.Error{Code: wire.Limit, Op: "digests", Message: fmt.Sprintf("%d chunks at once: want at most %d", a.Count, maxDigests)}
 	}
 	var d control.Digests
-	err = h.use(func(o *surface.Opening) error {
-		d.Digests, err = o.Digests(nil, a.First, a.Count)
-		return err
-	})
+	d.Digests, err = h.opening.Digests(nil, a.First, a.Count)
 	return d, err
 }
 
