@@ -4,8 +4,12 @@ package memspan
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"syscall"
 
 	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/wire/control"
 )
 
@@ -13,11 +17,21 @@ import (
 // handed over, and no byte is copied. It is for one goroutine at a time. (Linux)
 type Draft struct{ memory *memfd.Draft }
 
-// NewDraft returns size bytes, at least one, that read as zeros.
+// NewDraft returns size bytes, at least one, that read as zeros. All are taken from
+// the system now, where there may be too few: ErrBudget.
 func NewDraft(size int64) (*Draft, error) {
+	if size <= 0 {
+		return nil, failed("draft", "", 0, size, &Error{Code: ErrInvalid, Message: "want one byte or more"})
+	}
+	if room := memlimit.System().Usable(); room > 0 && size > room {
+		return nil, failed("draft", "", 0, size, &Error{Code: ErrBudget, Message: fmt.Sprintf("RAM has room for %d bytes only", room)})
+	}
 	m, err := memfd.NewDraft("memspan-draft", size)
 	if err != nil {
-		return nil, failed("draft", "", 0, size, &Error{Code: ErrInvalid, Err: err})
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.ENOMEM) {
+			err = &Error{Code: ErrBudget, Err: err}
+		}
+		return nil, failed("draft", "", 0, size, err)
 	}
 	return &Draft{m}, nil
 }

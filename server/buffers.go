@@ -31,6 +31,10 @@ type BufferConfig struct {
 	// Kernels are SPIR-V modules that guests may name in transform, beside those
 	// that they send. Kernels run where Config.VRAM says, in a worker of their own.
 	Kernels map[string][]byte
+	// TrustSpans lets guests have ingest and export, and by them every span, whom
+	// Host.Trust alone lets in. They have proved nothing, and without it are denied
+	// both.
+	TrustSpans bool
 }
 
 // buffers are the server's shared buffers.
@@ -56,8 +60,8 @@ func (srv *Server) newBuffers(cfg BufferConfig, gpu *vram.Config) (*buffers, err
 		hc.IOTimeout = srv.ioTimeout
 	}
 	hc.Operations = append(slices.Clone(hc.Operations),
-		host.Operation{Name: "ingest", Access: host.ReadOnly, Run: srv.ingest},
-		host.Operation{Name: "export", Access: host.ReadWrite, Run: srv.export},
+		host.Operation{Name: "ingest", Access: host.ReadOnly, Proven: !cfg.TrustSpans, Run: srv.ingest},
+		host.Operation{Name: "export", Access: host.ReadWrite, Proven: !cfg.TrustSpans, Run: srv.export},
 		host.Operation{Name: "transform", Access: host.ReadWrite, Run: kernels.transform},
 	)
 	b := &buffers{kernels: kernels}
@@ -240,14 +244,18 @@ func (srv *Server) export(c *host.Call) (_ any, err error) {
 }
 
 // exportBlock copies a block: from RAM where it is, else through memory that all
-// tiers can reach.
+// tiers can reach. A buffer that is itself on disk is not waited for while
+// somebody may want to write the block.
 func (srv *Server) exportBlock(ctx context.Context, c *host.Call, sp *span.Span, off int64) error {
 	n := min(tier.BlockSize, sp.Size-off)
 	var err error
 	put := func(p []byte) { _, err = c.WriteAt(p, off) }
-	lent, lerr := sp.Lend(ctx, off, n, func() {}, put) // a block is copied soon enough
-	if lerr != nil {
-		return lerr
+	lent := false
+	if c.InMemory() {
+		var lerr error
+		if lent, lerr = sp.Lend(ctx, off, n, func() {}, put); lerr != nil { // a block is copied soon enough
+			return lerr
+		}
 	}
 	if lent {
 		sp.CountLent(n)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -33,6 +34,22 @@ type guestTest struct {
 	peer *peer  // a session
 }
 
+// A fromElsewhere is a listener to which guests come from an address that proves
+// nothing.
+type fromElsewhere struct{ net.Listener }
+
+func (l fromElsewhere) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return elsewhere{c}, nil
+}
+
+type elsewhere struct{ net.Conn }
+
+func (elsewhere) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 1} }
+
 // hostBuffers starts a server with VRAM, if there is Vulkan, and a Disk tier.
 func hostBuffers(t testing.TB, cfg server.Config) *guestTest {
 	t.Helper()
@@ -54,6 +71,9 @@ func hostBuffers(t testing.TB, cfg server.Config) *guestTest {
 	}
 	g.tcp = network.Addr().String()
 	served := make(chan error, 2)
+	if cfg.Buffers.Host.Trust != nil {
+		network = fromElsewhere{network}
+	}
 	for _, ln := range []net.Listener{ln, network} {
 		go func() { served <- srv.ServeBuffers(t.Context(), ln) }()
 	}
@@ -245,6 +265,48 @@ func TestSpansOfSentBuffers(t *testing.T) {
 	}
 	if g.do(b, sharedbuf.Export("s")); !bytes.Equal(b.Bytes(), want) {
 		t.Error("the span's bytes did not come back")
+	}
+}
+
+// Guests whom a trusted network alone lets in have no spans, unless they are to.
+func TestTrustedNetworksHaveNoSpans(t *testing.T) {
+	for _, spans := range []bool{false, true} {
+		g := hostBuffers(t, server.Config{Buffers: &server.BufferConfig{
+			TrustSpans: spans, Host: host.Config{Trust: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
+		}})
+		own := g.alloc(1000)
+		g.do(own, sharedbuf.Ingest(sharedbuf.IngestArguments{Name: "s"}))
+		c, err := sharedbuf.Dial(t.Context(), g.tcp, sharedbuf.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		b, err := c.Alloc(t.Context(), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		export, replace := sharedbuf.Export("s"), sharedbuf.Ingest(sharedbuf.IngestArguments{Name: "s", Replace: true})
+		if spans {
+			g.do(b, export, sharedbuf.Fill(7), replace)
+			g.do(own, export)
+			if got := own.Bytes()[0]; got != 7 {
+				t.Errorf("the span begins with %d, not with what it was replaced by", got)
+			}
+			continue
+		}
+		g.refused(b, sharedbuf.ErrDenied, export)
+		g.refused(b, sharedbuf.ErrDenied, sharedbuf.Fill(7), replace)
+		job, err := b.Start(t.Context(), export)
+		if err == nil {
+			_, err = job.Wait(t.Context())
+		}
+		if !errors.Is(err, sharedbuf.ErrDenied) {
+			t.Errorf("in the background: %v", err)
+		}
+		if !bytes.Equal(b.Bytes(), make([]byte, 1000)) {
+			t.Error("the buffer was written")
+		}
+		g.do(b, sharedbuf.Fill(7)) // what is his own he may have worked on
 	}
 }
 

@@ -4,7 +4,6 @@ package server
 
 import (
 	"errors"
-	"net"
 	"testing"
 
 	"github.com/memspan/memspan/surface"
@@ -29,14 +28,13 @@ func TestContentClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer o.Close()
 	content := &contentReader{ctx: t.Context(), o: o, size: 4096}
 	p := make([]byte, 1000)
 	if n, err := content.Read(p); n != len(p) || err != nil {
 		t.Fatalf("before: %d, %v", n, err)
 	}
-	content.close()
-	if n, err := content.Read(p); n != 0 || !errors.Is(err, net.ErrClosed) {
-		t.Errorf("after close: %d, %v; want 0, %v", n, err, net.ErrClosed)
+	o.Close()
+	if n, err := content.Read(p); n != 0 || !errors.Is(err, surface.ErrTaken) {
+		t.Errorf("after Close: %d, %v; want 0, %v", n, err, surface.ErrTaken)
 	}
 }

@@ -46,6 +46,7 @@ var codes = [...]struct {
 	{surface.ErrExpired, wire.Expired},
 	{surface.ErrRevoked, wire.Revoked},
 	{surface.ErrTaken, wire.Taken},
+	{surface.ErrLeft, wire.NotFound},
 	{surface.ErrGiven, wire.Taken},
 	{surface.ErrFailed, wire.PeerLost},
 	{surface.ErrClosed, wire.Closed},

@@ -10,7 +10,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/memspan/memspan/surface"
@@ -109,7 +108,6 @@ func (srv *Server) serveSurface(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": header.Name}))
 	}
 	content := &contentReader{ctx: r.Context(), o: o}
-	defer content.close() // before the opening
 	part := o.Restriction().Range
 	if p, err := o.Progress(); err == nil && p.Root != nil {
 		h.Set("ETag", fmt.Sprintf("%q", p.Root))
@@ -157,37 +155,14 @@ func (srv *Server) openTicket(text, who string) (*surface.Opening, error) {
 }
 
 // A contentReader reads the content of a surface that is not encrypted, from
-// byte off of it on, as it comes.
+// byte off of it on, as it comes. Package http answers several ranges from a goroutine
+// that it does not wait for, so it may be read when the opening is closed.
 type contentReader struct {
 	ctx  context.Context
 	o    *surface.Opening
 	off  int64
 	size int64
 	at   int64
-
-	// reading is held while the surface's memory is read: package http answers
-	// several ranges from a goroutine that it does not wait for.
-	reading sync.Mutex
-	closed  bool // guarded by reading
-}
-
-// close waits until nobody reads the surface's memory, and nobody will.
-func (c *contentReader) close() {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	c.closed = true
-}
-
-// copy copies the stored bytes from byte off on to p.
-func (c *contentReader) copy(p []byte, off int64) error {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if c.closed {
-		return errGone
-	}
-	b, err := c.o.ReadStored(off, int64(len(p)))
-	copy(p, b)
-	return err
 }
 
 var errSeek = errors.New("server: seek to a place before the beginning")
@@ -221,7 +196,10 @@ func (c *contentReader) Read(p []byte) (int, error) {
 		header := c.o.Header()
 		// Up to the end of a chunk: others may not be there.
 		if n := min(int64(len(p)), end-at, header.Chunk-at%header.Chunk); n > 0 {
-			err := c.copy(p[:n], at)
+			err := c.o.ReadStored(at, n, func(b []byte) error {
+				copy(p, b)
+				return nil
+			})
 			if err == nil {
 				c.at += n
 				return int(n), nil

@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -90,7 +89,7 @@ func (k *kernels) device(ctx context.Context) (*gpu, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.gpu = &gpu{Tier: t, has: make(map[[sha256.Size]byte]*compiled)}
+	k.gpu = newGPU(t)
 	return k.gpu, nil
 }
 

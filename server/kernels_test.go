@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -170,6 +171,65 @@ func workers(t *testing.T) []int {
 	return list
 }
 
+// kernelWorker has a kernel run, the first, and returns the worker that ran it.
+func kernelWorker(g *guestTest) *os.Process {
+	g.t.Helper()
+	t := g.t.(*testing.T)
+	before := workers(t)
+	g.do(g.alloc(4), transform(compiled(t, "affine")))
+	for _, pid := range workers(t) {
+		if !slices.Contains(before, pid) {
+			worker, err := os.FindProcess(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return worker
+		}
+	}
+	t.Fatal("no worker of its own runs kernels")
+	return nil
+}
+
+// Transforms that are given up while the driver compiles their kernels end, and
+// others take their places; what was compiled meanwhile is there for the next.
+func TestCanceledWhileCompiling(t *testing.T) {
+	g := hostBuffers(t, withVRAM(t))
+	worker := kernelWorker(g)
+	if err := worker.Signal(syscall.SIGSTOP); err != nil { // it compiles for long
+		t.Fatal(err)
+	}
+	var jobs []*sharedbuf.Job
+	code := slices.Clone(compiled(t, "affine"))
+	for i := range 12 { // more than can be under way, of two for each kernel
+		code[8] = byte(i / 2)
+		job, err := g.alloc(4096).Start(t.Context(), transform(code, 3, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs = append(jobs, job)
+	}
+	for i, job := range jobs {
+		if err := job.Cancel(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := job.Wait(t.Context()); !errors.Is(err, sharedbuf.ErrCanceled) {
+			t.Errorf("job %d: %v", i, err)
+		}
+	}
+	if err := worker.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		code[8] = byte(i)
+		b := g.alloc(4096)
+		want := bytes.Clone(b.Bytes())
+		affine(want, 3, 1)
+		if g.do(b, transform(code, 3, 1)); !bytes.Equal(b.Bytes(), want) {
+			t.Errorf("kernel %d made other bytes", i)
+		}
+	}
+}
+
 // The worker that a kernel runs in dies: the guest is told, and nothing else
 // comes of it. Spans in device memory stay, the next kernel runs.
 func TestKernelWorkerKilled(t *testing.T) {
@@ -178,26 +238,12 @@ func TestKernelWorkerKilled(t *testing.T) {
 	b, slow := g.alloc(3<<20), g.alloc(8<<20)
 	g.do(b, sharedbuf.Ingest(sharedbuf.IngestArguments{Name: "s", Tier: "vram"}))
 	want := bytes.Clone(b.Bytes())
-	before := workers(t)
-	g.do(g.alloc(4), transform(code))
-	var victim int
-	for _, pid := range workers(t) {
-		if !slices.Contains(before, pid) {
-			victim = pid
-		}
-	}
-	if victim == 0 {
-		t.Fatal("no worker of its own runs kernels")
-	}
+	worker := kernelWorker(g)
 	job, err := slow.Start(t.Context(), transform(compiled(t, "spin")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker, err := os.FindProcess(victim)
-	if err == nil {
-		err = worker.Kill()
-	}
-	if err != nil {
+	if err := worker.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := job.Wait(t.Context()); !errors.Is(err, sharedbuf.ErrDeviceLost) {

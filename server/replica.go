@@ -21,87 +21,61 @@ import (
 type replicas struct {
 	store *surface.Store
 
-	mu   sync.Mutex // guards what follows
-	byID map[surface.ID]*replica
-	work sync.WaitGroup // gatherings
-}
+	mu    sync.Mutex
+	begun map[surface.ID]chan struct{} // closed when it is in the store, or cannot be had
 
-// A replica is one of them.
-type replica struct {
-	ready    chan struct{}     // closed when what follows is set
-	exposure *surface.Exposure // nil: it cannot be had
-	cancel   context.CancelFunc
+	work sync.WaitGroup // gatherings; each ends with its surface
 }
 
 // open opens the surface of a ticket: one of the store, or one that is gathered
 // from now on. ctx bounds the opening.
 func (r *replicas) open(ctx context.Context, t *surface.Ticket, o pull.Options) (*surface.Opening, error) {
 	for {
-		if r.store.Knows(t.ID) {
-			opening, err := openOwn(r.store, t, here)
-			if err == nil || r.store.Knows(t.ID) { // else it was a replica that everybody has just left
-				return opening, err
-			}
-		}
 		r.mu.Lock()
-		one := r.byID[t.ID]
-		first := one == nil
-		if first {
-			one = &replica{ready: make(chan struct{})}
-			r.byID[t.ID] = one
+		begun, first := r.begun[t.ID], false
+		if begun == nil && !r.store.Knows(t.ID) {
+			begun, first = make(chan struct{}), true
+			r.begun[t.ID] = begun
 		}
 		r.mu.Unlock()
-		if first {
-			return r.gather(ctx, one, t, o)
+		var opening *surface.Opening
+		var err error
+		switch {
+		case begun == nil:
+			opening, err = openOwn(r.store, t, here)
+		case first:
+			opening, err = r.gather(ctx, t, o)
+			r.mu.Lock()
+			delete(r.begun, t.ID)
+			r.mu.Unlock()
+			close(begun)
+		default:
+			select {
+			case <-begun:
+				continue
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
 		}
-		select {
-		case <-one.ready:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		if !r.store.Knows(t.ID) { // it could not be had, or has ended
-			r.forget(t.ID, one)
+		if !errors.Is(err, surface.ErrLeft) { // else everybody has just left it
+			return opening, err
 		}
 	}
 }
 
 // gather begins to gather a surface that the store does not have, and opens it.
-func (r *replicas) gather(ctx context.Context, one *replica, t *surface.Ticket, o pull.Options) (opening *surface.Opening, err error) {
-	var s *pull.Surface
-	defer func() {
-		if err != nil {
-			if s != nil {
-				err = errors.Join(err, s.Close())
-			}
-			r.forget(t.ID, one)
-		}
-		close(one.ready)
-	}()
-	if s, err = pull.Open(ctx, t, o); err != nil {
-		return nil, err
-	}
-	if s.ReadOnce() {
-		return nil, &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the surface can be read once, by one puller, and not be passed on: pull it without --share"}
-	}
-	m, err := s.Manifest(ctx)
+func (r *replicas) gather(ctx context.Context, t *surface.Ticket, o pull.Options) (*surface.Opening, error) {
+	s, err := pull.Open(ctx, t, o)
 	if err != nil {
 		return nil, err
 	}
-	e, err := r.store.Replica(ctx, m, t)
+	e, opening, err := r.add(ctx, s, t)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
-	if opening, err = openOwn(r.store, t, here); err != nil {
-		e.Fail(err)
-		return nil, err
-	}
-	gathering, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r.mu.Lock()
-	one.exposure, one.cancel = e, cancel
-	r.mu.Unlock()
 	r.work.Go(func() {
 		defer s.Close()
-		defer cancel()
+		gathering := e.Context()
 		put := func(i int64, stored []byte) error { return e.Put(gathering, i, stored) }
 		if err := s.Gather(gathering, e.Has, put); err != nil {
 			e.Fail(err)
@@ -110,39 +84,25 @@ func (r *replicas) gather(ctx context.Context, one *replica, t *surface.Ticket, 
 	return opening, nil
 }
 
-func (r *replicas) forget(id surface.ID, one *replica) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.byID[id] == one {
-		delete(r.byID, id)
+// add makes the store's surface for what s brings, and opens it.
+func (r *replicas) add(ctx context.Context, s *pull.Surface, t *surface.Ticket) (*surface.Exposure, *surface.Opening, error) {
+	if s.ReadOnce() {
+		return nil, nil, &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the surface can be read once, by one puller, and not be passed on: pull it without --share"}
 	}
-}
-
-// left takes note that somebody has closed a surface: a replica that nobody has
-// open any more goes.
-func (r *replicas) left(id surface.ID) {
-	r.mu.Lock()
-	one := r.byID[id]
-	if one == nil || one.exposure == nil || one.exposure.Stat().Pullers > 0 {
-		r.mu.Unlock()
-		return
+	m, err := s.Manifest(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	delete(r.byID, id)
-	r.mu.Unlock()
-	one.cancel()
-	_ = r.store.Revoke(id) // it may have ended by itself
-}
-
-// close ends all gatherings; none may begin.
-func (r *replicas) close() {
-	r.mu.Lock()
-	for _, one := range r.byID {
-		if one.cancel != nil {
-			one.cancel()
-		}
+	e, err := r.store.Replica(ctx, m, t)
+	if err != nil {
+		return nil, nil, err
 	}
-	r.mu.Unlock()
-	r.work.Wait()
+	opening, err := openOwn(r.store, t, here)
+	if err != nil {
+		e.Fail(err)
+		return nil, nil, err
+	}
+	return e, opening, nil
 }
 
 // here is who asks on a unix socket.

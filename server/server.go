@@ -229,7 +229,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	close(ready)
 	srv.surfaceBudget = cmp.Or(cfg.SurfaceBudget, cmp.Or(memlimit.Read(os.DirFS("/")).Usable(), fallbackMemory)/4)
 	srv.surfaces = surface.NewStore(surface.Config{Budget: srv.surfaceBudget, Logger: cfg.Logger})
-	srv.replicas = replicas{store: srv.surfaces, byID: make(map[surface.ID]*replica)}
+	srv.replicas = replicas{store: srv.surfaces, begun: make(map[surface.ID]chan struct{})}
 	srv.addresses = cfg.Addresses
 	srv.machine, _ = surface.ThisMachine() // without, nobody takes its unix sockets for this machine's
 	if srv.disk != nil {
@@ -405,8 +405,9 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 	err := srv.buffers.end()
 	draining.Wait()
 	srv.work.Wait()
-	srv.replicas.close()
-	return errors.Join(err, srv.buffers.close(), srv.surfaces.Close(), srv.store.Close(), srv.closeTiers())
+	err = errors.Join(err, srv.surfaces.Close()) // which ends gatherings
+	srv.replicas.work.Wait()
+	return errors.Join(err, srv.buffers.close(), srv.store.Close(), srv.closeTiers())
 }
 
 func (srv *Server) closeTiers() error {

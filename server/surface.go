@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/memspan/memspan/span"
@@ -23,35 +22,26 @@ import (
 
 // A surfaceHandle is a surface that a session writes or has open.
 type surfaceHandle struct {
-	srv      *Server
 	exposure *surface.Exposure // being written, else nil
 	opening  *surface.Opening  // open, else nil
 
 	gone context.Context // ends with the handle
 	end  context.CancelFunc
-
-	// reading is held, shared, while bytes of the opening's memory are sent.
-	reading sync.RWMutex
-	closed  bool // guarded by reading
 }
 
-func (srv *Server) surfaceHandle(e *surface.Exposure, o *surface.Opening) *surfaceHandle {
-	h := &surfaceHandle{srv: srv, exposure: e, opening: o}
+func newSurfaceHandle(e *surface.Exposure, o *surface.Opening) *surfaceHandle {
+	h := &surfaceHandle{exposure: e, opening: o}
 	h.gone, h.end = context.WithCancel(context.Background())
 	return h
 }
 
 func (h *surfaceHandle) close() {
 	h.end()
-	h.reading.Lock()
-	defer h.reading.Unlock()
-	h.closed = true
 	if h.exposure != nil {
 		h.exposure.Fail(errExposerGone)
 	}
 	if h.opening != nil {
 		h.opening.Close()
-		h.srv.replicas.left(h.opening.ID())
 	}
 }
 
@@ -85,16 +75,6 @@ func (s *session) opened(handle uint64) (*surfaceHandle, error) {
 		return h, nil
 	}
 	return nil, errNoSurface
-}
-
-// use calls f while the opening's memory is there.
-func (h *surfaceHandle) use(f func(o *surface.Opening) error) error {
-	h.reading.RLock()
-	defer h.reading.RUnlock()
-	if h.closed {
-		return errNoSurface
-	}
-	return f(h.opening)
 }
 
 var errNoSurface = &wire.Error{Code: wire.NotFound, Message: "the session has no such handle: open the surface first"}
@@ -189,7 +169,7 @@ func (s *session) expose(ctx context.Context, a control.Expose, file *os.File) (
 		if err != nil {
 			return control.Exposed{}, err
 		}
-		h := s.srv.surfaceHandle(e, nil)
+		h := newSurfaceHandle(e, nil)
 		reply, err := s.srv.exposed(e)
 		if err == nil {
 			reply.Handle, err = s.addSurface(h)
@@ -324,11 +304,7 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 		return s.failData(j, err)
 	}
 	var unsent error // that the answer could not be written ends the connection
-	err = h.use(func(o *surface.Opening) error {
-		data, err := o.ReadStored(off, n)
-		if err != nil {
-			return err
-		}
+	err = h.opening.ReadStored(off, n, func(data []byte) error {
 		s.bytesRead.Add(n)
 		unsent = s.answer(j, wire.AppendResult(nil, vkSuccess), data)
 		return nil
@@ -343,8 +319,8 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 const maxRuns = 4096
 
 // surfaceState tells what is there, from a chunk on.
-func surfaceState(o *surface.Opening, p surface.Progress, from int64) control.SurfaceState {
-	runs, more := o.Runs(from, maxRuns)
+func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.SurfaceState, error) {
+	runs, more, err := o.Runs(from, maxRuns)
 	st := control.SurfaceState{Sequence: p.Sequence, Sealed: p.State == surface.Sealed, Size: p.Size, Count: p.Count, More: more}
 	for _, r := range runs {
 		st.Have = append(st.Have, control.ChunkRun(r))
@@ -352,7 +328,7 @@ func surfaceState(o *surface.Opening, p surface.Progress, from int64) control.Su
 	if p.Root != nil {
 		st.Root = p.Root[:]
 	}
-	return st
+	return st, err
 }
 
 // openSurface answers OpSurfaceOpen.
@@ -390,22 +366,18 @@ func (s *session) who() string {
 // answerOpened gives an opening a handle, and the client what it needs.
 func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) error {
 	p, err := o.Progress()
-	if err != nil {
-		o.Close()
-		return s.replyError(h, err)
+	var st control.SurfaceState
+	if err == nil {
+		st, err = surfaceState(o, p, 0)
 	}
 	header := o.Header()
 	reply := control.SurfaceOpened{
 		Direct: direct && s.direct && o.Direct(), ReadOnce: o.ReadOnce(),
 		Header: header.AppendHeader(nil),
-		State:  surfaceState(o, p, 0),
-	}
-	var memory, page *os.File
-	if reply.Direct {
-		memory, page, err = o.Files()
+		State:  st,
 	}
 	if err == nil {
-		reply.Handle, err = s.addSurface(s.srv.surfaceHandle(nil, o))
+		reply.Handle, err = s.addSurface(newSurfaceHandle(nil, o))
 	}
 	if err != nil {
 		o.Close()
@@ -414,7 +386,16 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 	if !reply.Direct {
 		return s.reply(h, reply)
 	}
-	return s.passFiles(h, reply, memory, page)
+	var unsent error // that the answer could not be written ends the connection
+	err = o.Files(func(memory, page *os.File) error {
+		unsent = s.passFiles(h, reply, memory, page)
+		return nil
+	})
+	if err != nil { // it has just ended
+		s.dropSurface(reply.Handle)
+		return s.replyError(h, err)
+	}
+	return unsent
 }
 
 // waitSurface answers when a surface is not as the client knows it any more.
@@ -429,16 +410,11 @@ func (s *session) waitSurface(ctx context.Context, a control.SurfaceWait) (contr
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(h.gone, func() { cancel(errNoSurface) })()
-	p, err := h.opening.Wait(ctx, a.Sequence) // closed meanwhile, it does not touch its memory
+	p, err := h.opening.Wait(ctx, a.Sequence)
 	if err != nil {
 		return control.SurfaceState{}, err
 	}
-	var st control.SurfaceState
-	err = h.use(func(o *surface.Opening) error {
-		st = surfaceState(o, p, a.From)
-		return nil
-	})
-	return st, err
+	return surfaceState(h.opening, p, a.From)
 }
 
 // maxDigests is how many digests one answer has.
@@ -453,10 +429,7 @@ func (s *session) surfaceDigests(_ context.Context, a control.SurfaceDigests) (c
 		return control.Digests{}, &wire.Error{Code: wire.Limit, Op: "digests", Message: fmt.Sprintf("%d chunks at once: want at most %d", a.Count, maxDigests)}
 	}
 	var d control.Digests
-	err = h.use(func(o *surface.Opening) error {
-		d.Digests, err = o.Digests(nil, a.First, a.Count)
-		return err
-	})
+	d.Digests, err = h.opening.Digests(nil, a.First, a.Count)
 	return d, err
 }
 

@@ -48,12 +48,13 @@ func (s *Span) Compose(ctx context.Context, f func(off int64, p []byte) error) (
 }
 
 // Adopt is Draft for a span of RAM whose memory is that of a file, which another
-// process made: a memfd sealed against shrinking, of the span's size in whole
-// pages. The bytes are the span's first version; none is copied but to where the
+// process made: a memfd sealed against shrinking and growing, of the span's size in
+// whole pages. The bytes are the span's first version; none is copied but to where the
 // policy wants them. Until the span is published the memory keeps them, whatever
 // happens: who freed the span instead has changed nothing. What the process stores
-// to it later, which it ought not to, readers see at once. It fails with errors.ErrUnsupported if the span is to live elsewhere,
-// or to be durable before it is in RAM.
+// to it later, which it ought not to, readers see at once. It fails with errors.ErrUnsupported if the memory
+// is of another kind, or the span is to live elsewhere or to be durable before it
+// is in RAM.
 func (st *Store) Adopt(ctx context.Context, info Info, memory *os.File) (*Span, error) {
 	if info.Tier != coherency.Host || info.durable() && info.Policy != coherency.WriteBack {
 		return nil, &Error{Op: "adopt", Span: info.Name, Err: fmt.Errorf("%w: its bytes are to be stored elsewhere first", errors.ErrUnsupported)}

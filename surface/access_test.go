@@ -83,21 +83,23 @@ func TestGuessersAreKeptWaiting(t *testing.T) {
 			}
 			_, err = s.Open(wrong)
 		}
-		if _, err := s.Open(right); !errors.Is(err, surface.ErrBusy) {
-			t.Errorf("the last guess: %v", err)
-		}
-		right.Who = "somebody else"
 		o, err := s.Open(right)
 		if err != nil {
-			t.Fatalf("others are kept waiting: %v", err)
+			t.Fatalf("who has a ticket waits for guessers: %v", err)
 		}
 		o.Close()
+		if _, err := s.Open(wrong); !errors.Is(err, surface.ErrBusy) {
+			t.Errorf("a right proof made up for wrong ones: %v", err)
+		}
+		wrong.Who = "somebody else"
+		if _, err := s.Open(wrong); !errors.Is(err, surface.ErrTicket) {
+			t.Errorf("others are kept waiting: %v", err)
+		}
 		time.Sleep(time.Minute)
-		right.Who = "test"
-		if o, err = s.Open(right); err != nil {
-			t.Fatalf("after a minute: %v", err)
+		wrong.Who = "test"
+		if _, err = s.Open(wrong); !errors.Is(err, surface.ErrTicket) {
+			t.Errorf("after a minute: %v", err)
 		}
-		o.Close()
 	})
 }
 
@@ -114,12 +116,12 @@ func TestRangeTicketsOpenTheirRange(t *testing.T) {
 	if o.Direct() {
 		t.Error("a part is given direct")
 	}
-	if _, _, err := o.Files(); !errors.Is(err, surface.ErrState) {
+	if _, _, err := files(o); !errors.Is(err, surface.ErrState) {
 		t.Errorf("files of a part: %v", err)
 	}
 	for i := range int64(10) {
 		off, n := i*chunk, min(chunk, int64(len(want))-i*chunk)
-		got, err := o.ReadStored(off, n)
+		got, err := read(o, off, n)
 		if within := i >= 3 && i <= 5; within && (err != nil || !bytes.Equal(got, want[off:off+n])) {
 			t.Errorf("chunk %d: %v", i, err)
 		} else if !within && !errors.Is(err, surface.ErrRange) {
@@ -127,7 +129,7 @@ func TestRangeTicketsOpenTheirRange(t *testing.T) {
 		}
 	}
 	for _, r := range [][2]int64{{3*chunk - 1, 2}, {6*chunk - 1, 2}, {0, int64(len(want))}, {-1, 1}, {3 * chunk, 0}, {3 * chunk, -1}, {1 << 62, 1 << 62}, {3 * chunk, 1<<63 - 1}} {
-		if got, err := o.ReadStored(r[0], r[1]); !errors.Is(err, surface.ErrRange) {
+		if got, err := read(o, r[0], r[1]); !errors.Is(err, surface.ErrRange) {
 			t.Errorf("[%d, +%d): %d bytes, %v", r[0], r[1], len(got), err)
 		}
 	}
@@ -135,7 +137,7 @@ func TestRangeTicketsOpenTheirRange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t, s, empty).ReadStored(4*chunk, 1); !errors.Is(err, surface.ErrRange) {
+	if _, err := read(open(t, s, empty), 4*chunk, 1); !errors.Is(err, surface.ErrRange) {
 		t.Errorf("an empty range: %v", err)
 	}
 }
@@ -145,23 +147,34 @@ func TestReadOnce(t *testing.T) {
 	s := newStore(t, 0)
 	const chunk = surface.MinChunk
 	e, want := exposed(t, s, surface.Spec{Size: 8 * chunk, Chunk: chunk, ReadOnce: true}, 8)
-	o := open(t, s, e.Ticket())
-	if _, err := s.Open(ask(e.Ticket())); !errors.Is(err, surface.ErrTaken) {
-		t.Errorf("a second puller: %v", err)
+	for range 2 { // looking takes nothing
+		idle := open(t, s, e.Ticket())
+		if _, err := idle.Digests(nil, 0, 8); err != nil {
+			t.Error(err)
+		}
+		idle.Close()
 	}
-	if _, _, err := o.Files(); !errors.Is(err, surface.ErrState) {
+	late := open(t, s, e.Ticket())
+	o := open(t, s, e.Ticket())
+	if _, _, err := files(o); !errors.Is(err, surface.ErrState) {
 		t.Errorf("files: %v", err)
 	}
 	got := make([]byte, len(want))
 	for _, i := range []int64{3, 4, 1, 0, 7, 2, 5, 6} {
 		for off := i * chunk; off < (i+1)*chunk; off += chunk / 2 {
-			b, err := o.ReadStored(off, chunk/2)
+			b, err := read(o, off, chunk/2)
 			if err != nil {
 				t.Fatal(err)
 			}
 			copy(got[off:], b)
+			if _, err := s.Open(ask(e.Ticket())); !errors.Is(err, surface.ErrTaken) {
+				t.Fatalf("a second puller: %v", err)
+			}
+			if _, err := read(late, 0, int64(len(want))); !errors.Is(err, surface.ErrTaken) {
+				t.Fatalf("who came too late: %v", err)
+			}
 			for _, again := range [][2]int64{{off, chunk / 2}, {off, 1}, {off + chunk/2 - 1, 1}, {max(off-1, 0), chunk}} {
-				if _, err := o.ReadStored(again[0], again[1]); err == nil {
+				if _, err := read(o, again[0], again[1]); err == nil {
 					t.Fatalf("[%d, +%d) was given out twice", again[0], again[1])
 				}
 			}
@@ -197,21 +210,39 @@ func TestTimeEndsThem(t *testing.T) {
 			_, err := long.Wait(t.Context(), p.Sequence)
 			ended <- err
 		}()
-		time.Sleep(time.Minute)
+		p, err := byTicket.Progress()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := byTicket.Wait(t.Context(), p.Sequence); !errors.Is(err, surface.ErrExpired) {
+			t.Errorf("waiting by a ticket: %v", err)
+		}
+		if _, err := byTicket.Wait(t.Context(), p.Sequence-1); !errors.Is(err, surface.ErrExpired) {
+			t.Errorf("waiting by a ticket for what is: %v", err)
+		}
+		if _, err := byTicket.Progress(); !errors.Is(err, surface.ErrExpired) {
+			t.Errorf("progress by a ticket whose time is over: %v", err)
+		}
+		if _, _, err := byTicket.Runs(0, 1); !errors.Is(err, surface.ErrExpired) {
+			t.Errorf("runs by a ticket whose time is over: %v", err)
+		}
+		if _, err := byTicket.Digests(nil, 0, 1); !errors.Is(err, surface.ErrExpired) {
+			t.Errorf("digests by a ticket whose time is over: %v", err)
+		}
 		if _, err := s.Open(ask(short)); !errors.Is(err, surface.ErrExpired) {
 			t.Errorf("the ticket's time is over: %v", err)
 		}
-		if _, err := byTicket.ReadStored(0, 1); !errors.Is(err, surface.ErrExpired) {
+		if _, err := read(byTicket, 0, 1); !errors.Is(err, surface.ErrExpired) {
 			t.Errorf("read by a ticket whose time is over: %v", err)
 		}
-		if _, err := long.ReadStored(0, 1); err != nil {
+		if _, err := read(long, 0, 1); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(time.Hour)
 		if err := <-ended; !errors.Is(err, surface.ErrExpired) {
 			t.Errorf("waiting: %v", err)
 		}
-		if _, err := long.ReadStored(0, 1); !errors.Is(err, surface.ErrExpired) {
+		if _, err := read(long, 0, 1); !errors.Is(err, surface.ErrExpired) {
 			t.Errorf("read: %v", err)
 		}
 		if _, err := s.Open(ask(e.Ticket())); !errors.Is(err, surface.ErrExpired) {
@@ -222,6 +253,14 @@ func TestTimeEndsThem(t *testing.T) {
 		}
 		if _, err := s.Create(t.Context(), surface.Spec{Expires: time.Now()}); !errors.Is(err, surface.ErrExpired) {
 			t.Errorf("made what has expired: %v", err)
+		}
+		used, _ := s.Used()
+
+		if err := s.Revoke(later.ID()); err != nil {
+			t.Error(err)
+		}
+		if left, _ := s.Used(); left != 0 || used == 0 {
+			t.Errorf("%d bytes are kept by idle openings, %d before", left, used)
 		}
 		long.Close()
 		byTicket.Close()
@@ -237,7 +276,7 @@ func TestRevoke(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := open(t, s, e.Ticket())
-	_, page, err := o.Files()
+	_, page, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,26 +285,41 @@ func TestRevoke(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	held, err := o.ReadStored(0, surface.MinChunk)
-	if err != nil {
-		t.Fatal(err)
-	}
 	p, _ := o.Progress()
 	waits := make(chan error, 2)
 	go func() { waits <- a.Wait(t.Context(), 1) }()
 	go func() { _, err := o.Wait(t.Context(), p.Sequence); waits <- err }()
-	if err := s.Revoke(e.ID()); err != nil {
-		t.Fatal(err)
+	err = o.ReadStored(0, surface.MinChunk, func(stored []byte) error {
+		if err := s.Revoke(e.ID()); err != nil {
+			t.Error(err)
+		}
+		o.Close()
+		if !bytes.Equal(stored, want) {
+			t.Error("what is being read changed")
+		}
+		if used, _ := s.Used(); used == 0 {
+			t.Error("memory that is being read is given back")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if _, _, err := o.Runs(0, 1); !errors.Is(err, surface.ErrRevoked) {
+		t.Errorf("runs: %v", err)
+	}
+	if _, err := o.Digests(nil, 0, 1); !errors.Is(err, surface.ErrRevoked) {
+		t.Errorf("digests: %v", err)
 	}
 	for range 2 {
 		if err := <-waits; !errors.Is(err, surface.ErrRevoked) {
 			t.Errorf("waiting: %v", err)
 		}
 	}
-	if _, err := o.ReadStored(0, 1); !errors.Is(err, surface.ErrRevoked) {
+	if _, err := read(o, 0, 1); !errors.Is(err, surface.ErrRevoked) {
 		t.Errorf("read: %v", err)
 	}
-	if _, _, err := o.Files(); !errors.Is(err, surface.ErrRevoked) {
+	if _, _, err := files(o); !errors.Is(err, surface.ErrRevoked) {
 		t.Errorf("files: %v", err)
 	}
 	if err := e.Append(t.Context(), want); !errors.Is(err, surface.ErrRevoked) {
@@ -274,10 +328,6 @@ func TestRevoke(t *testing.T) {
 	if _, err := e.Seal(t.Context()); !errors.Is(err, surface.ErrRevoked) {
 		t.Errorf("seal: %v", err)
 	}
-	if !bytes.Equal(held, want) {
-		t.Error("what was read before changed")
-	}
-	o.Close()
 	if used, pending := s.Used(); used != 0 || pending != 0 {
 		t.Errorf("%d bytes are kept, %d of them pending", used, pending)
 	}

@@ -191,7 +191,7 @@ func BenchmarkAttach(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		memory, page, err := o.Files()
+		memory, page, err := files(o)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -225,7 +225,7 @@ func BenchmarkWake(b *testing.B) {
 	const chunk = surface.MinChunk
 	e := create(b, s, surface.Spec{Size: -1, Chunk: chunk})
 	o := open(b, s, e.Ticket())
-	_, page, err := o.Files()
+	_, page, err := files(o)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func TestDirectPullOfAnotherProcess(t *testing.T) {
 	s := surface.NewStore(surface.Config{})
 	e := create(t, s, surface.Spec{Size: -1})
 	o := open(t, s, e.Ticket())
-	memory, page, err := o.Files()
+	memory, page, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,8 +13,11 @@ var (
 	ErrExpired = errors.New("its time is over")
 	// ErrRevoked: the surface was taken back.
 	ErrRevoked = errors.New("it was taken back")
-	// ErrTaken: the surface is read-once, and another puller came first.
+	// ErrTaken: the surface is read-once, and another puller has read of it first.
 	ErrTaken = errors.New("it was for one puller, and another came first")
+	// ErrLeft: the surface was gathered from elsewhere, and the last who had it open
+	// has just closed it.
+	ErrLeft = errors.New("who it was gathered for has left: pull it anew")
 	// ErrGiven: the surface is read-once, and these bytes were read.
 	ErrGiven = errors.New("these bytes were given out once already")
 	// ErrFailed: the exposer ended, or gave up, before all was there.

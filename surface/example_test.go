@@ -47,12 +47,14 @@ func Example() {
 	}
 	defer opening.Close()
 	off, n := manifest.StoredRange(1)
-	stored, err := opening.ReadStored(off, n)
+	err = opening.ReadStored(off, n, func(stored []byte) error {
+		_, err := fmt.Printf("%s, verified: %v\n", stored, surface.Sum(stored) == manifest.Digests[1])
+		return err
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("%s, verified: %v\n", stored, surface.Sum(stored) == manifest.Digests[1])
-	_, err = opening.ReadStored(0, 1)
+	err = opening.ReadStored(0, 1, func([]byte) error { return nil })
 	fmt.Println("the first chunk is not this ticket's:", err != nil)
 	// Output:
 	// hello, puller, verified: true

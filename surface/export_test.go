@@ -29,6 +29,13 @@ func (s *Store) SetMemory(m memlimit.Memory) {
 	s.room.memory = func() memlimit.Memory { return m }
 }
 
+// Space returns the bytes of address space that surfaces take.
+func (s *Store) Space() int64 {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	return s.room.space
+}
+
 // Used returns the bytes of room that surfaces take, and how many of them have no pages.
 func (s *Store) Used() (used, pending int64) {
 	s.room.mu.Lock()

@@ -38,16 +38,20 @@ type Exposure struct {
 	readOnce  bool
 	known     bool      // the size is
 	prepaid   bool      // room for all of it was taken at once
-	described int64     // bytes of room for digests, if they are many
+	described int64     // bytes of room for digests; as mem, or guarded by writing
+	reserved  int64     // bytes of address space; as mem
 	replica   *Manifest // whose chunks come in any order; nil: this is no replica
 
 	mem  *memfd.Published
 	page *page
 
-	copied, given    atomic.Int64 // bytes
-	pulls, directs   atomic.Int64
-	missed           atomic.Int64 // reads of chunks that were not there
-	pullers, waiting atomic.Int32 // now
+	copied, given  atomic.Int64 // bytes
+	pulls, directs atomic.Int64
+	missed         atomic.Int64 // reads of chunks that were not there
+	waiting        atomic.Int32 // now
+
+	life context.Context // canceled when it ends
+	die  context.CancelCauseFunc
 
 	writing sync.Mutex // held by who brings bytes in order, and to freeze the memory; guards what follows
 	pos     int64      // stored bytes so far
@@ -64,12 +68,13 @@ type Exposure struct {
 	digests  []Digest                // by chunk; valid where the page has the chunk
 	have     int64                   // chunks that are there
 	changed  chan struct{}           // closed at the next change; nil if nobody waits
-	holds    int                     // the store, openings, operations: the last to let go frees the memory
+	holds    int                     // the store until it has ended, and operations: the last to let go frees the memory
+	pullers  int                     // openings now
 	charged  int64                   // bytes of the store's room
 	unbacked int64                   // of them: without pages
 	data     [][2]int64              // where the source had data, if sparse
 	holes    []uint64                // bitmap: chunks not all of which is data; nil if none
-	claimed  bool                    // read-once: somebody has it
+	taker    *Opening                // of a read-once surface: the one that has read
 	claims   map[int64]chan struct{} // replica: chunks being received; closed when they are not any more
 }
 
@@ -98,7 +103,7 @@ func (s *Store) create(ctx context.Context, spec Spec) (*Exposure, error) {
 	switch {
 	case spec.Size < 0:
 		e.header.Size, e.known = 0, false
-		limit = s.room.left()
+		limit = min(s.room.left(), maxStream)
 		limits := memfd.ReadLimits()
 		if limits.File > 0 {
 			limit = min(limit, limits.File)
@@ -133,6 +138,7 @@ func (s *Store) newExposure(ctx context.Context, spec Spec) (*Exposure, error) {
 			Encrypted: spec.Encrypted, Created: time.Now().Truncate(time.Millisecond).UTC(),
 		},
 	}
+	e.life, e.die = context.WithCancelCause(context.Background())
 	if spec.Chunk == 0 {
 		e.header.Chunk = DefaultChunk
 	}
@@ -157,14 +163,17 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 	if limit > maxMapped {
 		return &RoomError{limitSpace, 2 * limit, 2 * maxMapped}
 	}
-	if err := e.charge(charge); err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil {
 			e.free()
 		}
 	}()
+	if err := e.charge(charge); err != nil {
+		return err
+	}
+	if err := e.reserve(2 * limit); err != nil {
+		return err
+	}
 	if e.mem, err = memfd.Publish("surface:"+e.header.Name, limit); err != nil {
 		return e.noSpace(err, 2*limit, limits)
 	}
@@ -179,19 +188,30 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 	return e.makePage(chunks(limit, e.header.StoredChunk()))
 }
 
-// maxMapped is the most that a surface stores, in bytes: a process has address space for a few of these.
-const maxMapped = 1 << 44
+// reserve has n bytes of address space for the memory, and no more.
+func (e *Exposure) reserve(n int64) error {
+	err := e.store.room.reserve(n - e.reserved)
+	if err == nil {
+		e.reserved = n
+	}
+	return err
+}
+
+// freeze ends writing to the memory; e.writing is held.
+func (e *Exposure) freeze() error {
+	if err := e.mem.Freeze(); err != nil {
+		return err
+	}
+	return e.reserve(e.mem.Limit())
+}
 
 func (e *Exposure) makePage(count int64) (err error) {
-	if e.known && e.replica == nil {
-		// Of holes in small chunks the digests are most of what they take.
-		if n := count * DigestSize; n > 1<<20 {
-			if err := e.store.room.take(n); err != nil {
-				return err
-			}
-			e.store.room.backed(n)
-			e.described = n
+	if e.known {
+		if err := e.describe(count); err != nil {
+			return err
 		}
+	}
+	if e.known && e.replica == nil {
 		e.digests = make([]Digest, count)
 	}
 	if e.page, err = newPage("availability:"+e.header.Name, e.header.Chunk, count); err != nil {
@@ -200,6 +220,21 @@ func (e *Exposure) makePage(count int64) (err error) {
 	if e.known {
 		e.page.resize(e.header.Size, count)
 	}
+	return nil
+}
+
+// describe takes room for the digests of the first count chunks: of holes in small
+// chunks they are most of what these take.
+func (e *Exposure) describe(count int64) error {
+	n := count*DigestSize - e.described
+	if n <= 0 {
+		return nil
+	}
+	if err := e.store.room.take(n); err != nil {
+		return err
+	}
+	e.store.room.backed(n)
+	e.described += n
 	return nil
 }
 
@@ -288,6 +323,7 @@ func (e *Exposure) free() {
 	e.mu.Unlock()
 	e.store.room.give(charged+e.described, unbacked)
 	e.described = 0
+	_ = e.reserve(0) // less than before
 }
 
 // begin begins an operation that brings bytes; the caller calls done.
@@ -307,16 +343,22 @@ func (e *Exposure) done() {
 	e.store.ops.Done()
 }
 
-// end says why there is nothing more to come; false: it had ended before. The
-// store's hold is the caller's to release.
+// end says why there is nothing more to come; false: it had ended before, or does
+// not for this reason. The store's hold is the caller's to release.
 func (e *Exposure) end(state State, reason error) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.reason != nil {
+	switch {
+	case e.reason != nil:
+		return false
+	case state == Failed && e.state == Sealed && e.have == e.header.Count():
+		return false
+	case reason == ErrLeft && e.pullers > 0:
 		return false
 	}
 	e.state, e.reason = state, reason
 	e.tell()
+	e.die(reason)
 	return true
 }
 
@@ -371,13 +413,11 @@ func (e *Exposure) publish(first int64, digests ...Digest) {
 // from now on, is told ErrFailed and err. It does nothing to one that is
 // sealed and whole, or has ended.
 func (e *Exposure) Fail(err error) {
-	e.mu.Lock()
-	whole := e.state == Sealed && e.have == e.header.Count()
-	e.mu.Unlock()
-	if !whole {
-		e.store.end(e, Failed, fmt.Errorf("%w: %w", ErrFailed, err))
-	}
+	e.store.end(e, Failed, fmt.Errorf("%w: %w", ErrFailed, err))
 }
+
+// Context returns a context that is canceled when the surface ends; the cause says why.
+func (e *Exposure) Context() context.Context { return e.life }
 
 func (e *Exposure) failed(op string, err error) error {
 	if err == nil {
@@ -438,7 +478,7 @@ func (e *Exposure) Stat() Stat {
 	defer e.mu.Unlock()
 	st := Stat{
 		Manifest: e.header, State: e.state, Have: e.have, Replica: e.replica != nil, ReadOnce: e.readOnce,
-		Pullers: int(e.pullers.Load()), Waiting: int(e.waiting.Load()), Missed: e.missed.Load(), Pulls: e.pulls.Load(),
+		Pullers: e.pullers, Waiting: int(e.waiting.Load()), Missed: e.missed.Load(), Pulls: e.pulls.Load(),
 		Direct: e.directs.Load(), Given: e.given.Load(), Copied: e.copied.Load(),
 	}
 	st.Chunks = st.Count()

@@ -139,7 +139,7 @@ func TestFailureWakesWhoWaits(t *testing.T) {
 	s := newStore(t, 0)
 	e := create(t, s, surface.Spec{Size: -1})
 	o := open(t, s, e.Ticket())
-	_, page, err := o.Files()
+	_, page, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func TestReplicaIsFilledByMany(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("other bytes")
 	}
-	memory, _, err := o.Files()
+	memory, _, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,5 +386,42 @@ func TestOpenAvailabilityRefusesWhatIsNone(t *testing.T) {
 	}
 	if _, err := surface.OpenAvailability(writeFile(t, make([]byte, 8192))); err == nil {
 		t.Error("a file that can be cut short was opened")
+	}
+}
+
+// Digests take room, few or many, and give it back.
+func TestDigestsTakeRoom(t *testing.T) {
+	s := newStore(t, 1<<20)
+	const size = 100 * surface.MinChunk
+	sparse := create(t, s, surface.Spec{Size: size, Chunk: surface.MinChunk, Sparse: true})
+	if used, _ := s.Used(); used != 100*surface.DigestSize {
+		t.Errorf("%d bytes for 100 holes", used)
+	}
+	stream := create(t, s, surface.Spec{Size: -1, Chunk: surface.MinChunk})
+	if err := stream.Append(t.Context(), make([]byte, size+1)); err != nil {
+		t.Fatal(err)
+	}
+	if used, _ := s.Used(); used != 201*surface.DigestSize+101*surface.MinChunk {
+		t.Errorf("%d bytes with a stream of 101 chunks", used)
+	}
+	if err := sparse.CopyFrom(t.Context(), [][2]int64{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	m, err := sparse.Seal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newStore(t, 1<<20)
+	if _, err := r.Replica(t.Context(), m, sparse.Ticket()); err != nil {
+		t.Fatal(err)
+	}
+	if used, _ := r.Used(); used != 100*surface.DigestSize {
+		t.Errorf("%d bytes for a replica of 100 holes", used)
+	}
+	for _, s := range []*surface.Store{s, r} {
+		s.Close()
+		if used, pending := s.Used(); used != 0 || pending != 0 {
+			t.Errorf("%d bytes are kept, %d of them pending", used, pending)
+		}
 	}
 }

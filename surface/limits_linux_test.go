@@ -5,10 +5,12 @@ package surface_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +23,7 @@ func TestPullersChangeNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := open(t, s, e.Ticket())
-	memory, page, err := o.Files()
+	memory, page, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,9 +104,8 @@ func TestAddressSpaceLimitIsNamed(t *testing.T) {
 	}
 }
 
-// The last who lets go of a surface gives its memory back: no mapping and no
-// descriptor is left of it.
-func TestLastCloseFreesTheMemory(t *testing.T) {
+// A surface's end gives its memory back: no mapping and no descriptor is left of it.
+func TestEndFreesTheMemory(t *testing.T) {
 	const name = "freed-with-the-last"
 	left := func() (found []string) {
 		maps, err := os.ReadFile("/proc/self/maps")
@@ -141,11 +142,71 @@ func TestLastCloseFreesTheMemory(t *testing.T) {
 	if err := s.Revoke(e.ID()); err != nil {
 		t.Fatal(err)
 	}
-	if len(left()) == 0 {
-		t.Error("the memory went while it was open")
-	}
-	o.Close()
+	defer o.Close() // idle, it keeps nothing
 	if found := left(); len(found) > 0 {
 		t.Errorf("left behind: %q", found)
+	}
+}
+
+// Address space is kept for what a surface stores, and not for what it might have.
+func TestAddressSpaceIsForWhatIsThere(t *testing.T) {
+	s := newStore(t, 1<<30)
+	stream := create(t, s, surface.Spec{Size: -1})
+	if err := stream.Append(t.Context(), []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Space()
+	o := open(t, s, stream.Ticket())
+	err := o.ReadStored(0, 1, func([]byte) error { return nil })
+	if !errors.Is(err, surface.ErrMissing) {
+		t.Fatal(err)
+	}
+	if _, err := stream.Seal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Space(); got != 1 || before < 1<<20 {
+		t.Errorf("%d bytes of address space for a byte, %d while it was open", got, before)
+	}
+	if got, err := read(o, 0, 1); err != nil || string(got) != "x" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := s.Revoke(stream.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Space(); got != 0 {
+		t.Errorf("%d bytes of address space are kept", got)
+	}
+	huge, err := memfd.Blank("huge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer huge.Close()
+	if err := huge.Truncate(1 << 46); err != nil {
+		t.Fatal(err)
+	}
+	if err := memfd.Freeze(huge); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Take(t.Context(), surface.Spec{Size: 4096}, huge); !errors.Is(err, surface.ErrRoom) {
+		t.Errorf("took all address space: %v", err)
+	}
+	if got := s.Space(); got != 0 {
+		t.Errorf("%d bytes of address space are kept", got)
+	}
+}
+
+// Copying a file leaves its owner's offset where it is.
+func TestCopyFileMovesNoOffset(t *testing.T) {
+	s := newStore(t, 0)
+	f := writeFile(t, []byte("0123456789"))
+	if _, err := f.Seek(3, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	e := create(t, s, surface.Spec{Size: 10, Sparse: true})
+	if err := e.CopyFile(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := f.Seek(0, io.SeekCurrent); at != 3 || err != nil {
+		t.Errorf("the offset is %d, %v", at, err)
 	}
 }

@@ -106,7 +106,7 @@ func (m *modelSurface) Open(t *rapid.T) {
 		return
 	}
 	p.opening = o
-	_, page, err := o.Files()
+	_, page, err := files(o)
 	if (err == nil) != (p.opens == nil) {
 		t.Fatalf("files of %+v: %v", p.opens, err)
 	}
@@ -148,7 +148,7 @@ func (m *modelSurface) Read(t *rapid.T) {
 	default:
 		m.follow(t, p, end)
 	}
-	got, err := p.opening.ReadStored(off, n)
+	got, err := read(p.opening, off, n)
 	want(t, err, expected)
 	if err == nil && !bytes.Equal(got, m.bytes[off:off+n]) {
 		t.Fatalf("[%d, +%d): other bytes", off, n)
@@ -170,7 +170,7 @@ func (m *modelSurface) follow(t *rapid.T, p *modelPuller, end int64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if runs, _ := p.opening.Runs(0, 1); len(runs) == 1 && runs[0].First == 0 && runs[0].Count >= end || end == 0 {
+		if runs, _, _ := p.opening.Runs(0, 1); len(runs) == 1 && runs[0].First == 0 && runs[0].Count >= end || end == 0 {
 			return
 		}
 		if _, err := p.opening.Wait(context.Background(), progress.Sequence); err != nil {

@@ -21,8 +21,9 @@ type Request struct {
 	Nonce, Binding [32]byte // that the proof has to be made with
 }
 
-// An Opening is a puller's hold on a surface. Its methods may be called
-// concurrently; Close must come last.
+// An Opening is a puller's access to a surface. It does not keep the surface's
+// memory: when the surface ends, that goes as soon as no method is under way that
+// uses it. Its methods may be called concurrently.
 type Opening struct {
 	e           *Exposure
 	restriction Restriction
@@ -39,7 +40,7 @@ const maxGiven = 4096
 // Open opens a surface for who proves to have a ticket of it. Without that it
 // fails with ErrTicket, whether there is such a surface or not, or with ErrBusy if the
 // same asker was wrong too often lately; with ErrFormat or ErrLimit if the caveats are
-// none. Who proved it is told ErrExpired, ErrRevoked, ErrTaken, ErrFailed or ErrClosed.
+// none. Who proved it is told ErrExpired, ErrRevoked, ErrTaken, ErrLeft, ErrFailed or ErrClosed.
 func (s *Store) Open(r Request) (*Opening, error) {
 	o, err := s.open(r)
 	if err != nil {
@@ -49,9 +50,6 @@ func (s *Store) Open(r Request) (*Opening, error) {
 }
 
 func (s *Store) open(r Request) (*Opening, error) {
-	if !s.tries.allowed(r.Who) {
-		return nil, ErrBusy
-	}
 	s.mu.Lock()
 	e, stone := s.live[r.ID], s.gone[r.ID]
 	s.mu.Unlock()
@@ -64,6 +62,10 @@ func (s *Store) open(r Request) (*Opening, error) {
 	}
 	restriction, err := ticket.Verify(r.Caveats, r.Proof, r.Nonce, r.Binding)
 	if err != nil {
+		// Whose proof is right is never kept waiting: others may share his address.
+		if !s.tries.allowed(r.Who) {
+			return nil, ErrBusy
+		}
 		s.tries.wrong(r.Who)
 		return nil, err
 	}
@@ -74,24 +76,39 @@ func (s *Store) open(r Request) (*Opening, error) {
 	if err := o.valid(); err != nil {
 		return nil, err
 	}
-	return o, e.claim()
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	return o, nil
 }
 
-// claim counts an opening, unless the surface has ended or is somebody else's.
-func (e *Exposure) claim() error {
+// enter counts an opening, unless the surface has ended or is somebody else's.
+func (e *Exposure) enter() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
 	case e.reason != nil:
 		return e.reason
-	case e.readOnce && e.claimed:
+	case e.taker != nil:
 		return ErrTaken
 	}
-	e.claimed = true
-	e.holds++
 	e.pulls.Add(1)
-	e.pullers.Add(1)
+	e.pullers++
 	return nil
+}
+
+// leave takes back an enter.
+func (e *Exposure) leave(o *Opening) {
+	e.mu.Lock()
+	e.pullers--
+	taken := e.taker == o
+	e.mu.Unlock()
+	switch {
+	case taken:
+		e.store.end(e, Revoked, ErrTaken)
+	case e.replica != nil:
+		e.store.end(e, Revoked, ErrLeft) // unless others have it open
+	}
 }
 
 // valid fails when the surface's or the ticket's time is over. The surface may not have
@@ -106,16 +123,11 @@ func (o *Opening) valid() error {
 	return nil
 }
 
-// Close gives the surface back. Slices that ReadStored returned are not valid any
-// more, and a read-once surface is gone. It is idempotent.
+// Close gives the surface back: a read-once surface of which this opening has read
+// ends, and so does a replica that nobody else has open. It waits for nothing, and is
+// idempotent.
 func (o *Opening) Close() {
-	o.closing.Do(func() {
-		o.e.pullers.Add(-1)
-		if o.e.readOnce {
-			o.e.store.end(o.e, Revoked, ErrTaken)
-		}
-		o.e.release()
-	})
+	o.closing.Do(func() { o.e.leave(o) })
 }
 
 // ID returns the surface's id.
@@ -142,45 +154,56 @@ func (o *Opening) Manifest() *Manifest { return o.e.Manifest() }
 // that open a part, because memory is passed as a whole or not at all.
 func (o *Opening) Direct() bool { return !o.e.readOnce && o.restriction.Whole() }
 
-// Files returns read-only descriptors of the memory, which holds the stored bytes,
-// and of the availability page: see [OpenAvailability]. They are valid until
-// Close and stay the opening's: they are for passing to other processes. What these map
-// outlives everything, and cannot be revoked. It fails with ErrState if not
-// Direct, and with what ended the surface.
-func (o *Opening) Files() (memory, availability *os.File, err error) {
-	if err = o.usable(); err == nil && !o.Direct() {
-		err = fmt.Errorf("%w: it is given by copy only", ErrState)
+// Files calls pass with read-only descriptors of the memory, which holds the stored
+// bytes, and of the availability page: see [OpenAvailability]. They are for passing to
+// other processes, and valid until pass returns. What these map outlives everything,
+// and cannot be revoked. It fails with ErrState if not Direct, with what ended the
+// surface or the ticket, and as pass does.
+func (o *Opening) Files(pass func(memory, availability *os.File) error) error {
+	if err := o.hold(); err != nil {
+		return o.e.failed("map", err)
 	}
-	if err != nil {
-		return nil, nil, o.e.failed("map", err)
+	defer o.e.release()
+	if !o.Direct() {
+		return o.e.failed("map", fmt.Errorf("%w: it is given by copy only", ErrState))
 	}
 	o.direct.Do(func() { o.e.directs.Add(1) })
-	return o.e.mem.File(), o.e.page.mem.File(), nil
+	return pass(o.e.mem.File(), o.e.page.mem.File())
 }
 
-// usable fails if nothing may be read any more.
-func (o *Opening) usable() error {
-	if err := o.e.ended(); err != nil {
+// hold keeps the memory until e.release, or fails if nothing may be read any more.
+func (o *Opening) hold() error {
+	if err := o.e.hold(); err != nil {
 		return err
 	}
-	return o.valid()
-}
-
-// ReadStored returns the stored bytes [off, off+n), n at least 1, of which it is to
-// be known that they are there: it fails with ErrMissing if they are not yet, with
-// ErrRange if they are beyond the end or belong to no chunk that the ticket opens, with
-// ErrGiven if they are of a read-once surface and were given out before, and with what
-// ended the surface or the ticket. The slice is not to be written to, and is valid
-// until Close; it is the surface's memory, but for ranges with holes.
-func (o *Opening) ReadStored(off, n int64) ([]byte, error) {
-	b, err := o.readStored(off, n)
-	return b, o.e.failed("read", err)
-}
-
-func (o *Opening) readStored(off, n int64) ([]byte, error) {
-	if err := o.usable(); err != nil {
-		return nil, err
+	if err := o.valid(); err != nil {
+		o.e.release()
+		return err
 	}
+	return nil
+}
+
+// ReadStored calls use with the stored bytes [off, off+n), n at least 1, of which it is
+// to be known that they are there: it fails with ErrMissing if they are not yet, with
+// ErrRange if they are beyond the end or belong to no chunk that the ticket opens, with
+// what ended the surface or the ticket, and as use does. Of a read-once surface it fails
+// with ErrGiven if some of them were given out before, and with ErrTaken if another
+// opening was the first to read. The slice is the surface's memory, but for ranges with
+// holes: it is not to be written to, and valid until use returns.
+func (o *Opening) ReadStored(off, n int64, use func(stored []byte) error) error {
+	if err := o.hold(); err != nil {
+		return o.e.failed("read", err)
+	}
+	defer o.e.release()
+	b, err := o.readStored(off, n)
+	if err != nil {
+		return o.e.failed("read", err)
+	}
+	return use(b)
+}
+
+// readStored returns what is valid while the caller holds the memory.
+func (o *Opening) readStored(off, n int64) ([]byte, error) {
 	header := o.Header()
 	if size := header.StoredSize(); off < 0 || n <= 0 || off > size || n > size-off {
 		err := ErrRange
@@ -221,11 +244,28 @@ func (e *Exposure) sparse(first, end int64) bool {
 	return false
 }
 
+// take makes a read-once surface this opening's, which is the first to read, or fails.
+func (e *Exposure) take(o *Opening) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch e.taker {
+	case nil:
+		e.taker = o
+	case o:
+	default:
+		return ErrTaken
+	}
+	return nil
+}
+
 // give notes that stored bytes [off, off+n) of a read-once surface are given out, or
 // fails if some were before.
 func (o *Opening) give(off, n int64) error {
 	if !o.e.readOnce {
 		return nil
+	}
+	if err := o.e.take(o); err != nil {
+		return err
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -255,16 +295,22 @@ type Progress struct {
 	Root     *Digest // of the manifest, once it is sealed
 }
 
-// Progress returns what holds now, or what ended the surface.
+// Progress returns what holds now, or what ended the surface or the ticket.
 func (o *Opening) Progress() (Progress, error) {
 	o.e.mu.Lock()
 	defer o.e.mu.Unlock()
-	return o.e.progress()
+	return o.progress()
 }
 
-func (e *Exposure) progress() (Progress, error) {
-	if e.reason != nil {
-		return Progress{}, e.failed("follow", e.reason)
+// progress is Progress with e.mu held.
+func (o *Opening) progress() (Progress, error) {
+	e := o.e
+	err := e.reason
+	if err == nil {
+		err = o.valid()
+	}
+	if err != nil {
+		return Progress{}, e.failed("follow", err)
 	}
 	p := Progress{Sequence: e.page.sequence.Load(), State: e.state, Size: e.header.Size, Count: e.header.Count()}
 	if e.manifest != nil {
@@ -276,14 +322,19 @@ func (e *Exposure) progress() (Progress, error) {
 
 // Wait waits until the sequence is another than seen, which an earlier Progress
 // had, and returns what holds then. It fails when ctx ends, and with what ended the
-// surface.
+// surface or the ticket.
 func (o *Opening) Wait(ctx context.Context, seen uint32) (Progress, error) {
 	e := o.e
+	if at := o.restriction.Expires; !at.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, at, ErrExpired)
+		defer cancel()
+	}
 	e.waiting.Add(1)
 	defer e.waiting.Add(-1)
 	for {
 		e.mu.Lock()
-		p, err := e.progress()
+		p, err := o.progress()
 		if err != nil || p.Sequence != seen {
 			e.mu.Unlock()
 			return p, err
@@ -302,15 +353,26 @@ func (o *Opening) Wait(ctx context.Context, seen uint32) (Progress, error) {
 }
 
 // Runs returns the runs of chunks that are there from chunk from on, in order, at
-// most limit, and whether there are more.
-func (o *Opening) Runs(from int64, limit int) (runs []Run, more bool) {
+// most limit, and whether there are more. It fails with what ended the surface or the
+// ticket.
+func (o *Opening) Runs(from int64, limit int) (runs []Run, more bool, err error) {
+	if err := o.hold(); err != nil {
+		return nil, false, o.e.failed("follow", err)
+	}
+	defer o.e.release()
 	header := o.Header()
-	return o.e.page.runs(from, header.Count(), limit)
+	runs, more = o.e.page.runs(from, header.Count(), limit)
+	return runs, more, nil
 }
 
 // Digests appends those of chunks [first, first+n), all of which must be there: it fails
-// with ErrMissing or ErrRange. They are final once a chunk is there.
+// with ErrMissing or ErrRange, and with what ended the surface or the ticket. They are
+// final once a chunk is there.
 func (o *Opening) Digests(b []byte, first, n int64) ([]byte, error) {
+	if err := o.hold(); err != nil {
+		return b, o.e.failed("digests of", err)
+	}
+	defer o.e.release()
 	header := o.Header()
 	count := header.Count()
 	if first < 0 || n < 0 || first > count || n > count-first {

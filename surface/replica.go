@@ -9,8 +9,8 @@ import (
 
 // Replica makes a surface of somebody else's, whose chunks come in any order by
 // Receive and Put, and which is served on from then on: to who has ticket, or one
-// derived from it, and to nobody else. Chunks of zeros are there at once. The
-// manifest is kept, and not to be changed.
+// derived from it, and to nobody else. It ends when the last opening of it is closed.
+// Chunks of zeros are there at once. The manifest is kept, and not to be changed.
 //
 // It fails with ErrExists if the store has it, with ErrCorrupt if the manifest is not the
 // ticket's, with ErrExpired, and with a *RoomError.
@@ -42,6 +42,7 @@ func (s *Store) newReplica(ctx context.Context, m *Manifest, t *Ticket) (*Exposu
 		header: *m, claims: make(map[int64]chan struct{}),
 	}
 	e.header.Digests = nil
+	e.life, e.die = context.WithCancelCause(context.Background())
 	if err := (&Opening{e: e, restriction: t.Restriction()}).valid(); err != nil {
 		return nil, err
 	}
@@ -204,7 +205,7 @@ func (e *Exposure) whole() error {
 	}
 	e.writing.Lock()
 	defer e.writing.Unlock()
-	return e.mem.Freeze()
+	return e.freeze()
 }
 
 // Has reports whether chunk i, of those there are, is there.

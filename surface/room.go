@@ -49,6 +49,27 @@ type room struct {
 	used    int64 // taken, and not given back
 	pending int64 // of them: not yet backed by pages, so that the system does not know
 	asked   int64 // taken since the system was asked
+	space   int64 // address space that is mapped
+}
+
+// maxSpace is the most address space that all surfaces of a store map, in bytes: a
+// quarter of what a process has. maxMapped is the most that one stores, which is mapped
+// twice while it is written, and maxStream if it is not announced how much that will be.
+const (
+	maxSpace  = 1 << 45
+	maxMapped = maxSpace / 2
+	maxStream = 64 << 30
+)
+
+// reserve takes n bytes of address space, or gives back -n.
+func (r *room) reserve(n int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if left := maxSpace - r.space; n > left {
+		return &RoomError{limitSpace, n, left}
+	}
+	r.space += n
+	return nil
 }
 
 // take takes n bytes, or says which limit forbids it.

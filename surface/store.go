@@ -75,7 +75,7 @@ func NewStore(config Config) *Store {
 
 // Close ends all surfaces: who waits gets ErrClosed, openings read no more, and
 // operations under way fail. It waits for these; memory is given back when the last
-// opening is closed. It is idempotent.
+// read that is under way returns. It is idempotent.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	first := !s.closed
@@ -140,12 +140,10 @@ func (s *Store) forget(id ID) {
 
 // end ends e, once, for a reason that who proves to have its ticket is told.
 func (s *Store) end(e *Exposure, state State, reason error) bool {
-	if !e.end(state, reason) {
-		return false
-	}
 	id := e.header.ID
-	s.mu.Lock()
-	if s.live[id] == e {
+	s.mu.Lock() // so that what is live has not ended
+	ended := e.end(state, reason)
+	if ended && s.live[id] == e {
 		delete(s.live, id)
 		if len(s.order) == maxGone {
 			delete(s.gone, s.order[0])
@@ -155,6 +153,9 @@ func (s *Store) end(e *Exposure, state State, reason error) bool {
 		s.order = append(s.order, id)
 	}
 	s.mu.Unlock()
+	if !ended {
+		return false
+	}
 	s.log.Info("surface ended", "surface", id, "state", state, "reason", reason)
 	e.release() // the store's hold
 	return true

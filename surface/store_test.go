@@ -47,6 +47,24 @@ func open(t testing.TB, s *surface.Store, tk *surface.Ticket) *surface.Opening {
 	return o
 }
 
+// read returns a copy of stored bytes.
+func read(o *surface.Opening, off, n int64) (b []byte, err error) {
+	err = o.ReadStored(off, n, func(stored []byte) error {
+		b = bytes.Clone(stored)
+		return nil
+	})
+	return b, err
+}
+
+// files returns an opening's descriptors, which are good until the surface ends.
+func files(o *surface.Opening) (memory, page *os.File, err error) {
+	err = o.Files(func(m, p *os.File) error {
+		memory, page = m, p
+		return nil
+	})
+	return memory, page, err
+}
+
 // random returns n bytes that are the same for the same seed.
 func random(n int64, seed uint64) []byte {
 	b := make([]byte, n)
@@ -65,7 +83,7 @@ func follow(ctx context.Context, o *surface.Opening, visit func(off int64, b []b
 		h := o.Header()
 		for ; next < p.Count; next++ {
 			off, n := h.StoredRange(next)
-			b, err := o.ReadStored(off, n)
+			b, err := read(o, off, n)
 			if errors.Is(err, surface.ErrMissing) {
 				break
 			}
@@ -168,7 +186,7 @@ func TestDirectPullersMapTheMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	memory, page, err := o.Files()
+	memory, page, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +259,7 @@ func TestMemoryEndsWithItsBytes(t *testing.T) {
 	s := newStore(t, 0)
 	e := create(t, s, surface.Spec{Size: -1})
 	o := open(t, s, e.Ticket())
-	memory, _, err := o.Files()
+	memory, _, err := files(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +402,7 @@ func TestHolesCostNothing(t *testing.T) {
 	o := open(t, s, e.Ticket())
 	for off, text := range parts {
 		n := min(int64(len(text)), size-off)
-		if got, err := o.ReadStored(off, n); err != nil || string(got) != text[:n] {
+		if got, err := read(o, off, n); err != nil || string(got) != text[:n] {
 			t.Errorf("at %d: %q, %v; want %q", off, got, err, text[:n])
 		}
 	}
@@ -395,7 +413,7 @@ func TestHolesCostNothing(t *testing.T) {
 			holes++
 		}
 		off, n := m.StoredRange(i)
-		b, err := o.ReadStored(off, min(n, 4096))
+		b, err := read(o, off, min(n, 4096))
 		if err != nil || int64(len(b)) != min(n, 4096) {
 			t.Fatal(err)
 		}
@@ -417,7 +435,7 @@ func TestHolesCostNothing(t *testing.T) {
 	for i := range m.Count() {
 		off, n := m.StoredRange(i)
 		if err := copied.Receive(t.Context(), i, func(p []byte) error {
-			b, err := o.ReadStored(off, n)
+			b, err := read(o, off, n)
 			copy(p, b)
 			return err
 		}); err != nil {
@@ -495,7 +513,7 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 		t.Errorf("opened with a ticket that the relay cannot verify: %v", err)
 	}
 	o := open(t, r, ticket)
-	if _, err := o.ReadStored(0, 1); !errors.Is(err, surface.ErrMissing) {
+	if _, err := read(o, 0, 1); !errors.Is(err, surface.ErrMissing) {
 		t.Errorf("read of a chunk that is not there: %v", err)
 	}
 	for _, i := range rand.Perm(int(m.Count())) {
@@ -521,7 +539,7 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got, err := o.ReadStored(off, n); err != nil || !bytes.Equal(got, good) {
+		if got, err := read(o, off, n); err != nil || !bytes.Equal(got, good) {
 			t.Fatalf("chunk %d: %v", i, err)
 		}
 	}

@@ -78,6 +78,11 @@ func (e *Exposure) prepare(off, n int64) error {
 		}
 		return fmt.Errorf("%w: %d bytes, and the surface was to store %d", ErrRange, end, e.mem.Limit())
 	}
+	if !e.known {
+		if err := e.describe(chunks(end, e.header.StoredChunk())); err != nil {
+			return err
+		}
+	}
 	if end <= e.ready {
 		if !e.known { // the file ends where its bytes do
 			return e.mem.Grow(end)
@@ -184,7 +189,7 @@ func (e *Exposure) seal(ctx context.Context) (*Manifest, error) {
 		return nil, err
 	}
 	e.hashing.Wait()
-	if err := e.mem.Freeze(); err != nil {
+	if err := e.freeze(); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()

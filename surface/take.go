@@ -44,8 +44,18 @@ func (s *Store) take(ctx context.Context, spec Spec, file *os.File) (*Exposure, 
 }
 
 func (e *Exposure) adopt(ctx context.Context, spec Spec, file *os.File) (err error) {
+	size, err := memfd.Size(file)
+	if err != nil {
+		return err
+	}
+	if err := e.reserve(size); err != nil {
+		return err
+	}
 	if e.mem, err = memfd.Adopt(file); err != nil {
 		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	if e.mem.Limit() != size { // which it cannot any more
+		return ErrChanged
 	}
 	limit, chunk := e.mem.Limit(), e.header.StoredChunk()
 	if spec.Size < 0 {

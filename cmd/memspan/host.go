@@ -211,7 +211,7 @@ func (f *hostFlags) announce(config host.Config, listeners []listener, asJSON bo
 		addresses = append(addresses, ln.address)
 		fmt.Fprintln(stderr, "memspan: listening on", ln.address)
 	}
-	warnOfTrust(config, stderr)
+	warnOfTrust(config, false, stderr)
 	notify(config.Logger, "READY=1")
 	if !asJSON {
 		return nil
@@ -222,9 +222,13 @@ func (f *hostFlags) announce(config host.Config, listeners []listener, asJSON bo
 	}{addresses, os.Getpid()})
 }
 
-// warnOfTrust says loudly who is let in without proof.
-func warnOfTrust(config host.Config, stderr io.Writer) {
+// warnOfTrust says loudly who is let in without proof, to the spans too or not.
+func warnOfTrust(config host.Config, spans bool, stderr io.Writer) {
+	what := "every buffer of this user"
+	if spans {
+		what += ", and every span,"
+	}
 	for _, network := range config.Trust {
-		fmt.Fprintf(stderr, "memspan: WARNING: anybody in %v may connect, unencrypted and without a token, and have every buffer of this user read and written\n", network)
+		fmt.Fprintf(stderr, "memspan: WARNING: anybody in %v may connect, unencrypted and without a token, and have %s read and written\n", network, what)
 	}
 }

@@ -42,6 +42,7 @@ type serveFlags struct {
 	hide       []string
 	vulkan     vulkanFlags
 	shared     hostFlags
+	trustSpans bool
 	ioTimeout  time.Duration
 	logLevel   slog.Level
 	logJSON    bool
@@ -101,6 +102,7 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.BoolVar(&f.noVRAM, "no-vram", false, "hold spans in RAM only")
 	f.vulkan.add(cmd)
 	f.shared.add(cmd, "`directory` of shared buffers, which makes the daemon their host too")
+	flags.BoolVar(&f.trustSpans, "shared-trust-spans", false, "let guests of --shared-trust, who prove nothing, read and replace every span")
 	flags.DurationVar(&f.ioTimeout, "io-timeout", 30*time.Second, "end connections that make no progress for this `duration`; slow ones go on")
 	flags.TextVar(&f.logLevel, "log-level", slog.LevelInfo, "least important `level` to log: debug, info, warn or error")
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
@@ -202,6 +204,9 @@ func closeAll(lists ...[]listener) {
 // are to be none.
 func (f *serveFlags) buffers() (*server.BufferConfig, error) {
 	s := &f.shared
+	if f.trustSpans && len(s.trust) == 0 {
+		return nil, usagef("--shared-trust-spans is for guests that --shared-trust lets in: add --shared-trust CIDR")
+	}
 	if s.dir == "" && s.socket == "" && len(s.listen) == 0 {
 		if len(s.trust) > 0 || len(s.translate) > 0 || s.maxBuffer != 0 || s.maxCopies != 0 {
 			return nil, usagef("--shared-trust, --translate, --shared-max-buffer and --shared-max-copies are for a host of shared buffers: add --shared-dir DIRECTORY")
@@ -215,7 +220,7 @@ func (f *serveFlags) buffers() (*server.BufferConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &server.BufferConfig{Host: config}, nil
+	return &server.BufferConfig{Host: config, TrustSpans: f.trustSpans}, nil
 }
 
 // unlessStopped drops what a listener says that was told to stop before it began.
@@ -294,7 +299,7 @@ func (f *serveFlags) announce(cfg server.Config, listeners, shared []listener, a
 	said.Addresses = say("listening", listeners)
 	said.Shared = say("listening for guests", shared)
 	if cfg.Buffers != nil {
-		warnOfTrust(cfg.Buffers.Host, stderr)
+		warnOfTrust(cfg.Buffers.Host, cfg.Buffers.TrustSpans, stderr)
 	}
 	if !asJSON {
 		return nil

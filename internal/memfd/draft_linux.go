@@ -17,7 +17,12 @@ type Draft struct {
 	mem  []byte // nil once it is frozen
 }
 
-// NewDraft returns size bytes, at least one, that read as zeros.
+// reserveStep is how many bytes a draft takes from the system at a time: a call
+// that a signal interrupts begins again.
+const reserveStep = 64 << 20
+
+// NewDraft returns size bytes, at least one, that read as zeros. They are taken from
+// the system now: a store never fails for want of memory.
 func NewDraft(name string, size int64) (*Draft, error) {
 	if size <= 0 || size > 1<<46 {
 		return nil, fmt.Errorf("memfd: draft of %d bytes: no size of memory", size)
@@ -27,7 +32,13 @@ func NewDraft(name string, size int64) (*Draft, error) {
 		return nil, err
 	}
 	d := &Draft{file: file}
-	if err = file.Truncate(size); err == nil {
+	err = file.Truncate(size)
+	for off := int64(0); err == nil && off < size; off += reserveStep {
+		err = os.NewSyscallError("fallocate", ignoringEINTR(func() error {
+			return unix.Fallocate(int(file.Fd()), 0, off, min(reserveStep, size-off))
+		}))
+	}
+	if err == nil {
 		d.mem, err = unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	}
 	if err != nil {

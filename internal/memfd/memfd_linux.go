@@ -119,6 +119,34 @@ func CheckSealed(file *os.File, size int64) error {
 	return nil
 }
 
+// CheckFixed fails unless file is memory of ordinary pages whose size nobody can
+// change any more. The error matches errors.ErrUnsupported.
+func CheckFixed(file *os.File) error {
+	const want = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	got, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return fmt.Errorf("memfd: %w: it is no memfd: %w", errors.ErrUnsupported, os.NewSyscallError("fcntl(F_GET_SEALS)", err))
+	}
+	if got&want != want {
+		return fmt.Errorf("memfd: %w: its seals are %#x; F_SEAL_SHRINK and F_SEAL_GROW are needed", errors.ErrUnsupported, got)
+	}
+	return checkPages(file)
+}
+
+// checkPages fails if a memfd has huge pages, of hugetlbfs: reading a hole may
+// fault there, and pages of the common size cannot be taken or given back. The
+// error matches errors.ErrUnsupported.
+func checkPages(file *os.File) error {
+	var system unix.Statfs_t
+	if err := ignoringEINTR(func() error { return unix.Fstatfs(int(file.Fd()), &system) }); err != nil {
+		return os.NewSyscallError("fstatfs", err)
+	}
+	if system.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("memfd: %w: it has huge pages of hugetlbfs", errors.ErrUnsupported)
+	}
+	return nil
+}
+
 // Bytes returns the region's memory. It is valid until Close.
 func (r *Region) Bytes() []byte { return r.mem }
 

@@ -15,6 +15,9 @@ var errNeedsLinux = fmt.Errorf("memfd: shared memory needs Linux: %w", errors.Er
 // A Region is a memfd on Linux; it cannot be made on this system.
 type Region struct{}
 
+// CheckFixed fails on this system.
+func CheckFixed(*os.File) error { return errNeedsLinux }
+
 // Create fails on this system.
 func Create(string, int64) (*Region, error) { return nil, errNeedsLinux }
 

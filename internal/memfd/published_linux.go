@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,11 +20,12 @@ import (
 // Its methods may be called concurrently, but Grow, Fix, Freeze and Close
 // with each other or with uses of the memory.
 type Published struct {
-	file     *os.File // writable; nil once frozen
-	readers  *os.File // read-only
-	writable []byte   // nil once frozen
-	mem      []byte   // read-only
+	file     *os.File               // writable; nil once frozen
+	readers  *os.File               // read-only
+	writable []byte                 // nil once frozen
+	mem      atomic.Pointer[[]byte] // read-only
 	limit    int64
+	size     int64 // that it was grown to
 }
 
 // Publish makes memory of 0 bytes that can grow to limit. It takes address space
@@ -66,8 +68,13 @@ func (p *Published) openReadOnly(fd, length int) (err error) {
 	if p.readers, err = os.Open("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
 		return err
 	}
-	p.mem, err = unix.Mmap(int(p.readers.Fd()), 0, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
-	return os.NewSyscallError("mmap", err)
+	mem, err := unix.Mmap(int(p.readers.Fd()), 0, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	mem = mem[:p.limit]
+	p.mem.Store(&mem)
+	return nil
 }
 
 // Adopt takes a memfd that another process made, and that nobody can write,
@@ -82,18 +89,14 @@ func Adopt(file *os.File) (*Published, error) {
 	if got&want != want {
 		return nil, fmt.Errorf("memfd: adopt %s: its seals are %#x, which allow changes: F_SEAL_WRITE, F_SEAL_SHRINK and F_SEAL_GROW are needed", file.Name(), got)
 	}
-	var system unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &system); err != nil {
-		return nil, os.NewSyscallError("fstatfs", err)
-	}
-	if system.Type != unix.TMPFS_MAGIC { // reading a hole of hugetlbfs may fault
-		return nil, fmt.Errorf("memfd: adopt %s: huge pages of hugetlbfs: %w", file.Name(), errors.ErrUnsupported)
+	if err := checkPages(file); err != nil {
+		return nil, fmt.Errorf("memfd: adopt %s: %w", file.Name(), err)
 	}
 	info, err := file.Stat()
 	if err != nil {
 		return nil, err
 	}
-	p := &Published{limit: info.Size()}
+	p := &Published{limit: info.Size(), size: info.Size()}
 	if p.limit > 1<<46 {
 		return nil, fmt.Errorf("memfd: adopt %s: %d bytes are too many", file.Name(), p.limit)
 	}
@@ -108,8 +111,9 @@ func Adopt(file *os.File) (*Published, error) {
 func (p *Published) Limit() int64 { return p.limit }
 
 // Bytes returns the memory, read-only: a store to it is a fault, and so is a
-// load from behind what it has grown to. It is valid until Close.
-func (p *Published) Bytes() []byte { return p.mem[:p.limit] }
+// load from behind what it has grown to. It is valid until Close; what is behind
+// that until Freeze.
+func (p *Published) Bytes() []byte { return *p.mem.Load() }
 
 // Writable returns the memory for storing to what it has grown to, valid until
 // Freeze or Close; nil after them.
@@ -130,6 +134,7 @@ func (p *Published) Grow(size int64) error {
 		return fmt.Errorf("memfd: grow to %d bytes of at most %d", size, p.limit)
 	}
 	fd := int(p.file.Fd())
+	p.size = max(p.size, size)
 	err := ignoringEINTR(func() error { return unix.Ftruncate(fd, size) })
 	if errors.Is(err, unix.EPERM) { // it is longer: others can make it so until it is fixed, and nobody shorter
 		var st unix.Stat_t
@@ -167,7 +172,8 @@ func (p *Published) Populate(off, n int64) error {
 	return os.NewSyscallError("take memory", err)
 }
 
-// Freeze ends writing, for ever and for everybody, and growing. It is idempotent.
+// Freeze ends writing, for ever and for everybody, and growing: what it has grown to
+// is its limit, and address space behind that is given back. It is idempotent.
 func (p *Published) Freeze() error {
 	if p.file == nil {
 		return nil
@@ -176,6 +182,9 @@ func (p *Published) Freeze() error {
 	p.writable = nil
 	if err := unix.Munmap(writable); err != nil {
 		return os.NewSyscallError("munmap", err)
+	}
+	if err := p.shrink(); err != nil {
+		return err
 	}
 	fd := p.file.Fd()
 	const size = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
@@ -194,6 +203,23 @@ func (p *Published) Freeze() error {
 	return file.Close()
 }
 
+// shrink gives back the address space behind what it has grown to. The rest stays in
+// its place, and may be read meanwhile.
+func (p *Published) shrink() error {
+	if p.size == p.limit {
+		return nil
+	}
+	mem := *p.mem.Load()
+	mem, err := unix.Mremap(mem[:cap(mem)], int(max(p.size, 1)), 0)
+	if err != nil {
+		return os.NewSyscallError("mremap", err)
+	}
+	mem = mem[:p.size]
+	p.mem.Store(&mem)
+	p.limit = p.size
+	return nil
+}
+
 // Resident returns how many bytes of the system's memory it holds.
 func (p *Published) Resident() (int64, error) {
 	var st unix.Stat_t
@@ -210,17 +236,18 @@ func (p *Published) ReadAt(b []byte, off int64) (int, error) { return p.readers.
 // descriptor.
 func (p *Published) Close() error {
 	var errs []error
-	for _, mem := range [][]byte{p.writable, p.mem} {
-		if mem != nil {
-			errs = append(errs, os.NewSyscallError("munmap", unix.Munmap(mem)))
-		}
+	if p.writable != nil {
+		errs = append(errs, os.NewSyscallError("munmap", unix.Munmap(p.writable)))
+	}
+	if mem := p.mem.Swap(nil); mem != nil {
+		errs = append(errs, os.NewSyscallError("munmap", unix.Munmap((*mem)[:cap(*mem)])))
 	}
 	for _, f := range []*os.File{p.file, p.readers} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
 	}
-	p.writable, p.mem, p.file = nil, nil, nil
+	p.writable, p.file = nil, nil
 	return errors.Join(errs...)
 }
 
@@ -254,9 +281,15 @@ func ReadLimits() Limits {
 
 // Data returns where the data of a file is: ascending ranges {offset, end} of [0,
 // size), of which no two touch. What is between them reads as zeros. It returns at
-// most limit of them; the last then goes on to the end, holes or not. It moves the
-// file's offset. Where the file system knows no holes it is all data.
+// most limit of them; the last then goes on to the end, holes or not. Where the file
+// system knows no holes, and where the file cannot be opened anew, it is all data.
 func Data(file *os.File, size int64, limit int) ([][2]int64, error) {
+	// Looking for holes moves an offset, and this one is its owner's.
+	file, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(file.Fd())))
+	if err != nil {
+		return [][2]int64{{0, size}}, nil
+	}
+	defer file.Close()
 	var found [][2]int64
 	for at := int64(0); at < size; {
 		begin, err := unix.Seek(int(file.Fd()), at, unix.SEEK_DATA)

@@ -209,3 +209,41 @@ func TestDataFindsHoles(t *testing.T) {
 		t.Errorf("of nothing: %v", got)
 	}
 }
+
+// Frozen, it has address space for its bytes alone, and they stay in their place.
+func TestFreezeGivesAddressSpaceBack(t *testing.T) {
+	p := publish(t, 1<<40)
+	if err := p.Grow(5000); err != nil {
+		t.Fatal(err)
+	}
+	copy(p.Writable(), "here")
+	before := p.Bytes()[:5000]
+	if err := p.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	if p.Limit() != 5000 || len(p.Bytes()) != 5000 || &before[0] != &p.Bytes()[0] || string(before[:4]) != "here" {
+		t.Errorf("limit %d, %d bytes", p.Limit(), len(p.Bytes()))
+	}
+	f, err := memfd.Adopt(p.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	text, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		var begin, end uint64
+		if bytes.Contains(line, []byte("memfd:published")) {
+			if _, err := fmt.Sscanf(string(line), "%x-%x", &begin, &end); err != nil || end-begin > 8192 {
+				t.Errorf("%s (%v)", line, err)
+			}
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -210,6 +210,20 @@ func Owner(f *os.File) (uid int, err error) {
 	return int(st.Uid), nil
 }
 
+// InMemory reports whether f is of a file system that keeps its files in RAM: a
+// fault in a mapping of it waits for no device, server or other program.
+func InMemory(f *os.File) bool {
+	var st unix.Statfs_t
+	if onFD(f, func(fd int) error { return unix.Fstatfs(fd, &st) }) != nil {
+		return false
+	}
+	switch uint32(st.Type) { // signed, on some machines
+	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
+		return true
+	}
+	return false
+}
+
 // BootID identifies the running kernel, as no other has it before the next
 // start of any machine.
 func BootID() (string, error) {

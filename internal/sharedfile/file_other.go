@@ -60,5 +60,8 @@ func TryLock(*os.File) (bool, error) { return false, errSystem }
 // Owner fails on this system.
 func Owner(*os.File) (int, error) { return 0, errSystem }
 
+// InMemory returns false.
+func InMemory(*os.File) bool { return false }
+
 // BootID fails on this system.
 func BootID() (string, error) { return "", errSystem }

@@ -206,6 +206,9 @@ func Owner(f *os.File) (uid int, err error) {
 	return userid.OfOwner(sid)
 }
 
+// InMemory returns false: what a file's pages come from is not told.
+func InMemory(*os.File) bool { return false }
+
 // onHandle calls f with the handle of file, which stays open meanwhile.
 func onHandle(file *os.File, f func(h windows.Handle) error) (err error) {
 	raw, err := file.SyscallConn()

@@ -36,17 +36,19 @@ type work struct {
 	sealed  uint64   // the turn in which what was written was sealed; 0: in none
 	peer    int      // the guest's user; -1: not known
 
+	inMemory bool // what is mapped is in RAM; set by mapBuffer
+
 	uses     atomic.Int32
 	progress atomic.Int64
 }
 
 // prepare finds the operations that a request asks for. The work owns file.
-func (h *Host) prepare(r *sharedbuf.Request, file *os.File, peer int) (*work, error) {
+func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, error) {
 	chain, err := r.Chain()
 	if err != nil {
 		return nil, err
 	}
-	w := &work{request: r, chain: chain, file: file, peer: peer}
+	w := &work{request: r, chain: chain, file: file, peer: who.uid}
 	w.uses.Store(1)
 	if len(chain) > maxChain {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("a chain of %d operations; at most %d are allowed", len(chain), maxChain)}
@@ -55,6 +57,9 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, peer int) (*work, er
 		op, ok := h.operations[step.Operation]
 		if !ok {
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrOperation, Message: fmt.Sprintf("there is no operation %q here; there are %s", step.Operation, strings.Join(h.names, ", "))}
+		}
+		if op.Proven && !who.secure {
+			return nil, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("operation %q is for guests who prove who they are, and of you only the network is known; connect over TLS", op.Name)}
 		}
 		w.ops = append(w.ops, op)
 		w.write = w.write || op.Access == ReadWrite
@@ -81,7 +86,7 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 	}()
 	result := &sharedbuf.Result{Operation: w.chain[0].Operation, BufferID: uint32(w.request.BufferID), Status: "processed"}
 	for i, op := range w.ops {
-		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.memfd(), progress: &w.progress}
+		c := &Call{ctx: ctx, step: w.chain[i], mem: mem[:w.request.Size], file: w.memfd(), inMemory: w.inMemory, progress: &w.progress}
 		value, err := op.Run(c)
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -108,6 +113,7 @@ func (h *Host) do(ctx context.Context, w *work) (_ *sharedbuf.Result, err error)
 // mapBuffer makes the memory of what the request names accessible, until done is
 // called.
 func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() error, err error) {
+	w.inMemory = true // but for files on disk and further away
 	if w.replica != nil {
 		if err := w.permit(w.request.Permissions); err != nil {
 			return nil, nil, err
@@ -138,6 +144,7 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
 	if w.key == nil {
+		w.inMemory = sharedfile.InMemory(f)
 		return shared, unmap, nil
 	}
 	mem, sealing, err := w.unseal(ctx, shared)

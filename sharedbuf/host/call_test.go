@@ -10,11 +10,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/sharedbuf/host"
 )
@@ -103,6 +105,43 @@ func TestCallOnATruncatedFile(t *testing.T) {
 	if !errors.Is(read, sharedbuf.ErrTruncated) || !errors.Is(write, sharedbuf.ErrTruncated) {
 		t.Errorf("read: %v, write: %v", read, write)
 	}
+}
+
+// An operation is told whether the buffer's bytes are in RAM.
+func TestCallInMemory(t *testing.T) {
+	inMemory := host.Operation{Name: "in-memory", Run: func(c *host.Call) (any, error) { return c.InMemory(), nil }}
+	disk := t.TempDir()
+	system, err := durable.FileSystemOf(disk)
+	if err != nil {
+		t.Skip(err)
+	}
+	check := func(name string, ln net.Listener, dir string, encrypted, want bool) {
+		serve(t, ln, host.Config{Dir: dir, Operations: []host.Operation{inMemory}})
+		b, err := dial(t, ln, dir).AllocWith(t.Context(), 1000, sharedbuf.AllocOptions{Encrypted: encrypted})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := b.Process(t.Context(), sharedbuf.Operation("in-memory", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := decode[bool](t, r.Value); got != want {
+			t.Errorf("%s: in memory is %t", name, got)
+		}
+	}
+	check("a file", tcp(t), disk, false, system.Volatile)
+	check("an encrypted file", tcp(t), disk, true, true)
+	check("bytes that are sent", tcp(t), "", false, true)
+	if runtime.GOOS != "linux" {
+		return
+	}
+	check("memory without a name", unixSocket(t), "", false, true)
+	ram, err := os.MkdirTemp("/dev/shm", "memspan-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(ram) })
+	check("a file in RAM", tcp(t), ram, false, true)
 }
 
 // A host without spans knows the operations that need them; one that has them

@@ -292,7 +292,7 @@ func (c *conn) replica(r *sharedbuf.Request) *replica {
 
 // prepare finds what a request asks for, and on what. The work owns file.
 func (c *conn) prepare(r *sharedbuf.Request, file *os.File) (*work, error) {
-	w, err := c.h.prepare(r, file, c.guest.uid)
+	w, err := c.h.prepare(r, file, c.guest)
 	if err != nil {
 		if file != nil {
 			file.Close()

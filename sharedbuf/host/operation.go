@@ -35,6 +35,9 @@ type Operation struct {
 	Name   string
 	Access Access
 	Run    func(c *Call) (any, error)
+	// Proven keeps it from guests who have proved nothing, whom Config.Trust alone
+	// lets in: they are refused with sharedbuf.ErrDenied.
+	Proven bool
 }
 
 // A Call is one operation on one buffer. It is valid while Run runs. Its methods
@@ -44,6 +47,7 @@ type Call struct {
 	step     sharedbuf.Step
 	mem      []byte
 	file     *os.File // of a buffer without a name; else nil
+	inMemory bool
 	progress *atomic.Int64
 
 	mu        sync.Mutex
@@ -59,6 +63,10 @@ func (c *Call) Size() int64 { return int64(len(c.mem)) }
 // Memory returns the sealed memfd of a buffer without a name, which both sides
 // map; nil for others. It is valid while Run runs.
 func (c *Call) Memory() *os.File { return c.file }
+
+// InMemory reports whether the buffer's bytes are in RAM: ReadAt and WriteAt copy
+// at its speed. If not they may wait for a file system, however long it takes.
+func (c *Call) InMemory() bool { return c.inMemory }
 
 // Arguments decodes what the guest gave with the operation into v. No arguments
 // leave it as it is. The error matches sharedbuf.ErrInvalid.
@@ -159,10 +167,10 @@ func guarded(f func()) error {
 // builtin are the operations that every host has.
 func builtin() []Operation {
 	return []Operation{
-		{"process", ReadOnly, process},
-		{"checksum", ReadOnly, checksum},
-		{"verify", ReadOnly, verify},
-		{"fill", ReadWrite, fill},
+		{Name: "process", Access: ReadOnly, Run: process},
+		{Name: "checksum", Access: ReadOnly, Run: checksum},
+		{Name: "verify", Access: ReadOnly, Run: verify},
+		{Name: "fill", Access: ReadWrite, Run: fill},
 	}
 }
 

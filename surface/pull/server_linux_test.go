@@ -306,12 +306,16 @@ func TestDaemonRefuses(t *testing.T) {
 	if s.Direct() {
 		t.Error("what is to be read once was mapped")
 	}
-	if _, err := pull.Open(t.Context(), at(once.Ticket, d.tcp), pull.Options{}); !errors.Is(err, wire.Taken) {
-		t.Errorf("the second puller: %v", err)
-	}
+	late := open(t, at(once.Ticket, d.tcp), pull.Options{})
 	var got bytes.Buffer
 	if _, err := s.CopyTo(t.Context(), &got, all); err != nil || !bytes.Equal(got.Bytes(), content) {
 		t.Errorf("the first puller: %v", err)
+	}
+	if _, err := late.CopyTo(t.Context(), new(bytes.Buffer), all); !errors.Is(err, wire.Taken) {
+		t.Errorf("who read later: %v", err)
+	}
+	if _, err := pull.Open(t.Context(), at(once.Ticket, d.tcp), pull.Options{}); !errors.Is(err, wire.Taken) {
+		t.Errorf("who came later: %v", err)
 	}
 	if _, err := s.CopyTo(t.Context(), &got, all); err == nil {
 		t.Error("it was given out twice")

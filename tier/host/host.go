@@ -267,9 +267,9 @@ func (s *Space) adoptIdle() bool {
 
 // Adopt makes memory that another process made, and may keep mapped, the span's,
 // before any block is reserved: a block has its bytes then, where Reserve says that
-// it reads as zeros. Memory is a memfd sealed against shrinking. If it may be read
-// alone, or has not the span's size in whole pages, the error matches
-// errors.ErrUnsupported. It stays the caller's to close.
+// it reads as zeros. Memory is a memfd of ordinary pages, sealed against shrinking
+// and growing, that may be written and has the span's size in whole pages; else the
+// error matches errors.ErrUnsupported. It stays the caller's to close.
 func (s *Space) Adopt(memory *os.File) error {
 	fail := func(err error) error { return fmt.Errorf("tier/host: space %q: adopt memory: %w", s.name, err) }
 	info, err := memory.Stat()
@@ -278,6 +278,9 @@ func (s *Space) Adopt(memory *os.File) error {
 	}
 	if info.Size() != s.pages() {
 		return fail(fmt.Errorf("%w: it has %d bytes, not %d", errors.ErrUnsupported, info.Size(), s.pages()))
+	}
+	if err := memfd.CheckFixed(memory); err != nil {
+		return fail(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
