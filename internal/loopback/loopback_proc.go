@@ -15,11 +15,29 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
+)
+
+// The table is read several times for a connection that is not in it: the kernel
+// gives it in pieces, and while sockets come and go it may leave some out.
+const (
+	tries = 8
+	pause = 2 * time.Millisecond // between them
 )
 
 // PeerUser returns the user who made the other end of conn, a connection over a
 // loopback address. It fails with ErrUnknown, and where there is no such table.
 func PeerUser(conn net.Conn) (uid int, err error) {
+	for range tries {
+		if uid, err = peerUser(conn); !errors.Is(err, ErrUnknown) {
+			break
+		}
+		time.Sleep(pause)
+	}
+	return uid, err
+}
+
+func peerUser(conn net.Conn) (uid int, err error) {
 	local, ok := conn.LocalAddr().(*net.TCPAddr)
 	remote, ok2 := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok || !ok2 || !remote.IP.IsLoopback() {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/memspan/memspan/internal/loopback"
@@ -51,4 +52,70 @@ func TestPeerUser(t *testing.T) {
 	if _, err := loopback.PeerUser(new(net.UnixConn)); err == nil {
 		t.Error("whose unix socket was told")
 	}
+}
+
+// The table is read in pieces, and others' connections that come and go meanwhile
+// move what is in it.
+func TestPeerUserAmongOthers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the table is Linux's")
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pair := func() (near, far net.Conn, err error) {
+		if near, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+			return nil, nil, err
+		}
+		if far, err = ln.Accept(); err != nil {
+			near.Close()
+		}
+		return near, far, err
+	}
+	near, far, err := pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	others.Go(func() {
+		var open []net.Conn
+		defer func() {
+			for _, c := range open {
+				c.Close()
+			}
+		}()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			a, b, err := pair()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			open = append(open, a, b)
+			if len(open) > 400 {
+				for _, c := range open[:300] {
+					c.(*net.TCPConn).SetLinger(0) // at once, and no port is kept
+					c.Close()
+				}
+				open = append(open[:0], open[300:]...)
+			}
+		}
+	})
+	for range 300 {
+		if uid, err := loopback.PeerUser(far); err != nil || uid != os.Getuid() {
+			t.Errorf("user %d, %v, want %d", uid, err, os.Getuid())
+			break
+		}
+	}
+	close(stop)
+	others.Wait()
 }
