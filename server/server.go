@@ -22,6 +22,7 @@ import (
 	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
+	"github.com/memspan/memspan/internal/tlslisten"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/tier"
@@ -315,11 +316,11 @@ func (srv *Server) admissible(ln net.Listener) error {
 	if !ok {
 		return nil
 	}
-	tl, encrypted := ln.(*tlsListener)
+	tl, encrypted := ln.(*tlslisten.Listener)
 	switch {
 	case !encrypted && !addr.IP.IsLoopback():
 		return fmt.Errorf("server: %v is not a loopback address: serve it with TLS", addr)
-	case !srv.hasToken && !(encrypted && tl.config.ClientAuth == tls.RequireAndVerifyClientCert):
+	case !srv.hasToken && !(encrypted && tl.Config.ClientAuth == tls.RequireAndVerifyClientCert):
 		return fmt.Errorf("server: %v: sessions over TCP need a token or client certificates", addr)
 	}
 	return nil

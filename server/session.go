@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/tlslisten"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/tier"
 	"github.com/memspan/memspan/wire"
@@ -240,9 +241,9 @@ func (s *session) handshake(ctx context.Context) error {
 		if _, _, pid, err := fdpass.PeerCred(raw); err == nil {
 			s.peer.PID = pid
 		}
-	case *tlsConn:
+	case *tlslisten.Conn: // progress is measured below TLS
 		keepAlive(raw.Conn)
-		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.config)
+		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.Config)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			s.plainOnTLS(raw.Conn, err)
 			return err
@@ -298,7 +299,7 @@ func (s *session) handshake(ctx context.Context) error {
 		return errors.Join(err, s.replyError(h, err))
 	}
 	s.compress = hello.Compress && !s.direct
-	if _, plain := s.raw.(*net.TCPConn); plain { // elsewhere nobody can listen, and use a proof again
+	if !s.direct && s.binding == [32]byte{} { // elsewhere nobody can listen, and use a proof again
 		rand.Read(s.nonce[:])
 	}
 	err = s.reply(h, control.Welcome{

@@ -20,35 +20,12 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/memspan/memspan/internal/tlslisten"
 )
 
-// tlsListener accepts TCP connections; the session makes them TLS, below which
-// it measures progress.
-type tlsListener struct {
-	net.Listener
-	config *tls.Config
-}
-
 // TLSListener wraps a TCP listener so that Serve speaks TLS 1.3 on it.
-func TLSListener(ln net.Listener, config *tls.Config) net.Listener {
-	config = config.Clone()
-	config.MinVersion = tls.VersionTLS13
-	return &tlsListener{ln, config}
-}
-
-// tlsConn is a connection that the session has yet to make TLS.
-type tlsConn struct {
-	net.Conn
-	config *tls.Config
-}
-
-func (l *tlsListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &tlsConn{nc, l.config}, nil
-}
+func TLSListener(ln net.Listener, config *tls.Config) net.Listener { return tlslisten.New(ln, config) }
 
 // Files of a self-made certificate.
 const (

@@ -20,6 +20,7 @@ import (
 
 	"github.com/memspan/memspan/internal/confine"
 	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/tlslisten"
 	"github.com/memspan/memspan/vulkan/handover"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
@@ -255,7 +256,7 @@ func (s *session) handOver(l *lease, nc net.Conn, a control.Vulkan) error {
 		Memory: cfg.Memory, Objects: cfg.Objects, QueueDepth: cfg.QueueDepth, Deadline: cfg.Deadline,
 		HideHostCoherent: cfg.HideHostCoherent, HideImport: cfg.HideImport,
 	}
-	if _, encrypted := s.raw.(*tlsConn); encrypted {
+	if _, encrypted := s.raw.(*tlslisten.Conn); encrypted {
 		ours, theirs, err := fdpass.Pair()
 		if err != nil {
 			return err

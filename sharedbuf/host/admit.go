@@ -17,36 +17,14 @@ import (
 	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/loopback"
 	"github.com/memspan/memspan/internal/sockopt"
+	"github.com/memspan/memspan/internal/tlslisten"
 	"github.com/memspan/memspan/sharedbuf"
 )
 
 // TLSListener wraps a TCP listener so that Serve speaks TLS 1.3 on it. There it
 // lets in clients whose certificates the configuration has had verified, and
 // those that present Config.Token, from wherever they come.
-func TLSListener(ln net.Listener, config *tls.Config) net.Listener {
-	config = config.Clone()
-	config.MinVersion = tls.VersionTLS13
-	return &tlsListener{ln, config}
-}
-
-type tlsListener struct {
-	net.Listener
-	config *tls.Config
-}
-
-// A tlsConn is a connection that is yet to be made TLS.
-type tlsConn struct {
-	net.Conn
-	config *tls.Config
-}
-
-func (l *tlsListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &tlsConn{nc, l.config}, nil
-}
+func TLSListener(ln net.Listener, config *tls.Config) net.Listener { return tlslisten.New(ln, config) }
 
 // A guest is who is at the other end of a connection.
 type guest struct {
@@ -89,7 +67,7 @@ func (h *Host) admit(ctx context.Context, accepted net.Conn) {
 // meet finds out who is at the other end, or why he is not let in. It returns the
 // connection to speak on.
 func (h *Host) meet(ctx context.Context, nc net.Conn) (net.Conn, guest, error) {
-	t, ok := nc.(*tlsConn)
+	t, ok := nc.(*tlslisten.Conn)
 	if !ok {
 		who, err := h.peer(nc)
 		if _, unix := nc.(*net.UnixConn); !unix {
@@ -99,7 +77,7 @@ func (h *Host) meet(ctx context.Context, nc net.Conn) (net.Conn, guest, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.config.IOTimeout)
 	defer cancel()
-	tc := tls.Server(sockopt.Acknowledging(t.Conn), t.config)
+	tc := tls.Server(sockopt.Acknowledging(t.Conn), t.Config)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		linger(t.Conn) // what TLS has said is to arrive
 		return tc, guest{}, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: "no TLS could be spoken", Err: err}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command grpcpeer sends a file by gRPC, or gets it: what pulling is measured against. It is
+// a module of its own, so that memspan does not depend on gRPC.
+//
+//	grpcpeer serve FILE           prints its address, and serves until standard input ends
+//	grpcpeer get ADDRESS FILE
+//
+// The server streams messages of 1 MiB, which are bytes as they are: no message is
+// encoded, and none is copied more often than gRPC does.
+package main
