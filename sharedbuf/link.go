@@ -136,7 +136,7 @@ func takeBlocks(r io.Reader, with *attachment) error {
 // fail ends the link: all who wait get err. It returns why the link had ended
 // before, if it had.
 func (l *link) fail(err error) (before error) {
-	l.nc.Close()
+	defer l.nc.Close() // not before the reason stands: a sender whom it stops looks for it
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
@@ -261,6 +261,9 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 	case ctx.Err() != nil && n == 0 && !l.tls && errors.Is(err, os.ErrDeadlineExceeded):
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
+	if ctx.Err() == nil {
+		l.lastWord()
+	}
 	if first := l.fail(&Error{Code: ErrPeerLost, Message: "a request could not be sent whole", Err: err}); first != nil {
 		err = first // the connection was closed for that
 	}
@@ -268,6 +271,20 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 		return &Error{Code: ErrCanceled, Err: errors.Join(context.Cause(ctx), err)}
 	}
 	return &Error{Code: ErrPeerLost, Message: "the request could not be sent", Err: err}
+}
+
+// lastWordTime bounds how long a sender whose write failed waits for the reader.
+const lastWordTime = time.Second
+
+// lastWord waits until the reader has read what the host said before it hung up:
+// that is why a write failed.
+func (l *link) lastWord() {
+	late := time.NewTimer(lastWordTime)
+	defer late.Stop()
+	select {
+	case <-l.done:
+	case <-late.C:
+	}
 }
 
 // interruptible has writes end when ctx does, until the function that it returns
