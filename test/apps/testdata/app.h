@@ -110,9 +110,7 @@ static VkDeviceMemory allocate(App *a, VkMemoryRequirements need, VkMemoryProper
 	int type = memory_type(a, need.memoryTypeBits, flags, 0);
 	if (type < 0)
 		FAIL("no memory type with flags %x among %x", flags, need.memoryTypeBits);
-	// For no handle that there is: ffmpeg does so, too, and in make_buffer.
-	VkExportMemoryAllocateInfo none = {.sType = VK_STRUCTURE_TYPE_EXPORT_MEMORY_ALLOCATE_INFO};
-	VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .pNext = &none, .allocationSize = need.size, .memoryTypeIndex = type};
+	VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .allocationSize = need.size, .memoryTypeIndex = type};
 	VkDeviceMemory memory;
 	OK(vkAllocateMemory(a->device, &info, NULL, &memory));
 	return memory;
@@ -120,6 +118,7 @@ static VkDeviceMemory allocate(App *a, VkMemoryRequirements need, VkMemoryProper
 
 static UNUSED Buffer make_buffer(App *a, VkDeviceSize size, VkBufferUsageFlags usage, VkMemoryPropertyFlags flags) {
 	Buffer b = {.size = size};
+	// For no handle that there is: ffmpeg does so, too.
 	VkExternalMemoryBufferCreateInfo none = {.sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO};
 	VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .pNext = &none, .size = size, .usage = usage};
 	OK(vkCreateBuffer(a->device, &info, NULL, &b.buffer));
