@@ -91,6 +91,8 @@ var special = map[registry.Index]handler{
 	// Applications act on how these fail.
 	registry.VkCreateComputePipelines:  (*Driver).createAndWait,
 	registry.VkCreateGraphicsPipelines: (*Driver).createAndWait,
+	registry.VkCreateBuffer:            (*Driver).createResource,
+	registry.VkCreateImage:             (*Driver).createResource,
 }
 
 // immutable are the queries whose answer never changes: it is asked for once.
