@@ -30,7 +30,6 @@ type conn struct {
 	files *fdpass.Conn // of a unix socket; else nil
 	guest guest
 	r     *bufio.Reader
-	in    []byte // a request's body, reused
 
 	writeMu sync.Mutex
 	out     []byte         // a reply's frame, reused
@@ -123,7 +122,7 @@ func linger(nc net.Conn) {
 	io.CopyN(io.Discard, nc, lingerBytes) // however that ends
 }
 
-// next reads a request's body. Between requests it waits for ever, within one
+// next reads a request's body, which is valid until more is read. Between requests it waits for ever, within one
 // for as long as bytes come.
 func (c *conn) next() ([]byte, error) {
 	if c.guest.unknown { // he is not waited for
@@ -136,11 +135,7 @@ func (c *conn) next() ([]byte, error) {
 		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
 		defer c.nc.SetReadDeadline(time.Time{})
 	}
-	body, err := sharedbuf.ReadFrame(c.r, c.in, sharedbuf.MaxRequest)
-	if err == nil {
-		c.in = body
-	}
-	return body, err
+	return sharedbuf.ReadFrame(c.r, sharedbuf.MaxRequest)
 }
 
 // whole reports whether the next request is there already.
