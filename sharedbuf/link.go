@@ -202,8 +202,9 @@ func (l *link) send(ctx context.Context, request *Request, w waiter) error {
 		return err
 	}
 	after := time.Duration(0)
-	if with.send != nil {
-		// Between blocks whoever sends them looks himself; the peer is still to be told.
+	if with.send != nil || l.tls {
+		// Between blocks whoever sends them looks himself, and the peer is still to be
+		// told; TLS does not go on after a record that was cut short.
 		after = giveUpTime
 	}
 	defer interruptible(ctx, l.nc.SetWriteDeadline, after)()

@@ -95,19 +95,6 @@ func pairedAfter(b *testing.B, prepare, ours, theirs func()) {
 	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 }
 
-// exchanges is how many round trips in a row are compared: so many that switching
-// from one connection's goroutines to another's does not count.
-const exchanges = 50
-
-// inARow returns f done exchanges times.
-func inARow(f func()) func() {
-	return func() {
-		for range exchanges {
-			f()
-		}
-	}
-}
-
 // BenchmarkProcessRatio is a pass of the host over 64 MiB against one of the same
 // code over this process's memory.
 func BenchmarkProcessRatio(b *testing.B) {
@@ -147,19 +134,6 @@ func BenchmarkEchoRatio(b *testing.B) {
 				b.Fatal(err)
 			}
 		}, exchange)
-	})
-	b.Run("clientrow", func(b *testing.B) {
-		paired(b, inARow(func() {
-			if _, err := c.Echo(b.Context(), "hello"); err != nil {
-				b.Fatal(err)
-			}
-		}), inARow(exchange))
-	})
-	b.Run("twosendsrow", func(b *testing.B) {
-		paired(b, inARow(func() {
-			g.send(`{"api":"echo","request_id":1,"version":1,"input":"hello"}`)
-			g.receive()
-		}), inARow(exchange))
 	})
 	b.Run("twosends", func(b *testing.B) {
 		paired(b, func() {

@@ -251,10 +251,10 @@ func (c *conn) take() (*os.File, error) {
 	return f, nil
 }
 
-// do carries out a request and answers it: at once if it has no id, else beside
-// the others. Without a slot of its own it is bounded by other means. The work
-// that the request is about, nil for none, it closes in the end, whether f was
-// called or not.
+// do carries out a request and answers it: at once if it has no id, or if it is brief
+// and nothing has come after it, which spares a switch of goroutines; else beside the
+// others. Without a slot of its own it is bounded by other means. The work that the
+// request is about, nil for none, it closes in the end, whether f was called or not.
 func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.Context) (any, error)) {
 	if r.ID == 0 {
 		defer w.close()
@@ -277,10 +277,7 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 		c.cancel()
 		return
 	}
-	if slot {
-		c.slots <- struct{}{} // requests end: there will be one
-	}
-	c.work.Go(func() {
+	carryOut := func(slot bool) {
 		defer cancel(nil)
 		defer w.close()
 		result, err := f(ctx)
@@ -292,7 +289,15 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 			delete(c.underWay, r.ID)
 			c.mu.Unlock()
 		}, result, err)
-	})
+	}
+	if slot && w.brief() && c.r.Buffered() == 0 {
+		carryOut(false)
+		return
+	}
+	if slot {
+		c.slots <- struct{}{} // requests end: there will be one
+	}
+	c.work.Go(func() { carryOut(slot) })
 }
 
 // answer answers a request about a buffer, with what the host changed of it if
