@@ -11,6 +11,16 @@ import (
 	"github.com/memspan/memspan/internal/userfault"
 )
 
+// A source is what the regions of a pool are made of: nothing but Go's memory.
+type source struct{}
+
+func newSource() source { return source{} }
+
+// track fails: pages are not tracked on this system.
+func (s *source) track() error { return userfault.Probe() }
+
+func (s *source) close() error { return nil }
+
 // A region is a shadow's memory: its bytes and the image.
 type region struct {
 	user    []byte // the bytes as the user sees them
@@ -23,10 +33,7 @@ type region struct {
 	idleSince time.Time
 }
 
-func newRegion(capacity int64, tracked bool) (*region, error) {
-	if tracked {
-		return nil, fmt.Errorf("mapping: %w", userfault.Probe())
-	}
+func (s *source) region(capacity int64, _ bool) (*region, error) {
 	if int64(int(2*capacity)) != 2*capacity {
 		return nil, fmt.Errorf("mapping: %d bytes are more than this machine can address", capacity)
 	}
