@@ -49,7 +49,8 @@ func NewPool(limit int64) *Pool {
 	return &Pool{limit: limit, source: newSource()}
 }
 
-// Idle returns how many bytes of the system's memory the pool holds for reuse.
+// Idle returns how many bytes of the system's memory the pool holds for reuse, at
+// most.
 func (p *Pool) Idle() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -173,9 +174,14 @@ func (p *Pool) get(size int64, tracked bool) (*region, error) {
 
 // put takes back a region that nobody uses any more.
 func (p *Pool) put(r *region) error {
-	size, err := r.size()
-	if err != nil || size > p.limit {
-		return errors.Join(err, p.discard(r))
+	// Counting its pages takes longer than all the rest. It is for those that
+	// there may be no room for, and may have few.
+	size := r.most()
+	if size > p.limit-p.Idle() {
+		var err error
+		if size, err = r.size(); err != nil || size > p.limit {
+			return errors.Join(err, p.discard(r))
+		}
 	}
 	r.resident = size
 	p.mu.Lock()
@@ -198,8 +204,23 @@ func (p *Pool) put(r *region) error {
 	return p.discard(out...)
 }
 
+// A stay is what a pool notes of a region.
+type stay struct {
+	used [2]int64 // how many bytes of each half may ever have been touched
+
+	// While it is idle:
+	resident  int64 // bytes of the system's memory, at most
+	idleSince time.Time
+}
+
+// use takes note that the first n bytes of a half are used from now on.
+func (s *stay) use(of half, n int64) { s.used[of] = max(s.used[of], n) }
+
 // discard gives regions back to the system.
 func (p *Pool) discard(regions ...*region) error {
+	if len(regions) == 0 {
+		return nil
+	}
 	var errs []error
 	for _, r := range regions {
 		errs = append(errs, r.close())
@@ -212,7 +233,7 @@ func (p *Pool) discard(regions ...*region) error {
 func (p *Pool) forget(n int) error {
 	p.mu.Lock()
 	p.regions -= n
-	last := p.closed && n > 0 && p.regions == 0
+	last := p.closed && p.regions == 0
 	p.mu.Unlock()
 	if !last {
 		return nil

@@ -4,7 +4,6 @@ package mapping
 
 import (
 	"errors"
-	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/userfault"
@@ -46,10 +45,7 @@ type region struct {
 	alias   []byte // the first half as this package sees it
 	image   []byte
 	tracker *userfault.Tracker // the source's, of user; nil if it is not tracked
-
-	// While idle in a pool:
-	resident  int64
-	idleSince time.Time
+	stay
 }
 
 // region makes a region. If it is to be tracked, track has succeeded.
@@ -80,7 +76,10 @@ func (r *region) capacity() int64 { return int64(len(r.alias)) }
 
 func (r *region) tracked() bool { return r.tracker != nil }
 
-// size returns what the region costs the system.
+// most returns what the region costs the system at most, in bytes.
+func (r *region) most() int64 { return r.used[bytesHalf] + r.used[imageHalf] }
+
+// size returns what it costs, which takes a while for many pages.
 func (r *region) size() (int64, error) { return r.mem.Resident() }
 
 // step is the most that touched returns. Asking for the end of the data would

@@ -6,7 +6,6 @@ package mapping
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/memspan/memspan/internal/userfault"
 )
@@ -27,10 +26,7 @@ type region struct {
 	alias   []byte // the same
 	image   []byte
 	tracker *userfault.Tracker // always nil here
-
-	// While idle in a pool:
-	resident  int64
-	idleSince time.Time
+	stay
 }
 
 func (s *source) region(capacity int64, _ bool) (*region, error) {
@@ -45,8 +41,10 @@ func (r *region) capacity() int64 { return int64(len(r.alias)) }
 
 func (r *region) tracked() bool { return false }
 
-// size returns what the region costs the system.
-func (r *region) size() (int64, error) { return 2 * r.capacity(), nil }
+// most returns what the region costs the system, in bytes.
+func (r *region) most() int64 { return 2 * r.capacity() }
+
+func (r *region) size() (int64, error) { return r.most(), nil }
 
 // touched returns the first piece of [off, end) that may hold anything but
 // zeros: all of it.

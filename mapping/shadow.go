@@ -126,7 +126,9 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 		region: region, base: off - start, start: start,
 		outstanding: make(map[*Change]struct{}),
 	}
+	region.use(bytesHalf, s.pages()*pageSize)
 	if s.image {
+		region.use(imageHalf, s.pages()*pageSize)
 		s.pending = newBitmap(s.pages())
 	}
 	switch {
