@@ -113,6 +113,54 @@ func TestPiecesTakeOneDescriptor(t *testing.T) {
 	}
 }
 
+// What a piece holds goes back to the system when it is closed, whoever still has
+// pieces of the same memfd.
+func TestClosedPieceCostsNothing(t *testing.T) {
+	const name = "given-back"
+	a := newArena(t, name)
+	take(t, a, page).Bytes()[0] = 1
+	held := func() int64 {
+		t.Helper()
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range fds {
+			path := "/proc/self/fd/" + fd.Name()
+			if link, _ := os.Readlink(path); !strings.HasPrefix(link, "/memfd:"+name) {
+				continue
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil {
+				t.Fatal(err)
+			}
+			return st.Blocks * 512
+		}
+		t.Fatal("no descriptor")
+		return 0
+	}
+	p, err := a.Take(50 * page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alias, err := p.Alias(p.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := int64(0); at < p.Size(); at += page {
+		alias[at] = 1
+	}
+	if n := held(); n != 51*page {
+		t.Errorf("%d bytes held, want %d", n, 51*page)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := held(); n != page {
+		t.Errorf("%d bytes held with one page left, want %d", n, page)
+	}
+}
+
 func TestTakeRefuses(t *testing.T) {
 	a := newArena(t, "test")
 	for _, size := range []int64{0, -1, 1<<62 + 1, 1<<63 - 1} {
