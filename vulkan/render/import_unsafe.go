@@ -26,6 +26,7 @@ const (
 	hostAllocation = 0x80 // VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT
 	dedicatedOnly  = 1    // VkExternalMemoryFeatureFlags
 	importable     = 4
+	copies         = 1 | 2 // VkBufferUsageFlags
 )
 
 // Imports say how a device makes memory of the host's pages.
@@ -110,16 +111,14 @@ func (r *renderer) describeImport(d *device, physical *object) *imports {
 	r.caller.call(properties, physical.real, address(all))
 	runtime.KeepAlive(host)
 	runtime.KeepAlive(all)
-	if x.alignment = host[2]; x.alignment == 0 {
-		return nil
+	if x.alignment = host[2]; x.alignment == 0 || !x.bufferAllowed(&r.caller, resourceKind{usage: copies}) {
+		return nil // some have the extension, and nothing that may use it
 	}
 	return x
 }
 
-// bufferAllowed asks whether buffers made like one, a VkBufferCreateInfo, can
-// be bound to imported memory.
-func (x *imports) bufferAllowed(c *caller, s structure) bool {
-	k := resourceKind{flags: s.u32(16), usage: s.u32(32)}
+// bufferAllowed asks whether buffers of a kind can be bound to imported memory.
+func (x *imports) bufferAllowed(c *caller, k resourceKind) bool {
 	if yes, ok := x.allowed[k]; ok {
 		return yes
 	}
@@ -164,12 +163,12 @@ func (x *imports) remember(k resourceKind, features uint32) bool {
 func (r *renderer) allowImport(d *device, s structure) {
 	const bufferInfo, externalBuffer, externalImage = 12, 1000072000, 1000072001
 	x := d.imports
-	if x == nil || s == 0 || s.chained(externalBuffer) != 0 || s.chained(externalImage) != 0 {
+	if x == nil || s == 0 {
 		return
 	}
 	sType := uint32(externalBuffer)
 	if s.u32(0) == bufferInfo {
-		if !x.bufferAllowed(&r.caller, s) {
+		if !x.bufferAllowed(&r.caller, resourceKind{flags: s.u32(16), usage: s.u32(32)}) {
 			return
 		}
 	} else {
@@ -184,6 +183,10 @@ func (r *renderer) allowImport(d *device, s structure) {
 			return
 		}
 		sType = externalImage
+	}
+	if own := s.chained(sType); own != 0 { // for no handle that is offered, but there it is
+		own.set32(16, own.u32(16)|hostAllocation)
+		return
 	}
 	r.external = externalInfo{sType: sType, next: s.u64(8), handleTypes: hostAllocation}
 	s.set64(8, address(&r.external))
