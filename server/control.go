@@ -24,6 +24,9 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if err := s.readJSON(h, &req); err != nil {
 		return fmt.Errorf("control request: %w", err)
 	}
+	if req.Op != control.OpSurfaceOpen { // which is over before another could begin
+		s.yield()
+	}
 	s.mu.Lock()
 	_, dup := s.cancels[h.ID]
 	s.mu.Unlock()
@@ -52,7 +55,9 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 		return s.lendGPU(h, req.Args)
 	}
 	if req.Op == control.OpSurfaceOpen {
-		return s.openSurface(h, req.Args)
+		err := s.openSurface(h, req.Args)
+		s.yield()
+		return err
 	}
 	file := s.takeExposed(req)
 	ctx, cancel := context.WithCancelCause(ctx)
