@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -316,6 +317,7 @@ type acceptor struct {
 
 // run accepts until a connection is to be served, which it does to its end.
 func (a *acceptor) run(ctx context.Context) {
+	growStack()
 	for wait := time.Duration(0); ; {
 		yield := sync.OnceFunc(func() { go a.run(ctx) })
 		var nc net.Conn
@@ -346,6 +348,15 @@ func (a *acceptor) run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// growStack gives the goroutine the stack that a session needs, before somebody waits for
+// it: it would be copied several times as it grows.
+//
+//go:noinline
+func growStack() {
+	var room [16 << 10]byte
+	runtime.KeepAlive(&room)
 }
 
 func (a *acceptor) serve(ctx context.Context, s *session, yield func()) {
