@@ -24,7 +24,7 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if err := s.readJSON(h, &req); err != nil {
 		return fmt.Errorf("control request: %w", err)
 	}
-	if req.Op != control.OpSurfaceOpen { // which is over before another could begin
+	if req.Op != control.OpSurfaceOpen || s.frames > 1 { // the first is over before another could begin
 		s.yield()
 	}
 	s.mu.Lock()
@@ -55,9 +55,7 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 		return s.lendGPU(h, req.Args)
 	}
 	if req.Op == control.OpSurfaceOpen {
-		err := s.openSurface(h, req.Args)
-		s.yield()
-		return err
+		return s.openSurface(h, req.Args)
 	}
 	file := s.takeExposed(req)
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -306,8 +306,8 @@ func (srv *Server) Serve(ctx context.Context, ln net.Listener) error {
 }
 
 // An acceptor accepts the connections of a listener. Who has accepted one serves it,
-// and has another go on with accepting: before he waits for anything, or does more
-// than to answer what has come with the connection. So a question that comes with a
+// and has another go on with accepting: before he waits for more than a moment, or
+// does more than to answer what has come with the connection. So a question that comes with a
 // connection is answered by the thread that the connection woke, before it wakes others.
 type acceptor struct {
 	srv   *Server

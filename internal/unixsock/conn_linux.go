@@ -21,7 +21,7 @@ import (
 type Conn struct {
 	local, remote net.Addr
 	patience      atomic.Int64 // for which readers still wait by themselves, a time.Duration
-	waits         func()       // called before somebody waits, once; or nil
+	waits         func()       // called before somebody waits for more than a moment, once; or nil
 	announced     sync.Once    // that
 
 	settled atomic.Pointer[polled] // nil: the poller does not know of the socket
@@ -47,6 +47,10 @@ var errWait = errors.New("the socket is not ready")
 // poller is told: what comes by then wakes the thread that waits for it, and no other.
 // It is long for who answers at once, and short for a thread that does nothing else.
 const patience = time.Millisecond
+
+// courtesy is how much of it goes by before that is announced: a peer that has just
+// connected, and runs on this very processor, has yet to say why.
+const courtesy = 100 * time.Microsecond
 
 func newConn(fd int, local, remote net.Addr, waits func()) *Conn {
 	c := &Conn{fd: fd, local: local, remote: remote, waits: waits}
@@ -223,19 +227,25 @@ func (c *Conn) receive(b, oob []byte) (n, oobn, flags int, err error) {
 	}
 }
 
-// await waits until the socket can be read, and reports false when patience is at its
-// end. A deadline that comes earlier is met by the poller, a little late.
+// await waits until the socket can be read, or until it is time to announce that, and
+// reports false when patience is at its end. A deadline that comes earlier is met by the
+// poller, a little late.
 func (c *Conn) await(fd int) bool {
-	left := c.patience.Load()
+	left := time.Duration(c.patience.Load())
 	if left <= 0 {
 		return false
 	}
-	c.announce()
+	wait := left
+	if unannounced := left - (patience - courtesy); c.waits != nil && unannounced > 0 {
+		wait = unannounced
+	}
 	start := time.Now()
-	wait := unix.NsecToTimespec(left)
+	timeout := unix.NsecToTimespec(int64(wait))
 	// Whatever it says, reading is tried again.
-	_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &wait, nil)
-	c.patience.Add(-int64(time.Since(start)))
+	_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &timeout, nil)
+	if left = time.Duration(c.patience.Add(-int64(time.Since(start)))); left <= patience-courtesy {
+		c.announce()
+	}
 	return true
 }
 

@@ -38,7 +38,8 @@ func Listen(ln *net.UnixListener) (*Listener, error) {
 func (l *Listener) Accept() (net.Conn, error) { return l.AcceptConn(nil) }
 
 // AcceptConn waits for the next connection. Waits, if it is not nil, is called once:
-// before an operation on the connection waits for its peer.
+// before operations on the connection wait for its peer, but for a tenth of a millisecond
+// in all.
 func (l *Listener) AcceptConn(waits func()) (*Conn, error) {
 	fd := -1
 	var failed error
