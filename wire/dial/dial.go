@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
@@ -60,9 +61,9 @@ type Options struct {
 	// state of a TLS connection, nil on others, once that stands. Conn.Await
 	// receives the reply.
 	Early func(state *tls.ConnectionState) (op control.Op, args any, err error)
-	// Quiet has writes to a server that is gone raise no SIGPIPE, which in a
-	// program that is not Go's may end it. (Linux)
-	Quiet bool
+	// Plain has the connection be one that the runtime's poller does not know, and
+	// whose writes raise no SIGPIPE: see [sockopt.Plain]. (Linux)
+	Plain bool
 }
 
 // A Conn is a connection to a server after the greeting: a new session. It
@@ -224,8 +225,13 @@ func (d *dialer) dial(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.Quiet {
-		nc = sockopt.QuietOf(nc)
+	if d.Plain {
+		plain, err := sockopt.PlainOf(nc)
+		if err != nil {
+			nc.Close()
+			return nil, err
+		}
+		nc = plain
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := d.handshake(ctx, nc)
@@ -247,16 +253,11 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 	var state *tls.ConnectionState
 	switch {
 	case d.network == "unix":
-		conn := nc.(*net.UnixConn)
+		conn := nc.(fdpass.Socket)
 		if err := trusted(conn); err != nil {
 			return nil, err
 		}
 		fds = fdpass.New(conn)
-		if d.Quiet {
-			if err := fds.Quiet(); err != nil {
-				return nil, err
-			}
-		}
 		nc = fds
 	case d.tls:
 		tc := tls.Client(wire.Progress(nc, d.IOTimeout), d.tlsConfig())
@@ -303,7 +304,7 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 
 // trusted refuses sockets that another user has put where the daemon's is
 // looked for.
-func trusted(conn *net.UnixConn) error {
+func trusted(conn syscall.Conn) error {
 	uid, _, pid, err := fdpass.PeerCred(conn)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
