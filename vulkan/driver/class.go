@@ -50,6 +50,7 @@ var special = map[registry.Index]handler{
 	registry.VkBindImageMemory:        (*Driver).bindMemory,
 	registry.VkBindImageMemory2:       (*Driver).bindMemory2,
 	registry.VkGetBufferDeviceAddress: (*Driver).getBufferDeviceAddress,
+	registry.VkGetQueryPoolResults:    (*Driver).getQueryPoolResults,
 
 	registry.VkGetBufferMemoryRequirements:       (*Driver).askOfResource,
 	registry.VkGetBufferMemoryRequirements2:      (*Driver).askOfResourceInfo,
@@ -91,8 +92,6 @@ var special = map[registry.Index]handler{
 	// Applications act on how these fail.
 	registry.VkCreateComputePipelines:  (*Driver).createAndWait,
 	registry.VkCreateGraphicsPipelines: (*Driver).createAndWait,
-	registry.VkCreateBuffer:            (*Driver).createResource,
-	registry.VkCreateImage:             (*Driver).createResource,
 }
 
 // immutable are the queries whose answer never changes: it is asked for once.

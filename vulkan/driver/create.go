@@ -64,7 +64,7 @@ func (d *Driver) template(id uint64) *codec.Template {
 }
 
 // create carries out a command that creates one object, without waiting for
-// it: nothing that applications act on can go wrong.
+// it: nothing that applications act on can go wrong, unless it is large.
 func (d *Driver) create(cmd registry.Index, a *registry.Args) uint64 {
 	parent, l, err := d.linkOf(cmd, a)
 	if err != nil {
@@ -83,12 +83,20 @@ func (d *Driver) create(cmd registry.Index, a *registry.Args) uint64 {
 		return d.failure(cmd, err)
 	}
 	store64(a[c.Creates], o.handle)
-	if err := l.sendCall(cmd, a); err != nil {
+	result := uint64(success)
+	if f := large[canonical(cmd)]; f != nil && f(a[1]) {
+		result, err = l.call(cmd, a)
+	} else {
+		err = l.sendCall(cmd, a)
+	}
+	if err != nil {
+		result = d.failure(cmd, err)
+	}
+	if int32(uint32(result)) < 0 {
 		store64(a[c.Creates], 0)
 		d.objects.drop(o)
-		return d.failure(cmd, err)
 	}
-	return success
+	return result
 }
 
 // allocate carries out a command that takes count objects from a pool, without
@@ -163,11 +171,7 @@ func (d *Driver) createAndWait(cmd registry.Index, a *registry.Args) uint64 {
 	if c.Params[c.Creates].Type == registry.VkPipeline {
 		count = uint32(a[2])
 	}
-	var state func(int) any
-	if f := made[canonical(cmd)]; f != nil {
-		state = func(int) any { return f(d, parent, cmd, a) }
-	}
-	objects, err := d.createAll(cmd, a, parent, count, state)
+	objects, err := d.createAll(cmd, a, parent, count, nil)
 	var result uint64
 	if err == nil {
 		result, err = l.call(cmd, a)
@@ -182,31 +186,6 @@ func (d *Driver) createAndWait(cmd registry.Index, a *registry.Args) uint64 {
 		}
 	}
 	return result
-}
-
-// createResource carries out vkCreateBuffer and vkCreateImage(device, pInfo,
-// pAllocator, pObject). Some applications try how large one may be: whether
-// what is large is refused is waited for.
-func (d *Driver) createResource(cmd registry.Index, a *registry.Args) uint64 {
-	if large(cmd, a[1]) {
-		return d.createAndWait(cmd, a)
-	}
-	return d.create(cmd, a)
-}
-
-// large reports whether a buffer or an image may have a gibibyte or more, by
-// its VkBufferCreateInfo, {…, size}, or VkImageCreateInfo, {…, extent,
-// mipLevels, arrayLayers, samples}.
-func large(cmd registry.Index, info uint64) bool {
-	const gibibyte, texel = 1 << 30, 16
-	if cmd == registry.VkCreateBuffer {
-		return load64(info+24) >= gibibyte
-	}
-	size := float64(texel)
-	for _, member := range [...]uint64{28, 32, 36, 44, 48} {
-		size *= float64(load32(info + member))
-	}
-	return size >= gibibyte
 }
 
 // destroy carries out a command that ends one object, and all made of it.

@@ -6,6 +6,7 @@ package render
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"structs"
@@ -218,17 +219,17 @@ func (r *renderer) importMemory(m stream.Message) error {
 		return err
 	}
 	size := binary.LittleEndian.Uint64(m.Body)
-	region, err := memfd.Open(file, int64(min(size, 1<<62)))
+	mem, err := memfd.MapRange(file, 0, int64(min(size, 1<<62)), true)
+	file.Close() // an application may have more memories than a process descriptors
 	if err != nil {
-		file.Close()
 		return fmt.Errorf("%w: %w", errMalformed, err)
 	}
-	r.importing = region
+	r.importing = mem
 	m.Op, m.Body = stream.Op(registry.VkAllocateMemory), m.Body[12:]
 	err = r.command(m)
-	if r.importing != nil {
+	if r.importing != nil { // nobody has it
 		r.importing = nil
-		region.Close()
+		err = errors.Join(err, memfd.Unmap(mem))
 	}
 	return err
 }
@@ -238,7 +239,7 @@ func (r *renderer) importMemory(m stream.Message) error {
 func (r *renderer) allocateImported(c *call) error {
 	s := structure(c.args[1])
 	next, size := s.u64(8), s.u64(16)
-	region := r.importing
+	mem := r.importing
 	info := &importInfo{sType: 1000178000, next: next, handleType: hostAllocation}
 	imported := r.canImport(c.first.device, s, info)
 	result := uint64(0)
@@ -255,8 +256,9 @@ func (r *renderer) allocateImported(c *call) error {
 	}
 	if !imported && err == nil {
 		r.importing = nil
-		region.Close()
-		result, err = r.invoke(c)
+		if err = memfd.Unmap(mem); err == nil {
+			result, err = r.invoke(c)
+		}
 	}
 	if err != nil {
 		return r.refuse(c, err)
@@ -264,7 +266,7 @@ func (r *renderer) allocateImported(c *call) error {
 	ids, reals := c.arena.Created()
 	if int32(result) >= 0 && len(ids) == 1 && len(reals) == 1 {
 		r.bind(c, ids[0], reals[0])
-		r.importing = nil // it has the region now, if it is imported
+		r.importing = nil // it has the mapping now, if it is imported
 	}
 	buf := r.conn.Begin(stream.OpMemoryImport, stream.FlagReply, c.serial)
 	buf = binary.LittleEndian.AppendUint32(buf, uint32(result))
@@ -278,7 +280,7 @@ func (r *renderer) allocateImported(c *call) error {
 // VkMemoryAllocateInfo, of the pages at hand.
 func (r *renderer) canImport(d *device, s structure, info *importInfo) bool {
 	const dedicated = 1000127001
-	x, mem := d.imports, r.importing.Bytes()
+	x, mem := d.imports, r.importing
 	size, kind := s.u64(16), s.u32(24)
 	if x == nil || x.over || size == 0 || size > uint64(len(mem)) || (size+x.alignment-1)/x.alignment*x.alignment > uint64(len(mem)) {
 		return false
