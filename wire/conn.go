@@ -45,7 +45,7 @@ type Conn struct {
 	writeMu  sync.Mutex  // frames do not interleave
 	out      []byte      // what is queued, and a frame's beginning, or all of a small frame
 	queued   int         // bytes of out that are whole frames which nobody has written
-	waiting  atomic.Bool // queued is not 0
+	waiting  atomic.Bool // queued is not 0, or writeErr is set
 	tail     [sumSize]byte
 	writeErr error // set for good by the first failed write
 

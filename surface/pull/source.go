@@ -11,6 +11,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire"
@@ -240,21 +241,28 @@ func (c *source) receive(h wire.Header) error {
 	if h.Kind == wire.KindEvent {
 		return c.conn.Wire.Discard() // whoever closes does so
 	}
+	if !h.Has(wire.FlagReply) {
+		return broken("a %v frame that answers nothing", h.Kind)
+	}
 	c.s.mu.Lock()
 	r := c.pending[h.ID]
-	delete(c.pending, h.ID)
+	kind := wire.KindRead
+	if r != nil && r.done != nil {
+		kind = wire.KindControl
+	}
+	if h.Kind == kind { // else whoever waits learns that the source was dropped
+		delete(c.pending, h.ID)
+	}
 	c.s.mu.Unlock()
 	switch {
-	case !h.Has(wire.FlagReply):
-		return broken("a %v frame that answers nothing", h.Kind)
 	case r == nil:
 		return broken("an answer to request %d, which was not made or was answered", h.ID)
-	case h.Kind == wire.KindControl && r.done != nil:
+	case h.Kind != kind:
+		return broken("a %v frame answers a request of another kind", h.Kind)
+	case kind == wire.KindControl:
 		return c.receiveControl(h, r)
-	case h.Kind == wire.KindRead && r.done == nil:
-		return c.receiveRead(h, r)
 	}
-	return broken("a %v frame answers a request of another kind", h.Kind)
+	return c.receiveRead(h, r)
 }
 
 func (c *source) receiveControl(h wire.Header, r *request) error {
@@ -310,10 +318,8 @@ func (c *source) receiveRead(h wire.Header, r *request) error {
 	// the link busy meanwhile.
 	more := c.inflight <= c.window/2
 	c.s.mu.Unlock()
-	if more {
-		if err := c.request(); err != nil {
-			return err
-		}
+	if more && c.request() != nil {
+		c.poke() // ask sees that too; what was sent before is still received
 	}
 	if !whole {
 		return nil
@@ -343,9 +349,25 @@ func (c *source) ask() {
 			err = c.notify(control.OpCancel, control.Cancel{}) // there is no request 0: answered at once
 		}
 		if err != nil {
-			c.drop(err)
+			c.unsent(err)
 			return
 		}
+	}
+}
+
+// lastWordTime bounds how long what was sent by a source is received that takes
+// nothing any more.
+const lastWordTime = time.Second
+
+// unsent gives the source up because nothing can be sent to it, once all that it
+// sent has been read: a surface that is read once is there nowhere else.
+func (c *source) unsent(err error) {
+	late := time.NewTimer(lastWordTime)
+	defer late.Stop()
+	select {
+	case <-c.gone:
+	case <-late.C:
+		c.drop(err)
 	}
 }
 
@@ -428,7 +450,10 @@ func (c *source) post(op control.Op, args any) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r, c.conn.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload)
+	if err = c.conn.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload); err != nil {
+		c.unsent(err)
+	}
+	return r, err
 }
 
 // notify sends a control request whose answer does not matter.

@@ -200,11 +200,31 @@ func (l *link) failed(err error) error {
 	return l.lost()
 }
 
+// lastWordTime bounds how long what a worker sent is read that takes nothing any
+// more.
+const lastWordTime = time.Second
+
+// unsent makes an error of writing the link's loss, once all has been read that
+// the worker sent before it ended: it may have said why. It must not be called by
+// who reads.
+func (l *link) unsent(err error) error {
+	if !errors.Is(err, wire.ErrTooLarge) && !errors.Is(err, wire.Unsupported) {
+		l.readSoon() // unless an application thread does
+		late := time.NewTimer(lastWordTime)
+		defer late.Stop()
+		select {
+		case <-l.gone:
+		case <-late.C:
+		}
+	}
+	return l.failed(err)
+}
+
 // write sends a message without a reply whose body is head and data. Long data
 // is sent at once, from where it is.
 func (l *link) write(op stream.Op, head, data []byte) error {
 	if err := l.sc.Write(op, 0, 0, head, data); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	l.buffered()
 	return nil
@@ -214,7 +234,7 @@ func (l *link) write(op stream.Op, head, data []byte) error {
 // after flushAfter.
 func (l *link) send(op stream.Op, body func([]byte) []byte) error {
 	if err := l.sc.End(body(l.sc.Begin(op, 0, 0))); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	l.buffered()
 	return nil
@@ -235,7 +255,7 @@ func (l *link) encode(cmd registry.Index, a *registry.Args, flags stream.Flags, 
 		return err
 	}
 	if err := l.sc.End(buf); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	if flags == 0 {
 		l.buffered()
@@ -253,7 +273,7 @@ func (l *link) buffered() {
 // flush sends what waits.
 func (l *link) flush() error {
 	if err := l.sc.Flush(); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	return nil
 }
@@ -347,7 +367,7 @@ func (l *link) finish(cmd registry.Index, p *pending) ([]byte, error) {
 func (l *link) request(cmd registry.Index, op stream.Op, body func([]byte) []byte) ([]byte, error) {
 	return l.roundTrip(cmd, func(serial uint64) error {
 		if err := l.sc.End(body(l.sc.Begin(op, stream.FlagReply, serial))); err != nil {
-			return l.failed(err)
+			return l.unsent(err)
 		}
 		return nil
 	})
@@ -362,7 +382,7 @@ func (l *link) requestFile(cmd registry.Index, op stream.Op, body func([]byte) (
 			return err
 		}
 		if err := l.sc.EndFile(buf, f); err != nil {
-			return l.failed(err)
+			return l.unsent(err)
 		}
 		return nil
 	})

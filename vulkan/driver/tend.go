@@ -160,7 +160,7 @@ func (l *link) pong() {
 
 func (l *link) ping(flags stream.Flags) {
 	if err := l.sc.End(l.sc.Begin(stream.OpPing, flags, 0)); err != nil {
-		l.failed(err)
+		l.unsent(err)
 		return
 	}
 	_ = l.flush() // if it failed, the link is lost
