@@ -146,6 +146,25 @@ func (l *link) queue(c *call, flags wire.Flags, prefix []byte, data ...[]byte) e
 // push sends what is queued.
 func (l *link) push() {
 	if err := l.wire.Push(); err != nil {
+		l.unsent(err)
+	}
+}
+
+// lastWordTime bounds how long what the server sent is received once it takes
+// nothing any more.
+const lastWordTime = time.Second
+
+// unsent ends the link because nothing can be sent, once all has been read that
+// the server sent before it hung up: answers are among it, and why it did.
+func (l *link) unsent(err error) {
+	l.mu.Lock()
+	l.wake()
+	l.mu.Unlock()
+	late := time.NewTimer(lastWordTime)
+	defer late.Stop()
+	select {
+	case <-l.lost:
+	case <-late.C:
 		l.fail(peerLost(err))
 	}
 }
@@ -169,7 +188,7 @@ func (l *link) sendBy(write func(h wire.Header, prefix []byte, data ...[]byte) e
 		l.take(c.id)
 		return err
 	}
-	l.fail(peerLost(err))
+	l.unsent(err)
 	<-c.done
 	return c.err
 }

@@ -56,6 +56,47 @@ func TestAnswersOutOfOrder(t *testing.T) {
 	}
 }
 
+// What a server answered before it hung up counts, also if somebody found first
+// that nothing can be sent any more.
+func TestAnsweredAndHungUp(t *testing.T) {
+	const n = 16
+	for range 50 {
+		c := play(t, nil, func(p *peer) {
+			var reads []frame
+			p.serve(func(f frame) bool {
+				if f.Kind == wire.KindControl {
+					p.reply(f, control.Stats{})
+					return true
+				}
+				if reads = append(reads, f); len(reads) < n {
+					return true
+				}
+				for _, f := range reads {
+					p.answer(f, success, make([]byte, 64))
+				}
+				return false
+			})
+		})
+		s := open(t, c)
+		var work sync.WaitGroup
+		for range 4 {
+			work.Go(func() {
+				for c.Err() == nil {
+					_, _ = c.Stats(t.Context())
+				}
+			})
+		}
+		for range n {
+			work.Go(func() {
+				if _, err := s.ReadAt(t.Context(), make([]byte, 64), 0); err != nil {
+					t.Errorf("a read that was answered: %v", err)
+				}
+			})
+		}
+		work.Wait()
+	}
+}
+
 // What comes after a read was given up does not touch its memory.
 func TestCanceledRead(t *testing.T) {
 	var withheld []frame

@@ -45,7 +45,7 @@ type Conn struct {
 	writeMu  sync.Mutex  // frames do not interleave
 	out      []byte      // what is queued, and a frame's beginning, or all of a small frame
 	queued   int         // bytes of out that are whole frames which nobody has written
-	waiting  atomic.Bool // queued is not 0
+	waiting  atomic.Bool // queued is not 0, or writeErr is set
 	tail     [sumSize]byte
 	writeErr error // set for good by the first failed write
 
@@ -72,7 +72,7 @@ func NewConn(nc net.Conn, cfg Config) *Conn {
 	}
 	c.layered = c.nc != net.Conn(c.progress)
 	c.compress.Store(cfg.Compress)
-	c.in.buf = make([]byte, readBuffer)
+	c.in.buf = make([]byte, firstBuffer)
 	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		c.enc.loopback = tcp.IP.IsLoopback()
 	}

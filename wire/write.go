@@ -41,7 +41,8 @@ func (c *Conn) QueueFrame(h Header, prefix []byte, data ...[]byte) error {
 	return c.write(h, prefix, data, true)
 }
 
-// Push writes the frames that are queued. It costs little if none are.
+// Push writes the frames that are queued. It costs little if none are. Once
+// writing has failed it says so.
 func (c *Conn) Push() error {
 	if !c.waiting.Load() {
 		return nil
@@ -59,9 +60,15 @@ func (c *Conn) push() error {
 	_, err := c.nc.Write(c.out)
 	c.unqueue()
 	if err != nil {
-		c.writeErr = ioError("write queued frames", err)
+		c.broke("write queued frames", err)
 	}
 	return c.writeErr
+}
+
+// broke notes that nothing can be written any more. Whoever pushes is to know.
+func (c *Conn) broke(op string, err error) {
+	c.writeErr = ioError(op, err)
+	c.waiting.Store(true)
 }
 
 // unqueue notes that what was queued has been written, or never will be.
@@ -227,7 +234,7 @@ func appendSum(dst []byte, sum uint32) []byte { return binary.LittleEndian.Appen
 func (c *Conn) finish(h Header, err error) error {
 	c.unqueue()
 	if err != nil {
-		c.writeErr = ioError("write "+h.Kind.String(), err)
+		c.broke("write "+h.Kind.String(), err)
 		return c.writeErr
 	}
 	c.sent.count(h)

@@ -34,11 +34,21 @@ var (
 	ErrTooMany = errors.New("fdpass: more files received than can be held")
 )
 
+// A Socket is a unix stream connection: a [*net.UnixConn], or a unixsock.Conn.
+type Socket interface {
+	net.Conn
+	syscall.Conn
+	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
+	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
+	CloseWrite() error
+	File() (*os.File, error)
+}
+
 // A Conn is a unix stream connection that keeps the files it receives. It
 // implements [net.Conn] and [syscall.Conn]; its methods may be called
 // concurrently.
 type Conn struct {
-	unix *net.UnixConn
+	unix Socket
 
 	readMu  sync.Mutex
 	oob     []byte // room for the control data of one message, reused
@@ -66,7 +76,7 @@ var (
 
 // New returns a Conn that reads and writes c, a stream socket, and owns it
 // from now on. Reading c itself any further would lose files.
-func New(c *net.UnixConn) *Conn {
+func New(c Socket) *Conn {
 	return &Conn{unix: c, oob: make([]byte, controlSpace())}
 }
 
@@ -176,6 +186,11 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	if c.quiet != nil {
 		return sockopt.WriteQuietly(c.quiet, v)
 	}
+	if g, ok := c.unix.(interface {
+		WriteBuffers(*net.Buffers) (int64, error)
+	}); ok {
+		return g.WriteBuffers(v)
+	}
 	return v.WriteTo(c.unix)
 }
 
@@ -202,7 +217,7 @@ func Send(conn *net.UnixConn, data []byte, files ...*os.File) error {
 	return err
 }
 
-func write(conn *net.UnixConn, p []byte, files []*os.File) (n int, err error) {
+func write(conn Socket, p []byte, files []*os.File) (n int, err error) {
 	if len(files) == 0 {
 		return conn.Write(p)
 	}

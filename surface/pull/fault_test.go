@@ -549,7 +549,7 @@ func TestBreakingLink(t *testing.T) {
 		done := make(chan error)
 		go func() {
 			_, err := s.CopyTo(t.Context(), w, all)
-			w.Close()
+			w.CloseWithError(err)
 			done <- err
 		}()
 		if _, err := io.CopyN(&got, r, 6*mib); err != nil {

@@ -148,9 +148,10 @@ func (g *gathering) take(c *source) *fetch {
 	return nil
 }
 
-// of reports whether c is asked for the piece already.
+// of reports whether c is asked for the piece already, or nobody need be: it has
+// come.
 func (p *piece) of(c *source) bool {
-	return slices.ContainsFunc(p.fetches, func(f *fetch) bool { return f.source == c || f.source == nil })
+	return slices.ContainsFunc(p.fetches, func(f *fetch) bool { return f.source == c || f.left == 0 })
 }
 
 // fetch notes that the piece is asked of c.
@@ -237,7 +238,7 @@ func (w *worker) take(f *fetch) {
 		_, n := m.StoredRange(i)
 		var stored []byte
 		stored, rest = rest[:n:n], rest[n:]
-		if !g.wants(i) {
+		if !g.wants(i, f.source) {
 			continue
 		}
 		var chunk surface.Chunk
@@ -313,10 +314,12 @@ func (w *worker) put(g *gathering, m *surface.Manifest, i int64, stored []byte) 
 	return g.sink.put(i, plain)
 }
 
-func (g *gathering) wants(i int64) bool {
+// wants reports whether chunk i is worth verifying: the sink lacks it, or nothing
+// else has shown yet what its source is.
+func (g *gathering) wants(i int64, from *source) bool {
 	g.s.mu.Lock()
 	defer g.s.mu.Unlock()
-	return !g.over && !g.claimed.has(i)
+	return !g.over && !g.claimed.has(i) || !from.proven
 }
 
 // claim says that the caller gives chunk i to the sink, if nobody has.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire"
@@ -29,7 +30,8 @@ const (
 // A source is a server that has the surface, or part of it: a connection on
 // which requests are pipelined and answered by their ids. What is told of its
 // goroutines: read receives, ask asks when there is something new to ask for,
-// follow learns what it has. All end when the connection does.
+// follow learns what it has. All end when the connection does. One whose memory is
+// mapped has read alone, and that once somebody waits.
 type source struct {
 	s       *Surface
 	address string
@@ -43,18 +45,19 @@ type source struct {
 	work    sync.WaitGroup
 
 	// Guarded by the surface's mu.
-	err      error
-	lastID   uint64
-	pending  map[uint64]*request
-	fetches  map[*fetch]struct{}
-	have     ranges
-	window   int  // frames
-	inflight int  // frames of fetches asked for and not received
-	held     bool // what was received waits for workers
-	ping     bool // a sign of life is wanted
-	bytes    int64
-	checking int  // fetches that are being verified
-	proven   bool // a chunk was what it should be
+	err       error
+	lastID    uint64
+	pending   map[uint64]*request
+	fetches   map[*fetch]struct{}
+	have      ranges
+	window    int  // frames
+	inflight  int  // frames of fetches asked for and not received
+	held      bool // what was received waits for workers
+	ping      bool // a sign of life is wanted
+	bytes     int64
+	checking  int  // fetches that are being verified
+	listening bool // read runs, of a source that is direct
+	proven    bool // a chunk was what it should be
 }
 
 // A request is under way on a connection.
@@ -178,6 +181,18 @@ func (c *source) start(ctx context.Context, state control.SurfaceState) {
 	c.work.Go(func() { c.follow(ctx, state) })
 }
 
+// listen begins to receive, for who needs no more of the source: not before somebody
+// waits for it, since who maps what is sealed never does.
+func (c *source) listen() {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.listening || c.err != nil {
+		return
+	}
+	c.listening = true
+	c.work.Go(c.read)
+}
+
 // drop gives the source up, for the reason that err is. What it owes is asked
 // of others.
 func (c *source) drop(err error) {
@@ -240,21 +255,28 @@ func (c *source) receive(h wire.Header) error {
 	if h.Kind == wire.KindEvent {
 		return c.conn.Wire.Discard() // whoever closes does so
 	}
+	if !h.Has(wire.FlagReply) {
+		return broken("a %v frame that answers nothing", h.Kind)
+	}
 	c.s.mu.Lock()
 	r := c.pending[h.ID]
-	delete(c.pending, h.ID)
+	kind := wire.KindRead
+	if r != nil && r.done != nil {
+		kind = wire.KindControl
+	}
+	if h.Kind == kind { // else whoever waits learns that the source was dropped
+		delete(c.pending, h.ID)
+	}
 	c.s.mu.Unlock()
 	switch {
-	case !h.Has(wire.FlagReply):
-		return broken("a %v frame that answers nothing", h.Kind)
 	case r == nil:
 		return broken("an answer to request %d, which was not made or was answered", h.ID)
-	case h.Kind == wire.KindControl && r.done != nil:
+	case h.Kind != kind:
+		return broken("a %v frame answers a request of another kind", h.Kind)
+	case kind == wire.KindControl:
 		return c.receiveControl(h, r)
-	case h.Kind == wire.KindRead && r.done == nil:
-		return c.receiveRead(h, r)
 	}
-	return broken("a %v frame answers a request of another kind", h.Kind)
+	return c.receiveRead(h, r)
 }
 
 func (c *source) receiveControl(h wire.Header, r *request) error {
@@ -310,10 +332,8 @@ func (c *source) receiveRead(h wire.Header, r *request) error {
 	// the link busy meanwhile.
 	more := c.inflight <= c.window/2
 	c.s.mu.Unlock()
-	if more {
-		if err := c.request(); err != nil {
-			return err
-		}
+	if more && c.request() != nil {
+		c.poke() // ask sees that too; what was sent before is still received
 	}
 	if !whole {
 		return nil
@@ -343,9 +363,25 @@ func (c *source) ask() {
 			err = c.notify(control.OpCancel, control.Cancel{}) // there is no request 0: answered at once
 		}
 		if err != nil {
-			c.drop(err)
+			c.unsent(err)
 			return
 		}
+	}
+}
+
+// lastWordTime bounds how long what was sent by a source is received that takes
+// nothing any more.
+const lastWordTime = time.Second
+
+// unsent gives the source up because nothing can be sent to it, once all that it
+// sent has been read: a surface that is read once is there nowhere else.
+func (c *source) unsent(err error) {
+	late := time.NewTimer(lastWordTime)
+	defer late.Stop()
+	select {
+	case <-c.gone:
+	case <-late.C:
+		c.drop(err)
 	}
 }
 
@@ -428,7 +464,10 @@ func (c *source) post(op control.Op, args any) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r, c.conn.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload)
+	if err = c.conn.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: id}, nil, payload); err != nil {
+		c.unsent(err)
+	}
+	return r, err
 }
 
 // notify sends a control request whose answer does not matter.

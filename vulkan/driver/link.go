@@ -54,7 +54,7 @@ type link struct {
 	readMu  sync.Mutex
 	rounds  atomic.Uint64 // how often someone has read
 	waiting atomic.Int32  // application threads that wait
-	asked   atomic.Bool   // someone looked for something that has not come
+	asked   atomic.Bool   // something was sent, or looked for and has not come
 
 	mu      sync.Mutex
 	leader  bool // one of those who wait waits for the socket
@@ -65,7 +65,7 @@ type link struct {
 	tending  atomic.Bool   // the tender ticks
 	nudge    chan struct{} // wakes it
 	watching atomic.Bool   // the watch ticks
-	loading  atomic.Int32  // threads that wait for what may have the worker load a driver
+	loading  atomic.Int32  // requests without a reply that may have the worker load a driver
 	guard    chan struct{} // wakes it
 	reading  atomic.Bool   // the background reads
 	rouse    chan struct{} // wakes it
@@ -77,6 +77,7 @@ type link struct {
 // A pending request, whose reply has not been used.
 type pending struct {
 	serial uint64
+	loads  bool        // it counts in loading
 	done   atomic.Bool // flags and body are there
 	flags  stream.Flags
 	body   []byte
@@ -200,12 +201,33 @@ func (l *link) failed(err error) error {
 	return l.lost()
 }
 
+// lastWordTime bounds how long what a worker sent is read that takes nothing any
+// more.
+const lastWordTime = time.Second
+
+// unsent makes an error of writing the link's loss, once all has been read that
+// the worker sent before it ended: it may have said why. It must not be called by
+// who reads.
+func (l *link) unsent(err error) error {
+	if !errors.Is(err, wire.ErrTooLarge) && !errors.Is(err, wire.Unsupported) {
+		l.readSoon() // unless an application thread does
+		late := time.NewTimer(lastWordTime)
+		defer late.Stop()
+		select {
+		case <-l.gone:
+		case <-late.C:
+		}
+	}
+	return l.failed(err)
+}
+
 // write sends a message without a reply whose body is head and data. Long data
 // is sent at once, from where it is.
 func (l *link) write(op stream.Op, head, data []byte) error {
 	if err := l.sc.Write(op, 0, 0, head, data); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
+	l.expect()
 	l.buffered()
 	return nil
 }
@@ -214,7 +236,7 @@ func (l *link) write(op stream.Op, head, data []byte) error {
 // after flushAfter.
 func (l *link) send(op stream.Op, body func([]byte) []byte) error {
 	if err := l.sc.End(body(l.sc.Begin(op, 0, 0))); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	l.buffered()
 	return nil
@@ -235,7 +257,7 @@ func (l *link) encode(cmd registry.Index, a *registry.Args, flags stream.Flags, 
 		return err
 	}
 	if err := l.sc.End(buf); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	if flags == 0 {
 		l.buffered()
@@ -252,8 +274,9 @@ func (l *link) buffered() {
 
 // flush sends what waits.
 func (l *link) flush() error {
+	l.expect()
 	if err := l.sc.Flush(); err != nil {
-		return l.failed(err)
+		return l.unsent(err)
 	}
 	return nil
 }
@@ -285,25 +308,31 @@ func (l *link) ask(cmd registry.Index, a *registry.Args) ([]byte, error) {
 // roundTrip has send send a request with the serial it is given, and waits for
 // the reply. cmd is what it counts for.
 func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]byte, error) {
-	p, err := l.begin(send)
+	p, err := l.begin(cmd, send)
 	if err != nil {
 		return nil, err
 	}
 	return l.finish(cmd, p)
 }
 
-// begin has send send a request with the serial it is given. What it returns is
-// for finish, at any time.
-func (l *link) begin(send func(serial uint64) error) (*pending, error) {
+// begin has send send a request with the serial it is given, on behalf of a
+// command. What it returns is for finish, at any time.
+func (l *link) begin(cmd registry.Index, send func(serial uint64) error) (*pending, error) {
 	if err := l.lost(); err != nil {
 		return nil, err
 	}
-	p := &pending{serial: l.serials.Add(1)}
+	p := &pending{serial: l.serials.Add(1), loads: loads(cmd)}
+	if p.loads {
+		l.loading.Add(1)
+	}
 	l.mu.Lock()
 	l.pending[p.serial] = p
 	l.mu.Unlock()
 	if err := send(p.serial); err != nil {
 		l.forget(p)
+		if p.loads {
+			l.loading.Add(-1)
+		}
 		return nil, err
 	}
 	return p, nil
@@ -322,10 +351,6 @@ func (l *link) finish(cmd registry.Index, p *pending) ([]byte, error) {
 			return nil, err
 		}
 		l.d.trace.trip(cmd)
-		if loads(cmd) {
-			l.loading.Add(1)
-			defer l.loading.Add(-1)
-		}
 		l.wait(p.done.Load, forever, p.serial)
 		if !p.done.Load() {
 			return nil, l.lost()
@@ -347,7 +372,7 @@ func (l *link) finish(cmd registry.Index, p *pending) ([]byte, error) {
 func (l *link) request(cmd registry.Index, op stream.Op, body func([]byte) []byte) ([]byte, error) {
 	return l.roundTrip(cmd, func(serial uint64) error {
 		if err := l.sc.End(body(l.sc.Begin(op, stream.FlagReply, serial))); err != nil {
-			return l.failed(err)
+			return l.unsent(err)
 		}
 		return nil
 	})
@@ -362,7 +387,7 @@ func (l *link) requestFile(cmd registry.Index, op stream.Op, body func([]byte) (
 			return err
 		}
 		if err := l.sc.EndFile(buf, f); err != nil {
-			return l.failed(err)
+			return l.unsent(err)
 		}
 		return nil
 	})

@@ -268,6 +268,33 @@ func TestLost(t *testing.T) {
 	})
 }
 
+// Why a worker ended is known, also if somebody finds first that nothing can be
+// sent any more.
+func TestLastWord(t *testing.T) {
+	both(t, func(t *testing.T, pipes bool) {
+		for range 20 {
+			s := newScene(t, pipes, nil)
+			fence := s.fence(s.device)
+			var work sync.WaitGroup
+			for range 3 {
+				work.Go(func() {
+					for s.call(registry.VkGetFenceStatus, s.device, fence) != deviceLost {
+						s.call(registry.VkResetFences, s.device, 1, s.words(fence))
+						s.call(registry.VkWaitForFences, s.device, 1, s.words(fence), 1, 0)
+					}
+				})
+			}
+			s.p.waitFor(registry.VkResetFences, 3)
+			s.p.send(stream.OpLost, 0, 0, stream.Lost{Result: -4, Command: uint16(registry.VkCreateImage), Text: "why"}.Append(nil))
+			s.p.sc.Close()
+			work.Wait()
+			if log := s.logged(); !strings.Contains(log, "vkCreateImage") {
+				t.Errorf("the log does not name the call:\n%s", log)
+			}
+		}
+	})
+}
+
 // A worker that answers pings may take its time.
 func TestSlowWorker(t *testing.T) {
 	if testing.Short() {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/memspan/memspan/internal/callstack"
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
 )
@@ -147,6 +148,7 @@ func (l *link) park(ready func() bool, left time.Duration, serial uint64) {
 		case <-l.gone:
 		case <-timeout:
 		}
+		callstack.Reserve()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -240,6 +242,9 @@ func (l *link) reply(m stream.Message) error {
 	}
 	p.flags, p.body = m.Flags, bytes.Clone(m.Body)
 	p.done.Store(true)
+	if p.loads {
+		l.loading.Add(-1)
+	}
 	for _, w := range l.parked {
 		if w.serial == m.Serial {
 			w.rouse()

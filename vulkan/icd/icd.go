@@ -10,9 +10,19 @@ package icd
 // static void release(uintptr_t address) { free((void *)address); }
 //
 // void memspanAtExit(void);
+// void memspanFewFiles(void);
 import "C"
 
-import "github.com/memspan/memspan/vulkan/registry"
+import (
+	_ "syscall" // raises the limit on open files when it is initialised
+
+	"github.com/memspan/memspan/internal/callstack"
+	"github.com/memspan/memspan/vulkan/registry"
+)
+
+// Go has raised the limit on open files for itself by now. It is the
+// application's, which may use select(2), and its children's.
+func init() { C.memspanFewFiles() }
 
 // handler is what Handle was given. C calls without a context, so there can be
 // one only.
@@ -29,6 +39,7 @@ func Handle(h func(command registry.Index, args *registry.Args) uint64) { handle
 
 //export memspanCall
 func memspanCall(command uint32, args uintptr) uint64 {
+	callstack.Reserve() // the application's signals are handled where it is called
 	return handler(registry.Index(command), registry.ArgsAt(args))
 }
 
@@ -44,7 +55,10 @@ func AtExit(f func()) {
 }
 
 //export memspanEnded
-func memspanEnded() { ended() }
+func memspanEnded() {
+	callstack.Reserve()
+	ended()
+}
 
 // Alloc returns zeroed C memory, which the loader may write to, or 0.
 func Alloc(size uintptr) uintptr { return uintptr(C.allocate(C.size_t(size))) }

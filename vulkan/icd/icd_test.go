@@ -165,7 +165,7 @@ func TestForeignProcess(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "foreign")
 	compile(t, "-o", program, "testdata/foreign.c", "-ldl", "-pthread")
 	for mode, end := range map[string]string{
-		"handlers": "", "pipes": "", "children": "", "again": "", "threads": "", "exit": "",
+		"handlers": "", "pipes": "", "children": "", "again": "", "threads": "", "exit": "", "late handlers": "", "own": "",
 		"pipe by default": "signal: broken pipe", "crash": "signal: segmentation fault",
 	} {
 		t.Run(mode, func(t *testing.T) {

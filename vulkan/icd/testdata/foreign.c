@@ -5,6 +5,7 @@
 // prints "good" if all is as it should be.
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
@@ -15,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -181,6 +184,65 @@ static void threads(void) {
 	}
 }
 
+static void deep(int signal) {
+	volatile char much[64 << 10];
+	for (size_t i = 0; i < sizeof much; i += 64) much[i] = (char)signal;
+	caught[signal]++;
+}
+
+static void *caller(void *ended) {
+	while (!*(volatile int *)ended)
+		if (!call()) return (void *)1;
+	return NULL;
+}
+
+// Signals that come while a thread is in the library, and at any of its own
+// threads, do no harm, though their handlers were installed late and know
+// nothing of other stacks.
+static void late(void) {
+	load();
+	require(call(), "the call failed");
+	signal(SIGALRM, deep); // without SA_ONSTACK
+	struct itimerval often = {{0, 200}, {0, 200}}, never = {{0, 0}, {0, 0}};
+	volatile int ended = 0;
+	pthread_t other;
+	require(pthread_create(&other, NULL, caller, (void *)&ended) == 0, "thread");
+	setitimer(ITIMER_REAL, &often, NULL);
+	while (caught[SIGALRM] < 5000) require(call(), "the call failed");
+	setitimer(ITIMER_REAL, &never, NULL);
+	ended = 1;
+	void *failed;
+	pthread_join(other, &failed);
+	require(failed == NULL, "the call failed on a thread");
+}
+
+// The program's signals are for its own threads, and its limits are as they were.
+static void own(void) {
+	struct rlimit before = {256, 1024}, now;
+	require(setrlimit(RLIMIT_NOFILE, &before) == 0, "setrlimit");
+	load();
+	require(call(), "the call failed");
+	require(getrlimit(RLIMIT_NOFILE, &now) == 0 && now.rlim_cur == 256 && now.rlim_max == 1024, "the limit of open files was changed");
+	DIR *tasks = opendir("/proc/self/task");
+	int others = 0;
+	for (struct dirent *d; (d = readdir(tasks)) != NULL;) {
+		char name[300], line[256];
+		unsigned long long blocked = 0;
+		snprintf(name, sizeof name, "/proc/self/task/%s/status", d->d_name);
+		FILE *f = d->d_name[0] == '.' ? NULL : fopen(name, "r");
+		if (f == NULL) continue;
+		while (fgets(line, sizeof line, f) != NULL)
+			if (sscanf(line, "SigBlk: %llx", &blocked) == 1) break;
+		fclose(f);
+		unsigned long long bits = 1ull << (SIGALRM - 1) | 1ull << (SIGTERM - 1) | 1ull << (SIGUSR1 - 1);
+		int mine = atoi(d->d_name) == getpid();
+		require((blocked & bits) == (mine ? 0 : bits), mine ? "the program's own mask was changed" : "a thread of the library takes the program's signals");
+		others += !mine;
+	}
+	closedir(tasks);
+	require(others > 0, "the library has no thread");
+}
+
 static void crash(void) {
 	load();
 	require(call(), "the call failed");
@@ -195,7 +257,7 @@ static void leave(void) {
 int main(int argc, char **argv) {
 	static const struct { const char *name; void (*run)(void); } modes[] = {
 		{"handlers", handlers}, {"pipes", pipes}, {"pipe by default", pipeDefault}, {"children", children},
-		{"again", again}, {"threads", threads}, {"crash", crash}, {"exit", leave},
+		{"again", again}, {"threads", threads}, {"crash", crash}, {"exit", leave}, {"late handlers", late}, {"own", own},
 	};
 	setvbuf(stdout, NULL, _IONBF, 0);
 	if (argc != 3) return 2;
