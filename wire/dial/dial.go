@@ -61,9 +61,9 @@ type Options struct {
 	// state of a TLS connection, nil on others, once that stands. Conn.Await
 	// receives the reply.
 	Early func(state *tls.ConnectionState) (op control.Op, args any, err error)
-	// Quiet has writes to a server that is gone raise no SIGPIPE, which in a
-	// program that is not Go's may end it. (Linux)
-	Quiet bool
+	// Plain has the connection be one that the runtime's poller does not know, and
+	// whose writes raise no SIGPIPE: see [sockopt.Plain]. (Linux)
+	Plain bool
 }
 
 // A Conn is a connection to a server after the greeting: a new session. It
@@ -216,7 +216,7 @@ func DialTLS(ctx context.Context, address string, base *tls.Config) (*tls.Conn, 
 }
 
 func (d *dialer) connect(ctx context.Context) (net.Conn, error) {
-	if d.network == "unix" {
+	if d.network == "unix" && !d.Plain {
 		return unixsock.Dial(d.addr) // which waits for nothing
 	}
 	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
@@ -235,8 +235,13 @@ func (d *dialer) dial(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.Quiet {
-		nc = sockopt.QuietOf(nc)
+	if d.Plain {
+		plain, err := sockopt.PlainOf(nc)
+		if err != nil {
+			nc.Close()
+			return nil, err
+		}
+		nc = plain
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := d.handshake(ctx, nc)
@@ -275,11 +280,6 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 			return nil, err
 		}
 		fds = fdpass.New(conn)
-		if d.Quiet {
-			if err := fds.Quiet(); err != nil {
-				return nil, err
-			}
-		}
 		nc = fds
 	case d.tls:
 		tc := tls.Client(wire.Progress(nc, d.IOTimeout), d.tlsConfig())
