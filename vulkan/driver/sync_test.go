@@ -198,8 +198,22 @@ func TestEvents(t *testing.T) {
 	if r := status(); r != eventReset {
 		t.Errorf("reset: %d", r)
 	}
-	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: s.d.objects.get(event).id, Value: 1})
+	// What the device did before it learned of the reset counts no more: the
+	// signal that shows that this one has come is behind it.
+	id, fence := s.d.objects.get(event).id, s.fence(s.device)
+	s.submit(fence)
+	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: id, Value: 1<<1 | 1},
+		stream.Signal{Kind: stream.SignalFence, ID: s.d.objects.get(fence).id, Value: 1})
+	s.waitFor(s.device, fence)
+	if r := status(); r != eventReset {
+		t.Errorf("after a signal from before the reset: %d", r)
+	}
+	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: id, Value: 2<<1 | 1})
 	for status() != eventSet {
+		runtime.Gosched()
+	}
+	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: id, Value: 2 << 1})
+	for status() != eventReset {
 		runtime.Gosched()
 	}
 }
