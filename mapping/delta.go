@@ -5,6 +5,7 @@ package mapping
 import (
 	"crypto/subtle"
 	"errors"
+	"slices"
 )
 
 // MergeDelta brings in what the other side changed from the span's offset off
@@ -57,8 +58,8 @@ func (s *Shadow) deltaPage(at int64, delta []byte) {
 		delta = whole
 	}
 	user, image := s.region.alias[begin:begin+n], s.region.image[begin:begin+n]
-	now := append(s.words[:0], image...)
-	subtle.XORBytes(now, now, delta)
+	now := slices.Grow(s.words[:0], len(image))[:len(image)]
+	subtle.XORBytes(now, image, delta)
 	s.words = now
 	storeDelta(user, image, now, delta)
 	s.imaged(begin, now)

@@ -71,7 +71,7 @@ func connect(ctx context.Context, name string) (driver.Connection, error) {
 	if err != nil {
 		return driver.Connection{}, err
 	}
-	options.Name, options.Quiet = name, true
+	options.Name, options.Plain = name, true
 	c, err := dial.Dial(ctx, address, options)
 	if err != nil {
 		return driver.Connection{}, err

@@ -9,12 +9,9 @@ import (
 	"math"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/memspan/memspan/internal/sockopt"
 )
 
 const (
@@ -34,19 +31,28 @@ var (
 	ErrTooMany = errors.New("fdpass: more files received than can be held")
 )
 
+// A Socket is a unix stream connection: a [*net.UnixConn], a unixsock.Conn, or a
+// sockopt.Plain on such a socket.
+type Socket interface {
+	net.Conn
+	syscall.Conn
+	CloseWrite() error
+	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
+	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
+}
+
 // A Conn is a unix stream connection that keeps the files it receives. It
 // implements [net.Conn] and [syscall.Conn]; its methods may be called
 // concurrently.
 type Conn struct {
-	unix *net.UnixConn
+	unix Socket
 
 	readMu  sync.Mutex
 	oob     []byte // room for the control data of one message, reused
 	readErr error  // set for good once files were refused
 	read    int64  // bytes returned so far
 
-	writeMu sync.Mutex      // a message sent in two parts stays in one piece
-	quiet   syscall.RawConn // nil: writes may raise SIGPIPE
+	writeMu sync.Mutex // a message sent in two parts stays in one piece
 
 	queueMu sync.Mutex
 	queue   []arrival
@@ -64,9 +70,9 @@ var (
 	_ syscall.Conn = (*Conn)(nil)
 )
 
-// New returns a Conn that reads and writes c, a stream socket, and owns it
-// from now on. Reading c itself any further would lose files.
-func New(c *net.UnixConn) *Conn {
+// New returns a Conn that reads and writes c and owns it from now on. Reading c
+// itself any further would lose files.
+func New(c Socket) *Conn {
 	return &Conn{unix: c, oob: make([]byte, controlSpace())}
 }
 
@@ -147,25 +153,7 @@ func (c *Conn) take(n int64) (*os.File, error) {
 func (c *Conn) Write(p []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	if c.quiet != nil {
-		n, err := sockopt.WriteQuietly(c.quiet, &net.Buffers{p})
-		return int(n), err
-	}
 	return c.unix.Write(p)
-}
-
-// Quiet has writes to a peer that is gone raise no SIGPIPE: see
-// [sockopt.WriteQuietly]. It is to be called before the first. On systems other
-// than Linux it does nothing.
-func (c *Conn) Quiet() error {
-	if runtime.GOOS != "linux" {
-		return nil
-	}
-	raw, err := c.unix.SyscallConn()
-	if err == nil {
-		c.quiet = raw
-	}
-	return err
 }
 
 // WriteBuffers writes all of v as one gathering write, as v.WriteTo does for
@@ -173,8 +161,10 @@ func (c *Conn) Quiet() error {
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	if c.quiet != nil {
-		return sockopt.WriteQuietly(c.quiet, v)
+	if g, ok := c.unix.(interface {
+		WriteBuffers(*net.Buffers) (int64, error)
+	}); ok {
+		return g.WriteBuffers(v)
 	}
 	return v.WriteTo(c.unix)
 }
@@ -184,15 +174,7 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 func (c *Conn) WriteWithFiles(p []byte, files ...*os.File) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	if c.quiet == nil || len(files) == 0 {
-		return write(c.unix, p, files)
-	}
-	n, err := sendFirst(p, files, func(fds []int) (int, error) { return sockopt.SendQuietly(c.quiet, p, fds) })
-	if err == nil && n < len(p) {
-		m, err := sockopt.WriteQuietly(c.quiet, &net.Buffers{p[n:]})
-		return n + int(m), err
-	}
-	return n, err
+	return write(c.unix, p, files)
 }
 
 // Send writes data, which must not be empty, to conn with up to MaxFiles files
@@ -202,7 +184,7 @@ func Send(conn *net.UnixConn, data []byte, files ...*os.File) error {
 	return err
 }
 
-func write(conn *net.UnixConn, p []byte, files []*os.File) (n int, err error) {
+func write(conn Socket, p []byte, files []*os.File) (n int, err error) {
 	if len(files) == 0 {
 		return conn.Write(p)
 	}

@@ -32,11 +32,7 @@ func TestQuietWrites(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := New(near)
-			if err := c.Quiet(); err != nil {
-				t.Fatal(err)
-			}
-			return c, far
+			return New(plain(t, near).(Socket)), far
 		},
 		"tcp": func(t *testing.T) (net.Conn, net.Conn) {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -52,7 +48,7 @@ func TestQuietWrites(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return sockopt.QuietOf(near), far
+			return plain(t, near), far
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -98,6 +94,15 @@ func TestQuietWrites(t *testing.T) {
 			}
 		})
 	}
+}
+
+func plain(t *testing.T, c net.Conn) net.Conn {
+	t.Helper()
+	p, err := sockopt.PlainOf(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // passFile sends a file and takes it.

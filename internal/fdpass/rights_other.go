@@ -7,7 +7,6 @@ package fdpass
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 )
 
@@ -15,6 +14,6 @@ func controlSpace() int { return 0 }
 
 func parseFiles([]byte, int) ([]*os.File, error) { return nil, nil }
 
-func writeFirst(*net.UnixConn, []byte, []int) (int, error) {
+func writeFirst(Socket, []byte, []int) (int, error) {
 	return 0, fmt.Errorf("files cannot travel over sockets on this system: %w", errors.ErrUnsupported)
 }

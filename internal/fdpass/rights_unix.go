@@ -6,7 +6,6 @@ package fdpass
 
 import (
 	"fmt"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +44,7 @@ func parseFiles(oob []byte, flags int) ([]*os.File, error) {
 }
 
 // writeFirst sends as much of p as the socket takes at once, with fds.
-func writeFirst(conn *net.UnixConn, p []byte, fds []int) (int, error) {
+func writeFirst(conn Socket, p []byte, fds []int) (int, error) {
 	n, _, err := conn.WriteMsgUnix(p, unix.UnixRights(fds...), nil)
 	return n, err
 }

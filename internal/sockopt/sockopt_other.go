@@ -45,14 +45,8 @@ func (*Socket) AwaitReadable(time.Duration) (bool, error) { return false, errors
 // Shutdown fails on this system.
 func (*Socket) Shutdown() error { return errors.ErrUnsupported }
 
-// WriteQuietly writes all of v to nothing: it fails on this system.
-func WriteQuietly(syscall.RawConn, *net.Buffers) (int64, error) { return 0, errors.ErrUnsupported }
-
-// SendQuietly fails on this system.
-func SendQuietly(syscall.RawConn, []byte, []int) (int, error) { return 0, errors.ErrUnsupported }
-
-// QuietOf returns c: how a peer's end shows is this system's affair.
-func QuietOf(c net.Conn) net.Conn { return c }
+// PlainOf returns c: on this system the runtime's poller knows all sockets.
+func PlainOf(c net.Conn) (net.Conn, error) { return c, nil }
 
 // Acknowledging returns c: when reads acknowledge is this system's affair.
 func Acknowledging(c net.Conn) net.Conn { return c }

@@ -147,3 +147,10 @@ func TestApplicationsAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// wanted skips tests that download programs, unless they are asked for.
+func wanted(t testing.TB) {
+	if os.Getenv("MEMSPAN_TEST_APPS") == "" {
+		t.Skip("takes programs from the network: make test-apps")
+	}
+}

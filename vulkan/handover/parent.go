@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/memspan/memspan/internal/fdpass"
+	"github.com/memspan/memspan/internal/sockopt"
 	"github.com/memspan/memspan/wire"
 )
 
@@ -73,13 +74,17 @@ func (p *Parent) open(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if p.Start.Local {
-		unix, ok := nc.(*net.UnixConn)
-		if !ok {
-			nc.Close()
-			return errors.New("the connection of a local application is no unix socket")
-		}
-		p.Files = fdpass.New(unix)
+	if _, ok := nc.(*net.UnixConn); p.Start.Local && !ok {
+		nc.Close()
+		return errors.New("the connection of a local application is no unix socket")
+	}
+	plain, err := sockopt.PlainOf(nc)
+	if err != nil {
+		nc.Close()
+		return err
+	}
+	if nc = plain; p.Start.Local {
+		p.Files = fdpass.New(plain.(fdpass.Socket))
 		nc = p.Files
 	}
 	p.Client = wire.NewConn(nc, wire.Config{Sums: p.Start.Sums, Compress: p.Start.Compress, IOTimeout: p.Start.IOTimeout})

@@ -35,7 +35,7 @@ func (r *renderer) stop(d *device) error {
 			// Through the queue's goroutine: what was submitted before is
 			// observed before.
 			s := &submission{device: d, fence: f, own: true, idle: true}
-			if err = q.submitted(s, 0); err == nil {
+			if err = q.submitted(s, false); err == nil {
 				err = settle(s.finished)
 			}
 			if err == nil && s.failed {
@@ -72,7 +72,7 @@ func (r *renderer) close() error {
 		}
 	}
 	r.aside.Wait()
-	return nil
+	return r.images.Close()
 }
 
 // destroyChildren destroys what a device owns: the youngest first, as what

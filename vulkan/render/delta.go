@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"crypto/subtle"
 	"encoding/binary"
+	"slices"
 
 	"github.com/memspan/memspan/vulkan/stream"
 )
@@ -28,7 +29,6 @@ type delta struct {
 	data []byte
 	head []byte             // of the message
 	now  [comparedPage]byte // of the page being compared: the device may be writing it
-	xor  [comparedPage]byte
 }
 
 func (d *delta) reset() { d.runs, d.data = d.runs[:0], d.data[:0] }
@@ -43,16 +43,22 @@ func (d *delta) compare(off uint64, memory, image []byte) {
 		return
 	}
 	n := copy(d.now[:], memory)
-	subtle.XORBytes(d.xor[:n], d.now[:n], image)
+	// A page that changed all over goes from where it is made.
+	begin := len(d.data)
+	d.data = slices.Grow(d.data, n)[:begin+n]
+	xor := d.data[begin:]
+	subtle.XORBytes(xor, d.now[:n], image)
 	copy(image, d.now[:n])
-	if dense(d.xor[:n]) {
-		d.add(off, d.xor[:n])
+	if dense(xor) {
+		d.add(off, n)
 		return
 	}
-	for i := nonZero(d.xor[:n], 0); i < n; {
-		end := zeros(d.xor[:n], i)
-		d.add(off+uint64(i), d.xor[i:end])
-		i = nonZero(d.xor[:n], end)
+	d.data = d.data[:begin]
+	for i := nonZero(xor, 0); i < n; {
+		end := zeros(xor, i)
+		d.add(off+uint64(i), end-i)
+		d.data = append(d.data, xor[i:end]...) // to where it is, or before
+		i = nonZero(xor, end)
 	}
 }
 
@@ -68,14 +74,14 @@ func dense(b []byte) bool {
 	return len(b) == comparedPage
 }
 
-// add appends a run; one that begins where the last one ends continues it.
-func (d *delta) add(off uint64, xor []byte) {
+// add adds a run of n bytes; one that begins where the last one ends continues
+// it.
+func (d *delta) add(off uint64, n int) {
 	if k := len(d.runs) - 1; k >= 0 && d.runs[k].Offset+uint64(d.runs[k].Length) == off {
-		d.runs[k].Length += uint32(len(xor))
+		d.runs[k].Length += uint32(n)
 	} else {
-		d.runs = append(d.runs, stream.Run{Offset: off, Length: uint32(len(xor))})
+		d.runs = append(d.runs, stream.Run{Offset: off, Length: uint32(n)})
 	}
-	d.data = append(d.data, xor...)
 }
 
 // nonZero returns the first index from i on, counted in words where there are

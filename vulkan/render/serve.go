@@ -11,9 +11,11 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
+	"github.com/memspan/memspan/internal/spin"
 	"github.com/memspan/memspan/internal/vk"
 	"github.com/memspan/memspan/vulkan/codec"
 	"github.com/memspan/memspan/vulkan/registry"
@@ -51,11 +53,12 @@ type renderer struct {
 
 	// The stream's goroutine's:
 	table      table
-	local      bool          // the application is on this machine, and sends files
-	importing  *memfd.Region // during a call that allocates memory: what to make it of
-	external   externalInfo  // chained into the call being executed
-	keep       []any         // what was added to the call being executed
-	deviceName string        // of the GPU in use
+	local      bool         // the application is on this machine, and sends files
+	importing  []byte       // during a call that allocates memory: what to make it of
+	external   externalInfo // chained into the call being executed
+	keep       []any        // what was added to the call being executed
+	images     *memfd.Arena // of what the client has of memories
+	deviceName string       // of the GPU in use
 	reported   Usage
 	reportedAt time.Time
 	held       int64             // bytes of device memory
@@ -67,9 +70,11 @@ type renderer struct {
 	cursor     int               // where the last search in named ended
 	caller     caller
 	batch      batch
+	spin       spin.Spin // waits for messages while nothing is under way
 
-	arenas      sync.Pool // of *codec.Arena
-	comparisons sync.Pool // of *comparison
+	busy        atomic.Int64 // submissions under way
+	arenas      sync.Pool    // of *codec.Arena
+	comparisons sync.Pool    // of *comparison
 	slots       chan struct{}
 	aside       sync.WaitGroup
 
@@ -105,7 +110,8 @@ func newRenderer(wc *wire.Conn, cfg Config) (*renderer, error) {
 		cfg: cfg.withDefaults(), conn: stream.New(wc), codec: codec.New(), loader: loader,
 		effects: newEffects(), handlers: newHandlers(), made: newMade(),
 		physical: make(map[uint64]uint64), global: make([]uintptr, len(registry.Commands)),
-		arena: codec.NewArena(), slots: make(chan struct{}, maxAside),
+		images: memfd.NewArena("memspan-vulkan"),
+		arena:  codec.NewArena(), slots: make(chan struct{}, maxAside),
 	}
 	r.arenas.New = func() any { return codec.NewArena() }
 	r.comparisons.New = func() any { return new(comparison) }
@@ -126,7 +132,7 @@ func (r *renderer) serve() error {
 				return err
 			}
 		}
-		m, err := r.conn.Read()
+		m, err := r.read()
 		if errors.Is(err, io.EOF) || errors.Is(err, wire.PeerLost) {
 			return nil // the application ended
 		} else if err != nil {
@@ -141,6 +147,24 @@ func (r *renderer) serve() error {
 			return fmt.Errorf("render: %v: %w", opName(m.Op), err)
 		}
 	}
+}
+
+// read returns the next message. While nothing is under way, and it was worth it
+// of late, it waits without going to sleep; the device may need the processor.
+func (r *renderer) read() (stream.Message, error) {
+	if r.conn.Buffered() || r.busy.Load() > 0 {
+		return r.conn.Read()
+	}
+	begin := time.Now()
+	if r.spin.Look(func() bool {
+		ready, err := r.conn.Await(0)
+		return ready || err != nil
+	}) {
+		return r.conn.Read()
+	}
+	m, err := r.conn.Read()
+	r.spin.Took(time.Since(begin))
+	return m, err
 }
 
 func opName(op stream.Op) string {
