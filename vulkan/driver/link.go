@@ -144,7 +144,7 @@ func (l *link) greet(files bool) error {
 		return err
 	}
 	if welcome.Fingerprint != registry.Fingerprint {
-		return fmt.Errorf("the worker is another version of memspan (tables %#x, here %#x): %s", welcome.Fingerprint, registry.Fingerprint, welcome.Text)
+		return fmt.Errorf("the worker is another version of memspan (%#x, here %#x): %s", welcome.Fingerprint, registry.Fingerprint, welcome.Text)
 	}
 	l.d.mu.Lock()
 	l.d.early = early

@@ -197,7 +197,7 @@ func (r *renderer) greet() error {
 	w := stream.Welcome{Fingerprint: registry.Fingerprint, PID: uint32(os.Getpid()), Flags: local, Objects: uint32(r.cfg.Objects), Depth: uint32(r.cfg.QueueDepth), Text: "memspan"}
 	refused := h.Fingerprint != registry.Fingerprint
 	if refused {
-		w.Text = "the driver's tables of Vulkan are another version's: install the same memspan on both sides"
+		w.Text = "the driver is another version's: install the same memspan on both sides"
 	}
 	if err := r.conn.End(w.Append(r.conn.Begin(stream.OpHello, stream.FlagReply, m.Serial))); err != nil {
 		return err
@@ -206,7 +206,7 @@ func (r *renderer) greet() error {
 		return err
 	}
 	if refused {
-		return fmt.Errorf("%w: the client's tables are another version's", errMalformed)
+		return fmt.Errorf("%w: the client is another version's", errMalformed)
 	}
 	return nil
 }

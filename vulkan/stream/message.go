@@ -71,6 +71,11 @@ type Message struct {
 // Has reports whether all of the given flags are set.
 func (m Message) Has(f Flags) bool { return m.Flags&f == f }
 
+// Version grows when what a message says, or means, is changed. It is added to the
+// fingerprints that hellos and welcomes carry, so that ends that would misunderstand
+// each other find out at once.
+const Version = 2
+
 // A Hello is the client's first message.
 type Hello struct {
 	Fingerprint uint64 // of the registry's tables
@@ -85,10 +90,10 @@ type HelloFlags uint32
 // SameMachine says that both ends are on one machine and files pass.
 const SameMachine HelloFlags = 1
 
-// Append appends the message's body to dst: {u64 fingerprint, u32 flags, u32
+// Append appends the message's body to dst: {u64 fingerprint + Version, u32 flags, u32
 // pid, name}.
 func (h Hello) Append(dst []byte) []byte {
-	dst = binary.LittleEndian.AppendUint64(dst, h.Fingerprint)
+	dst = binary.LittleEndian.AppendUint64(dst, h.Fingerprint+Version)
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(h.Flags))
 	dst = binary.LittleEndian.AppendUint32(dst, h.PID)
 	return append(dst, h.Name[:min(len(h.Name), MaxText)]...)
@@ -100,7 +105,7 @@ func ParseHello(b []byte) (Hello, error) {
 		return Hello{}, fmt.Errorf("%w: hello of %d bytes", ErrMalformed, len(b))
 	}
 	return Hello{
-		Fingerprint: binary.LittleEndian.Uint64(b),
+		Fingerprint: binary.LittleEndian.Uint64(b) - Version,
 		Flags:       HelloFlags(binary.LittleEndian.Uint32(b[8:])),
 		PID:         binary.LittleEndian.Uint32(b[12:]),
 		Name:        string(b[16:]),
@@ -118,7 +123,7 @@ type Welcome struct {
 	Text        string     // what it is, or why it refuses; at most MaxText bytes
 }
 
-// Append appends the message's body to dst: {u64 fingerprint, u32 flags, u32
+// Append appends the message's body to dst: {u64 fingerprint + Version, u32 flags, u32
 // pid, u32 objects, u32 depth, text}.
 func (w Welcome) Append(dst []byte) []byte {
 	dst = Hello{w.Fingerprint, w.Flags, w.PID, ""}.Append(dst)
@@ -133,7 +138,7 @@ func ParseWelcome(b []byte) (Welcome, error) {
 		return Welcome{}, fmt.Errorf("%w: welcome of %d bytes", ErrMalformed, len(b))
 	}
 	return Welcome{
-		Fingerprint: binary.LittleEndian.Uint64(b),
+		Fingerprint: binary.LittleEndian.Uint64(b) - Version,
 		Flags:       HelloFlags(binary.LittleEndian.Uint32(b[8:])),
 		PID:         binary.LittleEndian.Uint32(b[12:]),
 		Objects:     binary.LittleEndian.Uint32(b[16:]),
