@@ -15,9 +15,13 @@ const (
 	// what an answer takes whose work is next to nothing: two other threads woken,
 	// one of another process, and a megabyte copied.
 	Window = 100 * time.Microsecond
-	// taken is how long a turn that was left to others may last before it is
-	// taken for a sign that they need the processor more.
-	taken = 20 * time.Microsecond
+	// taken is how long the processor may be away that was left to others, who may
+	// be those waited for, until it counts as wanted for more: then who looks is
+	// worse off than a sleeper, who is let in first when he is woken.
+	taken = 250 * time.Microsecond
+	// rest is for how long nobody looks after that: at 3 ms, a long turn of
+	// others', looking where it does not pay costs less than 1 %.
+	rest = time.Second
 	// A wait that came to its end within the window is worth one more that does
 	// not come to it, and costs no more than two of them.
 	most, least = 4, -8
@@ -25,7 +29,10 @@ const (
 
 // A Spin is the waits for one thing: it knows how long the last ones took. Its
 // zero value has seen none. Its methods may be called concurrently.
-type Spin struct{ credit atomic.Int32 }
+type Spin struct {
+	credit atomic.Int32
+	resume atomic.Int64 // nobody looks before: nanoseconds since 1970
+}
 
 // Look calls ready again and again, if of late this was worth it, and between
 // two calls leaves the processor to others that want it. It reports whether
@@ -36,18 +43,21 @@ func (s *Spin) Look(ready func() bool) bool {
 		return false
 	}
 	begin := time.Now()
-	for last := time.Duration(0); ; {
+	if begin.UnixNano() < s.resume.Load() {
+		return false
+	}
+	for last := begin; ; {
 		if ready() {
 			s.learn(1)
 			return true
 		}
 		yield()
-		now := time.Since(begin)
-		switch {
-		case now-last > taken:
-			s.credit.Store(least)
-			return false
-		case now > Window:
+		now := time.Now()
+		if now.Sub(last) > taken {
+			s.resume.Store(now.Add(rest).UnixNano())
+			return ready()
+		}
+		if now.Sub(begin) > Window {
 			return false
 		}
 		last = now
