@@ -221,7 +221,7 @@ func (s *Shadow) ask(first, last int64) {
 		s.pending.set(from, to)
 		if p < from {
 			var err error
-			s.written, err = s.region.tracker.Collect(int(p*pageSize), int((from-p)*pageSize), s.written)
+			s.written, err = s.region.tracker.Collect(s.region.user, int(p*pageSize), int((from-p)*pageSize), s.written)
 			if err != nil {
 				// Then any page may have been written. It costs a comparison.
 				s.pending.set(first, last)

@@ -6,10 +6,19 @@ package mapping
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/memspan/memspan/internal/userfault"
 )
+
+// A source is what the regions of a pool are made of: nothing but Go's memory.
+type source struct{}
+
+func newSource() source { return source{} }
+
+// track fails: pages are not tracked on this system.
+func (s *source) track() error { return userfault.Probe() }
+
+func (s *source) close() error { return nil }
 
 // A region is a shadow's memory: its bytes and the image.
 type region struct {
@@ -17,16 +26,10 @@ type region struct {
 	alias   []byte // the same
 	image   []byte
 	tracker *userfault.Tracker // always nil here
-
-	// While idle in a pool:
-	resident  int64
-	idleSince time.Time
+	stay
 }
 
-func newRegion(capacity int64, tracked bool) (*region, error) {
-	if tracked {
-		return nil, fmt.Errorf("mapping: %w", userfault.Probe())
-	}
+func (s *source) region(capacity int64, _ bool) (*region, error) {
 	if int64(int(2*capacity)) != 2*capacity {
 		return nil, fmt.Errorf("mapping: %d bytes are more than this machine can address", capacity)
 	}
@@ -38,8 +41,10 @@ func (r *region) capacity() int64 { return int64(len(r.alias)) }
 
 func (r *region) tracked() bool { return false }
 
-// size returns what the region costs the system.
-func (r *region) size() (int64, error) { return 2 * r.capacity(), nil }
+// most returns what the region costs the system, in bytes.
+func (r *region) most() int64 { return 2 * r.capacity() }
+
+func (r *region) size() (int64, error) { return r.most(), nil }
 
 // touched returns the first piece of [off, end) that may hold anything but
 // zeros: all of it.

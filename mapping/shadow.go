@@ -116,8 +116,8 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 	}
 	if writable && tracking != Pages && region.tracked() { // its last user's stores were
 		pages := (start + n + pageSize - 1) / pageSize
-		if err := region.tracker.Disarm(0, int(pages*pageSize)); err != nil {
-			return nil, errors.Join(fmt.Errorf("mapping: shadow of %d bytes: %w", n, err), region.close())
+		if err := region.tracker.Disarm(region.user[:pages*pageSize]); err != nil {
+			return nil, errors.Join(fmt.Errorf("mapping: shadow of %d bytes: %w", n, err), p.discard(region))
 		}
 	}
 	s := &Shadow{
@@ -126,7 +126,9 @@ func NewShadow(p *Pool, off, n, blockSize int64, writable bool, tracking Trackin
 		region: region, base: off - start, start: start,
 		outstanding: make(map[*Change]struct{}),
 	}
+	region.use(bytesHalf, s.pages()*pageSize)
 	if s.image {
+		region.use(imageHalf, s.pages()*pageSize)
 		s.pending = newBitmap(s.pages())
 	}
 	switch {
@@ -251,7 +253,7 @@ func (s *Shadow) Arm() error {
 	if s.tracking != Pages {
 		return nil
 	}
-	if err := s.region.tracker.Arm(0, int(s.pages()*pageSize)); err != nil {
+	if err := s.region.tracker.Arm(s.region.user[:s.pages()*pageSize]); err != nil {
 		return fmt.Errorf("mapping: arm %d bytes: %w", s.n, err)
 	}
 	return nil

@@ -226,6 +226,7 @@ func TestMergeNeverUndoesAStoreOfTheSameByte(t *testing.T) {
 				if err := sh.Merge(0, srv[:n]); err != nil {
 					t.Fatal(err)
 				}
+				runtime.Gosched() // or the writer, with one processor, waits for a slice's end
 			}
 			for i, b := range mem {
 				if b != value(epoch) {

@@ -24,6 +24,9 @@ func (s *session) startControl(ctx context.Context, h wire.Header) error {
 	if err := s.readJSON(h, &req); err != nil {
 		return fmt.Errorf("control request: %w", err)
 	}
+	if req.Op != control.OpSurfaceOpen || s.frames > 1 { // the first is over before another could begin
+		s.yield()
+	}
 	s.mu.Lock()
 	_, dup := s.cancels[h.ID]
 	s.mu.Unlock()

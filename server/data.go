@@ -161,7 +161,7 @@ func (s *session) read(ctx context.Context, j *dataJob) error {
 	if err != nil {
 		return s.failData(j, err)
 	}
-	off, n, err := signed(j.command)
+	off, n, err := inBlock(j.command)
 	if err != nil {
 		return s.failData(j, err)
 	}
@@ -205,6 +205,17 @@ func signed(c wire.MemoryCommand) (off, n int64, err error) {
 	return int64(c.Offset), int64(c.Size), nil
 }
 
+// inBlock is signed for commands to a span, which stay within one of its blocks: so that
+// no reader finds a part of what a frame has brought, nor a writer's in what he reads.
+func inBlock(c wire.MemoryCommand) (off, n int64, err error) {
+	off, n, err = signed(c)
+	if err == nil && off%tier.BlockSize+n > tier.BlockSize {
+		err = &wire.Error{Code: wire.Invalid, Offset: off, Length: n, Message: fmt.Sprintf(
+			"one frame's bytes lie in one block, and these cross a multiple of %d: send a frame for each block", tier.BlockSize)}
+	}
+	return off, n, err
+}
+
 func (s *session) transfer(ctx context.Context, j *dataJob) error {
 	if h := s.surface(j.command.Memory); h != nil && h.exposure != nil {
 		return s.appendSurface(ctx, j, h.exposure)
@@ -215,7 +226,7 @@ func (s *session) transfer(ctx context.Context, j *dataJob) error {
 	}
 	id := j.command.Memory
 	more := j.header.Flags&wire.FlagMore != 0
-	off, n, err := signed(j.command)
+	off, n, err := inBlock(j.command)
 	if err != nil {
 		return s.failData(j, err)
 	}

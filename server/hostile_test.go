@@ -262,7 +262,7 @@ func TestGarbage(t *testing.T) {
 }
 
 func TestBadRequests(t *testing.T) {
-	_, socket, _ := listen(t, server.Config{Limits: server.Limits{Handles: 3, Mappings: 2, Locks: 2, SpanSize: 1 << 30, Map: 1 << 20}})
+	_, socket, _ := listen(t, server.Config{Limits: server.Limits{Handles: 4, Mappings: 2, Locks: 2, SpanSize: 1 << 30, Map: 1 << 20}})
 	p := connect(t, "unix", socket).greet()
 	h := p.alloc("a", 4096)
 	read := func(handle, off, size uint64) error {
@@ -274,6 +274,12 @@ func TestBadRequests(t *testing.T) {
 	code(t, "offset that wraps", p.transfer(h, math.MaxUint64, []byte("xy")), wire.OutOfRange)
 	code(t, "offset that wraps as int64", p.transfer(h, 1<<63, []byte("xy")), wire.OutOfRange)
 	code(t, "read beyond the end", read(h, 4000, 97), wire.OutOfRange)
+	blocks := p.alloc("blocks", 3<<20)
+	code(t, "transfer that crosses blocks", p.transfer(blocks, 1<<20-1, []byte("xy")), wire.Invalid)
+	code(t, "read that crosses blocks", read(blocks, 2<<20-1, 2), wire.Invalid)
+	if err := errors.Join(p.transfer(blocks, 1<<20-2, []byte("xy")), p.transfer(blocks, 1<<20, make([]byte, 1<<20)), read(blocks, 2<<20, 1<<20)); err != nil {
+		t.Error("up to a block's end:", err)
+	}
 	code(t, "read of nothing", read(h, 0, 0), wire.Invalid)
 	code(t, "huge read", read(h, 0, 1<<40), wire.Invalid)
 	code(t, "zero size", p.control(control.OpAlloc, control.Alloc{Size: 0, Tier: coherency.Host, Home: coherency.Host}, nil), wire.Invalid)

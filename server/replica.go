@@ -76,7 +76,7 @@ func (r *replicas) gather(ctx context.Context, t *surface.Ticket, o pull.Options
 	r.work.Go(func() {
 		defer s.Close()
 		gathering := e.Context()
-		put := func(i int64, stored []byte) error { return e.Put(gathering, i, stored) }
+		put := func(i int64, c surface.Chunk) error { return e.Put(gathering, i, c) }
 		if err := s.Gather(gathering, e.Has, put); err != nil {
 			e.Fail(err)
 		}

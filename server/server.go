@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/tlslisten"
+	"github.com/memspan/memspan/internal/unixsock"
 	"github.com/memspan/memspan/span"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/tier"
@@ -274,6 +276,14 @@ func (srv *Server) Serve(ctx context.Context, ln net.Listener) error {
 		ln.Close()
 		return err
 	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		l, err := unixsock.Listen(u)
+		if err != nil {
+			ln.Close()
+			return fmt.Errorf("server: %v: %w", ln.Addr(), err)
+		}
+		ln = l
+	}
 	srv.mu.Lock()
 	if srv.closing {
 		srv.mu.Unlock()
@@ -286,28 +296,76 @@ func (srv *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer srv.work.Done()
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
+	a := acceptor{srv: srv, ln: ln, ended: make(chan struct{})}
+	go a.run(ctx)
+	<-a.ended
+	srv.mu.Lock()
+	delete(srv.listeners, ln)
+	srv.mu.Unlock()
+	return nil
+}
+
+// An acceptor accepts the connections of a listener. Who has accepted one serves it,
+// and has another go on with accepting: before he waits for more than a moment, or
+// does more than to answer what has come with the connection. So a question that comes with a
+// connection is answered by the thread that the connection woke, before it wakes others.
+type acceptor struct {
+	srv   *Server
+	ln    net.Listener
+	ended chan struct{} // closed when the listener is
+}
+
+// run accepts until a connection is to be served, which it does to its end.
+func (a *acceptor) run(ctx context.Context) {
+	growStack()
 	for wait := time.Duration(0); ; {
-		nc, err := ln.Accept()
+		yield := sync.OnceFunc(func() { go a.run(ctx) })
+		var nc net.Conn
+		var err error
+		if ln, ok := a.ln.(*unixsock.Listener); ok {
+			nc, err = ln.AcceptConn(yield)
+		} else {
+			nc, err = a.ln.Accept()
+		}
 		if err == nil {
 			wait = 0
-			srv.start(ctx, nc)
+			if s := a.srv.begin(nc); s != nil {
+				a.serve(ctx, s, yield)
+				return
+			}
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
-			srv.mu.Lock()
-			delete(srv.listeners, ln)
-			srv.mu.Unlock()
-			return nil
+			close(a.ended)
+			return
 		}
 		// Out of descriptors, or a connection that broke before it began: no
 		// reason to take the spans down.
 		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
-		srv.log.Error("accept", "listener", ln.Addr(), "error", err, "retry", wait)
+		a.srv.log.Error("accept", "listener", a.ln.Addr(), "error", err, "retry", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
+}
+
+// growStack gives the goroutine the stack that a session needs, before somebody waits for
+// it: it would be copied several times as it grows.
+//
+//go:noinline
+func growStack() {
+	var room [16 << 10]byte
+	runtime.KeepAlive(&room)
+}
+
+func (a *acceptor) serve(ctx context.Context, s *session, yield func()) {
+	defer a.srv.work.Done()
+	defer yield() // first: Shutdown waits for work to end, not for who accepts
+	if _, ok := a.ln.(*unixsock.Listener); !ok {
+		yield() // the handshake waits
+	}
+	s.serve(ctx, yield)
 }
 
 // admissible refuses listeners that would put spans on a network unguarded.
@@ -326,9 +384,9 @@ func (srv *Server) admissible(ln net.Listener) error {
 	return nil
 }
 
-// start runs a session on nc, unless too many are shaking hands: strangers
-// must not be able to lock anybody out for longer than that takes.
-func (srv *Server) start(ctx context.Context, nc net.Conn) {
+// begin returns a session for nc, which is counted as work, unless too many are shaking
+// hands: strangers must not be able to lock anybody out for longer than that takes.
+func (srv *Server) begin(nc net.Conn) *session {
 	s := newSession(srv, nc)
 	srv.mu.Lock()
 	full := srv.shaking >= srv.limits.Sessions+srv.limits.Guests
@@ -337,17 +395,14 @@ func (srv *Server) start(ctx context.Context, nc net.Conn) {
 		srv.shaking++
 		srv.work.Add(1)
 		srv.mu.Unlock()
-		go func() {
-			defer srv.work.Done()
-			s.serve(ctx)
-		}()
-		return
+		return s
 	}
 	srv.mu.Unlock()
 	// Nothing is said: a peer that has not proved anything yet must not cost a
 	// write that may block.
 	srv.log.Warn("connection refused", "peer", nc.RemoteAddr(), "closing", !full)
 	nc.Close()
+	return nil
 }
 
 var errStopping = &wire.Error{Code: wire.Closed, Message: "the server is stopping"}
@@ -422,14 +477,15 @@ func (srv *Server) closeTiers() error {
 	return err
 }
 
-// sameUser reports whether a peer on a unix socket may use this server.
-func sameUser(conn *net.UnixConn) error {
+// sameUser returns the process of a peer on a unix socket, or why it may not use this
+// server.
+func sameUser(conn fdpass.Socket) (pid int, err error) {
 	uid, _, pid, err := fdpass.PeerCred(conn)
 	if err != nil {
-		return fmt.Errorf("peer credentials: %w", err)
+		return 0, fmt.Errorf("peer credentials: %w", err)
 	}
 	if int(uid) != os.Getuid() && uid != 0 {
-		return fmt.Errorf("process %d runs as user %d, this server serves user %d only", pid, uid, os.Getuid())
+		return 0, fmt.Errorf("process %d runs as user %d, this server serves user %d only", pid, uid, os.Getuid())
 	}
-	return nil
+	return pid, nil
 }

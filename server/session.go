@@ -33,12 +33,15 @@ import (
 //
 // The goroutine of serve reads frames. Data frames are carried out in order:
 // small ones and stores to RAM there, others on the lane, so that the next is
-// received while one is stored. Each control request has a goroutine.
+// received while one is stored. Each control request has a goroutine. Until its first
+// request is answered the session holds up who accepts connections: see acceptor.
 type session struct {
 	srv   *Server
 	raw   net.Conn // as accepted
 	owner span.Owner
 	log   *slog.Logger
+
+	yield func() // has another accept connections: at the latest before anything that may wait
 
 	// Set by the handshake, immutable once established is closed.
 	established chan struct{}
@@ -65,6 +68,9 @@ type session struct {
 	freed   chan *mapping     // whose span was freed
 
 	requests sync.WaitGroup // control goroutines
+
+	laneStarted         bool // readFrames' own
+	laneWork, replyWork sync.WaitGroup
 
 	mu       sync.Mutex // guards what follows
 	handles  map[uint64]*span.Span
@@ -131,8 +137,10 @@ func newSession(srv *Server, nc net.Conn) *session {
 	}
 }
 
-// serve runs the session to its end.
-func (s *session) serve(ctx context.Context) {
+// serve runs the session to its end. It calls yield when what it does next may take
+// its time.
+func (s *session) serve(ctx context.Context, yield func()) {
+	s.yield = yield
 	// The session outlives the context that Serve was given: Shutdown ends it
 	// in good order.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -153,38 +161,18 @@ func (s *session) serve(ctx context.Context) {
 	}
 	close(s.established)
 	s.log.Debug("session begins", "peer", s.raw.RemoteAddr(), "handshake", time.Since(start))
-	var lane, replies, events sync.WaitGroup
-	lane.Go(func() {
-		for j := range s.lane {
-			s.jobDone(s.carryOut(ctx, j))
-		}
-	})
-	replies.Go(func() {
-		for j := range s.replies {
-			s.jobDone(s.answerRead(j))
-		}
-	})
-	events.Go(func() {
-		if s.guest {
-			return // and maps nothing
-		}
-		for m := range s.freed {
-			s.mu.Lock()
-			id := m.id
-			s.mu.Unlock()
-			if id != 0 { // else the map request has yet to be answered
-				s.event(control.Event{Event: control.EventFreed, Mapping: id, Message: "the span was freed"})
-			}
-		}
-	})
+	var events sync.WaitGroup
+	if !s.guest { // who maps nothing
+		events.Go(s.tellFreed)
+	}
 	err := s.readFrames(ctx)
 	// No reply can be wanted any more: end what waits.
 	cancel(errGone)
 	s.conn.Close()
 	close(s.lane)
-	lane.Wait()
+	s.laneWork.Wait()
 	close(s.replies)
-	replies.Wait()
+	s.replyWork.Wait()
 	s.requests.Wait()
 	s.cleanUp() // no span knows of this session's mappings any more
 	if !s.guest {
@@ -192,6 +180,32 @@ func (s *session) serve(ctx context.Context) {
 	}
 	events.Wait()
 	s.log.Debug("session ends", "reason", err)
+}
+
+// tellFreed tells the client of mappings whose span was freed.
+func (s *session) tellFreed() {
+	for m := range s.freed {
+		s.mu.Lock()
+		id := m.id
+		s.mu.Unlock()
+		if id != 0 { // else the map request has yet to be answered
+			s.event(control.Event{Event: control.EventFreed, Mapping: id, Message: "the span was freed"})
+		}
+	}
+}
+
+// startLane starts those who carry out data frames, with the first one.
+func (s *session) startLane(ctx context.Context) {
+	s.laneWork.Go(func() {
+		for j := range s.lane {
+			s.jobDone(s.carryOut(ctx, j))
+		}
+	})
+	s.replyWork.Go(func() {
+		for j := range s.replies {
+			s.jobDone(s.answerRead(j))
+		}
+	})
 }
 
 // endIdle ends the session of a guest that has no surface open.
@@ -230,17 +244,15 @@ func (s *session) handshake(ctx context.Context) error {
 	cfg := wire.Config{IOTimeout: s.srv.ioTimeout}
 	nc := s.raw
 	switch raw := s.raw.(type) {
-	case *net.UnixConn:
-		if err := sameUser(raw); err != nil {
+	case fdpass.Socket:
+		pid, err := sameUser(raw)
+		if err != nil {
 			return err
 		}
 		s.files = fdpass.New(raw)
 		nc = s.files
 		trusted, s.direct = true, true
-		s.peer.Transport = control.TransportUnix
-		if _, _, pid, err := fdpass.PeerCred(raw); err == nil {
-			s.peer.PID = pid
-		}
+		s.peer.Transport, s.peer.PID = control.TransportUnix, pid
 	case *tlslisten.Conn: // progress is measured below TLS
 		keepAlive(raw.Conn)
 		tc := tls.Server(wire.Progress(raw.Conn, s.srv.ioTimeout), raw.Config)
@@ -302,7 +314,7 @@ func (s *session) handshake(ctx context.Context) error {
 	if !s.direct && s.binding == [32]byte{} { // elsewhere nobody can listen, and use a proof again
 		rand.Read(s.nonce[:])
 	}
-	err = s.reply(h, control.Welcome{
+	payload, err := json.Marshal(control.Welcome{
 		Protocol:  wire.Version,
 		Session:   uint64(s.owner),
 		BlockSize: tier.BlockSize,
@@ -313,6 +325,12 @@ func (s *session) handshake(ctx context.Context) error {
 		MaxMap:    s.srv.limits.Map,
 		Nonce:     s.nonce[:],
 	})
+	if err != nil {
+		return err
+	}
+	// It leaves together with the answer to the first request, if that has come:
+	// readFrames pushes it otherwise.
+	err = s.conn.QueueFrame(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, nil, payload)
 	if err == nil && s.compress {
 		s.conn.SetCompress(true)
 	}
@@ -372,6 +390,13 @@ func (s *session) readFrames(ctx context.Context) error {
 			return err
 		}
 		s.frames++
+		if h.Kind != wire.KindControl {
+			s.yield()
+			if !s.laneStarted {
+				s.laneStarted = true
+				s.startLane(ctx)
+			}
+		}
 		switch h.Kind {
 		case wire.KindControl:
 			err = s.startControl(ctx, h)

@@ -328,8 +328,15 @@ func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.S
 	if p.Root != nil {
 		st.Root = p.Root[:]
 	}
+	// Whoever learns of a chunk asks for its digest next.
+	if err == nil && len(runs) > 0 && runs[0].First == from {
+		st.Digests, err = o.Digests(nil, from, min(runs[0].Count, maxUnasked))
+	}
 	return st, err
 }
+
+// maxUnasked is how many digests are told with the chunks that are there.
+const maxUnasked = 64
 
 // openSurface answers OpSurfaceOpen.
 func (s *session) openSurface(h wire.Header, args json.RawMessage) error {
@@ -375,6 +382,9 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 		Direct: direct && s.direct && o.Direct(), ReadOnce: o.ReadOnce(),
 		Header: header.AppendHeader(nil),
 		State:  st,
+	}
+	if reply.Direct {
+		reply.State.Digests = nil
 	}
 	if err == nil {
 		reply.Handle, err = s.addSurface(newSurfaceHandle(nil, o))

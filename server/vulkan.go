@@ -146,7 +146,7 @@ func (srv *Server) startLease(s *session, a control.Vulkan) (*lease, error) {
 	l := &lease{log: s.log, stat: control.VulkanStat{
 		Session: uint64(s.owner), Application: printable(a.Application), PID: a.PID, Since: time.Now().UTC(),
 	}}
-	if unix, ok := s.raw.(*net.UnixConn); ok {
+	if unix, ok := s.raw.(fdpass.Socket); ok {
 		if _, _, pid, err := fdpass.PeerCred(unix); err == nil {
 			l.stat.PID = pid // by the kernel's word
 		}

@@ -178,7 +178,7 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 		if closed {
 			return nil, &Error{Code: ErrClosed, Message: "the client was closed"}
 		}
-		if !link.failed() {
+		if !link.ended(ctx) {
 			return link, nil
 		}
 		fresh, err := c.dialLink(ctx)

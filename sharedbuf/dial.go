@@ -42,7 +42,7 @@ func (c *Client) dialLink(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{write: make(chan struct{}, 1), pending: make(map[int64]waiter), done: make(chan struct{})}
+	l := &link{write: make(chan struct{}, 1), pending: make(map[int64]waiter)}
 	if family == "tls" {
 		err = l.dialTLS(ctx, c.address, c.tls)
 	} else {
@@ -52,6 +52,7 @@ func (c *Client) dialLink(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	l.write <- struct{}{}
+	l.turn = newTurn(l.nc, l.tls)
 	go l.read()
 	if l.tls {
 		if err := l.hello(ctx, c.token); err != nil {

@@ -3,7 +3,9 @@
 package sharedbuf
 
 import (
+	"bufio"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,17 +21,19 @@ const (
 // headerSize is how many bytes say how long a frame is.
 const headerSize = 4
 
-// ReadFrame reads one frame, a big-endian u32 and that many bytes of JSON, into
-// buf or, if that is too small, new memory. It returns io.EOF if r ends before
-// the frame, io.ErrUnexpectedEOF if it ends within, and an *Error with ErrLimit
-// or ErrInvalid for a frame of more than limit bytes or none: after that the
-// place in the stream is lost.
-func ReadFrame(r io.Reader, buf []byte, limit int) ([]byte, error) {
-	if cap(buf) < headerSize {
-		buf = make([]byte, 512)
-	}
-	header := buf[:headerSize]
-	if _, err := io.ReadFull(r, header); err != nil {
+// ReadFrame reads one frame, a big-endian u32 and that many bytes of JSON, from r,
+// whose buffer must have room for it. The body is r's memory: it is valid until r
+// is read again. ReadFrame returns io.EOF if r ends before the frame,
+// io.ErrUnexpectedEOF if it ends within, and an *Error with ErrLimit or ErrInvalid
+// for a frame of more than limit bytes or none: after that the place in the stream
+// is lost. Any other error is r's, and has taken nothing: what has come of the frame
+// is there when it is read again.
+func ReadFrame(r *bufio.Reader, limit int) ([]byte, error) {
+	header, err := r.Peek(headerSize)
+	if err != nil {
+		if len(header) > 0 && errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
 		return nil, err
 	}
 	n := binary.BigEndian.Uint32(header)
@@ -39,26 +43,41 @@ func ReadFrame(r io.Reader, buf []byte, limit int) ([]byte, error) {
 	case uint64(n) > uint64(limit):
 		return nil, &Error{Code: ErrLimit, Message: fmt.Sprintf("a frame of %d bytes; at most %d are allowed: is the peer in step, and does it speak this protocol?", n, limit)}
 	}
-	if uint64(cap(buf)) < uint64(n) {
-		buf = make([]byte, n)
-	}
-	buf = buf[:n]
-	if _, err := io.ReadFull(r, buf); err != nil {
+	frame, err := r.Peek(headerSize + int(n))
+	if err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return nil, err
 	}
-	return buf, nil
+	_, err = r.Discard(len(frame)) // which is there
+	return frame[headerSize:], err
 }
 
-// AppendFrame appends a frame with the given JSON to dst, so that length and
-// body leave in one write. It fails with ErrLimit if the body is longer than
-// limit.
-func AppendFrame(dst, body []byte, limit int) ([]byte, error) {
-	if len(body) > limit {
-		return dst, &Error{Code: ErrLimit, Message: fmt.Sprintf("a message of %d bytes; at most %d fit", len(body), limit)}
+// AppendFrame appends a frame to dst, so that length and body leave in one write. The
+// body is message as JSON, without the escapes that are meant for web pages: an
+// answer has to fit. It fails with ErrLimit if that is longer than limit, and with
+// ErrInvalid if message cannot be said in JSON.
+func AppendFrame(dst []byte, message any, limit int) ([]byte, error) {
+	frame := appender(append(dst, make([]byte, headerSize)...))
+	enc := json.NewEncoder(&frame)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(message); err != nil {
+		return dst, &Error{Code: ErrInvalid, Message: "the arguments are no JSON", Err: err}
 	}
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(body)))
-	return append(dst, body...), nil
+	frame = frame[:len(frame)-1] // Encode ends it with a newline
+	body := len(frame) - len(dst) - headerSize
+	if body > limit {
+		return dst, &Error{Code: ErrLimit, Message: fmt.Sprintf("a message of %d bytes; at most %d fit", body, limit)}
+	}
+	binary.BigEndian.PutUint32(frame[len(dst):], uint32(body))
+	return frame, nil
+}
+
+// An appender appends what is written to it.
+type appender []byte
+
+func (a *appender) Write(p []byte) (int, error) {
+	*a = append(*a, p...)
+	return len(p), nil
 }

@@ -3,11 +3,9 @@
 package sharedbuf
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -30,12 +28,12 @@ type link struct {
 	out     []byte         // a frame, reused under the token
 	records *blocks.Writer // to nc, made when needed, under the token
 
+	turn
+
 	mu      sync.Mutex
 	next    int64
-	pending map[int64]waiter // nil once the link has failed
+	pending map[int64]waiter // asked and not answered, whether somebody waits or not; nil once the link has failed
 	err     error            // why it failed
-
-	done chan struct{} // closed when the reader has ended
 }
 
 type answer struct {
@@ -45,7 +43,7 @@ type answer struct {
 
 // A waiter is who waits for an answer.
 type waiter struct {
-	answer chan answer // has room for one
+	answer chan answer // has room for one; nil: nobody waits any more
 	with   *attachment // may be nil
 }
 
@@ -65,74 +63,6 @@ type attachment struct {
 	late  bool // put takes them even if nobody waits for the answer any more
 }
 
-// read hands answers to those who wait for them, until the connection ends.
-func (l *link) read() {
-	defer close(l.done)
-	r := bufio.NewReaderSize(l.nc, headerSize+MaxResponse)
-	var buf []byte
-	for {
-		body, err := ReadFrame(r, buf, MaxResponse)
-		if err != nil {
-			l.fail(&Error{Code: ErrPeerLost, Message: "the connection to the host ended", Err: err})
-			return
-		}
-		buf = body
-		reply, err := ParseReply(body)
-		if err != nil {
-			l.fail(&Error{Code: ErrPeerLost, Message: "the host broke the protocol", Err: err})
-			return
-		}
-		l.mu.Lock()
-		w, waiting := l.pending[reply.ID]
-		delete(l.pending, reply.ID)
-		known := waiting || reply.ID > 0 && reply.ID <= l.next
-		l.mu.Unlock()
-		if failure := reply.Failure(); !waiting && reply.ID == 0 && failure != nil { // it does not let us in, or ends the connection
-			l.fail(failure)
-			return
-		}
-		if !known { // of those that were asked somebody may have given up waiting
-			l.fail(&Error{Code: ErrPeerLost, Message: fmt.Sprintf("the host broke the protocol: it answered request %d, which was not asked", reply.ID)})
-			return
-		}
-		if reply.Blocks {
-			if err := takeBlocks(r, w.with); err != nil {
-				lost := &Error{Code: ErrPeerLost, Message: "what the host changed could not be received", Err: err}
-				l.fail(lost)
-				if waiting {
-					w.answer <- answer{err: lost}
-				}
-				return
-			}
-		}
-		if waiting {
-			w.answer <- answer{reply: reply}
-		}
-	}
-}
-
-// takeBlocks reads the blocks that follow an answer.
-func takeBlocks(r io.Reader, with *attachment) error {
-	size := int64(-1)
-	if with != nil && with.put != nil {
-		size = with.size
-	}
-	records := blocks.NewReader(r, size)
-	for {
-		i, block, err := records.Next()
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		case size >= 0:
-			if err := with.put(i, block); err != nil {
-				return err
-			}
-		}
-	}
-}
-
 // fail ends the link: all who wait get err. It returns why the link had ended
 // before, if it had.
 func (l *link) fail(err error) (before error) {
@@ -143,8 +73,11 @@ func (l *link) fail(err error) (before error) {
 		return l.err
 	}
 	l.err = err
+	close(l.lost)
 	for _, w := range l.pending {
-		w.answer <- answer{err: err}
+		if w.answer != nil {
+			w.answer <- answer{err: err}
+		}
 	}
 	l.pending = nil
 	return nil
@@ -166,45 +99,71 @@ func (l *link) close() {
 // is asked to give the request up.
 func (l *link) call(ctx context.Context, request Request, with *attachment) (json.RawMessage, error) {
 	w := waiter{make(chan answer, 1), with}
-	l.mu.Lock()
-	if l.err != nil {
-		l.mu.Unlock()
-		return nil, l.err
-	}
-	l.next++
-	request.ID, request.Version = l.next, 1
-	l.pending[request.ID] = w
-	l.mu.Unlock()
-
-	if err := l.send(ctx, &request, with); err != nil {
-		l.forget(request.ID)
+	request.ID, request.Version = l.nextID(), 1
+	if err := l.send(ctx, &request, w); err != nil {
 		return nil, err
 	}
-	select {
-	case a := <-w.answer:
-		if a.err != nil {
-			return nil, a.err
-		}
-		if with != nil {
-			with.reply = a.reply
-		}
-		if err := a.reply.Failure(); err != nil {
-			return nil, err
-		}
-		return a.reply.Result, nil
-	case <-ctx.Done():
-		if with == nil || !with.late {
-			l.forget(request.ID)
-		}
+	a, answered := l.wait(ctx, w)
+	switch {
+	case !answered:
+		l.forget(request.ID)
 		l.giveUp(request.ID)
 		return nil, &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
+	case a.err != nil:
+		return nil, a.err
+	case with != nil:
+		with.reply = a.reply
 	}
+	if err := a.reply.Failure(); err != nil {
+		return nil, err
+	}
+	return a.reply.Result, nil
 }
 
-func (l *link) forget(id int64) {
+func (l *link) nextID() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next++
+	return l.next
+}
+
+// expect notes who waits for the answer to a request that is about to be sent. It
+// returns why the link has failed, if it has.
+func (l *link) expect(id int64, w waiter) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return l.err
+	}
+	l.pending[id] = w
+	if w.answer == nil || w.with != nil && w.with.send != nil { // who sends much listens meanwhile
+		l.wake()
+	}
+	return nil
+}
+
+// unasked takes back what expect noted: the request was not sent.
+func (l *link) unasked(id int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.pending, id)
+}
+
+// forget has nobody wait for an answer that is still to come. Its blocks are passed
+// over, unless they shall be put late.
+func (l *link) forget(id int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w, awaited := l.pending[id]
+	if !awaited {
+		return
+	}
+	w.answer = nil
+	if w.with != nil && !w.with.late {
+		w.with = nil
+	}
+	l.pending[id] = w
+	l.wake()
 }
 
 // giveUpTime bounds how long a caller whose context has ended stays to tell the
@@ -214,23 +173,19 @@ const giveUpTime = time.Second
 func (l *link) giveUp(id int64) {
 	ctx, cancel := context.WithTimeout(context.Background(), giveUpTime)
 	defer cancel()
-	l.mu.Lock()
-	l.next++
-	own := l.next
-	l.mu.Unlock()
 	// If it cannot be told the link has failed, which the host sees.
-	_ = l.send(ctx, &Request{API: APICancel, ID: own, Version: 1, Cancel: id}, nil)
+	_ = l.send(ctx, &Request{API: APICancel, ID: l.nextID(), Version: 1, Cancel: id}, waiter{})
 }
 
-// send writes one request, with what goes with it. One that was not sent whole
-// ends the link.
-func (l *link) send(ctx context.Context, request *Request, with *attachment) error {
+// send writes one request, with what goes with it, for whose answer w waits. One that
+// was not sent whole ends the link.
+func (l *link) send(ctx context.Context, request *Request, w waiter) error {
+	with := w.with
 	if with == nil {
 		with = new(attachment)
 	}
-	body, err := marshal(request)
-	if err != nil {
-		return &Error{Code: ErrInvalid, Message: "the arguments are no JSON", Err: err}
+	if with.file != nil && l.files == nil {
+		return &Error{Code: ErrUnsupported, Message: "a buffer without a name needs a unix socket: dial one, or give Options.Dir"}
 	}
 	select {
 	case <-l.write:
@@ -238,13 +193,21 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
 	defer func() { l.write <- struct{}{} }()
-	if l.out, err = AppendFrame(l.out[:0], body, MaxRequest); err != nil {
+	frame, err := AppendFrame(l.out[:0], request, MaxRequest)
+	if err != nil {
 		return err
 	}
-	if with.file != nil && l.files == nil {
-		return &Error{Code: ErrUnsupported, Message: "a buffer without a name needs a unix socket: dial one, or give Options.Dir"}
+	l.out = frame
+	if err := l.expect(request.ID, w); err != nil {
+		return err
 	}
-	defer l.interruptible(ctx, with)()
+	after := time.Duration(0)
+	if with.send != nil || l.tls {
+		// Between blocks whoever sends them looks himself, and the peer is still to be
+		// told; TLS does not go on after a record that was cut short.
+		after = giveUpTime
+	}
+	defer interruptible(ctx, l.nc.SetWriteDeadline, after)()
 	var n int
 	if with.file != nil {
 		n, err = l.files.WriteWithFiles(l.out, with.file)
@@ -256,9 +219,13 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 		tookBack, err = l.sendBlocks(ctx, with)
 	}
 	switch {
-	case err == nil:
+	case tookBack != nil && err == nil:
+		l.forget(request.ID)
 		return tookBack
+	case err == nil:
+		return nil
 	case ctx.Err() != nil && n == 0 && !l.tls && errors.Is(err, os.ErrDeadlineExceeded):
+		l.unasked(request.ID)
 		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
 	}
 	if ctx.Err() == nil {
@@ -273,38 +240,18 @@ func (l *link) send(ctx context.Context, request *Request, with *attachment) err
 	return &Error{Code: ErrPeerLost, Message: "the request could not be sent", Err: err}
 }
 
-// lastWordTime bounds how long a sender whose write failed waits for the reader.
+// lastWordTime bounds how long a sender whose write failed waits for who reads.
 const lastWordTime = time.Second
 
-// lastWord waits until the reader has read what the host said before it hung up:
-// that is why a write failed.
+// lastWord waits until what the host said before it hung up has been read: that is
+// why a write failed.
 func (l *link) lastWord() {
+	l.wake()
 	late := time.NewTimer(lastWordTime)
 	defer late.Stop()
 	select {
 	case <-l.done:
 	case <-late.C:
-	}
-}
-
-// interruptible has writes end when ctx does, until the function that it returns
-// is called. Between blocks whoever sends them looks himself; the peer is still
-// to be told.
-func (l *link) interruptible(ctx context.Context, with *attachment) func() {
-	after := time.Duration(0)
-	if with.send != nil {
-		after = giveUpTime
-	}
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		l.nc.SetWriteDeadline(time.Now().Add(after))
-		close(interrupted)
-	})
-	return func() {
-		if !stop() {
-			<-interrupted // the deadline is not for the next writer
-			l.nc.SetWriteDeadline(time.Time{})
-		}
 	}
 }
 

@@ -197,27 +197,22 @@ func appendReply(dst []byte, reply Reply, result any, err error) []byte {
 		text = strings.ToValidUTF8(text[:maxText], "") + "..."
 	}
 	reply.Status, reply.Error, reply.Code = statusError, text, codeOf(err)
-	body, merr := marshal(reply)
+	frame, merr := AppendFrame(dst, reply, MaxResponse)
 	if merr != nil {
-		panic(merr) // strings and a number
-	}
-	frame, merr := AppendFrame(dst, body, MaxResponse)
-	if merr != nil {
-		panic(merr) // bounded above
+		panic(merr) // strings and numbers, bounded above
 	}
 	return frame
 }
 
 func appendResult(dst []byte, reply Reply, result any) (frame []byte, err error) {
 	reply.Status = statusSuccess
-	if reply.Result, err = marshal(result); err != nil {
-		return nil, err
+	if result == nil {
+		result = json.RawMessage("null") // said all the same
 	}
-	body, err := marshal(reply)
-	if err != nil {
-		return nil, err
-	}
-	return AppendFrame(dst, body, MaxResponse)
+	return AppendFrame(dst, struct {
+		Reply
+		Result any `json:"result"` // in place of the reply's
+	}{reply, result}, MaxResponse)
 }
 
 // ParseReply decodes a reply's JSON. The error says that the host broke the

@@ -3,6 +3,7 @@
 package sharedbuf_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -15,7 +16,7 @@ import (
 
 // byHand accepts one guest, opens him a copy, and has f do the rest, which ends
 // the connection when it returns.
-func byHand(t *testing.T, f func(nc net.Conn, r *sharedbuf.Request)) (address string) {
+func byHand(t *testing.T, f func(nc net.Conn, in *bufio.Reader, r *sharedbuf.Request)) (address string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -29,8 +30,9 @@ func byHand(t *testing.T, f func(nc net.Conn, r *sharedbuf.Request)) (address st
 			return
 		}
 		defer nc.Close()
+		in := bufio.NewReaderSize(nc, 4+sharedbuf.MaxRequest)
 		for {
-			body, err := sharedbuf.ReadFrame(nc, nil, sharedbuf.MaxRequest)
+			body, err := sharedbuf.ReadFrame(in, sharedbuf.MaxRequest)
 			if err != nil {
 				return
 			}
@@ -40,7 +42,7 @@ func byHand(t *testing.T, f func(nc net.Conn, r *sharedbuf.Request)) (address st
 				return
 			}
 			if r.API != sharedbuf.APICopy {
-				f(nc, r)
+				f(nc, in, r)
 				return
 			}
 			if _, err := nc.Write(sharedbuf.AppendReply(nil, r.ID, struct{}{}, nil)); err != nil {
@@ -59,7 +61,7 @@ func byHand(t *testing.T, f func(nc net.Conn, r *sharedbuf.Request)) (address st
 // up nobody who frees and closes.
 func TestHostThatTakesNoBytes(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
-	address := byHand(t, func(net.Conn, *sharedbuf.Request) {
+	address := byHand(t, func(net.Conn, *bufio.Reader, *sharedbuf.Request) {
 		close(asked)
 		<-release
 	})
@@ -107,8 +109,8 @@ func TestHostsThatSendWrongBlocks(t *testing.T) {
 			sharedbuf.AllocOptions{Permissions: sharedbuf.Permissions{ReadOnly: true}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := client(t, byHand(t, func(nc net.Conn, r *sharedbuf.Request) {
-				records := blocks.NewReader(nc, -1)
+			c := client(t, byHand(t, func(nc net.Conn, in *bufio.Reader, r *sharedbuf.Request) {
+				records := blocks.NewReader(in, -1)
 				for {
 					if _, _, err := records.Next(); err != nil {
 						if err != io.EOF {

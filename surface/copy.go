@@ -124,17 +124,19 @@ func (e *Exposure) copyFrom(ctx context.Context, data [][2]int64, read func(p []
 		return err
 	}
 	e.setData(data)
-	memory := e.mem.Writable() // for hashing too: its pages are mapped already
-	err = e.eachChunk(ctx, func(h *blake3.Hasher, i, off, end int64) (Digest, error) {
-		for _, d := range e.dataIn(off, end) {
-			if err := e.populate(d[0], d[1]-d[0]); err != nil {
-				return Digest{}, err
+	err = e.eachChunk(ctx, func() stored {
+		buf := make([]byte, min(piece, e.mem.Limit())) // stays in this processor's cache
+		return func(off, end int64) ([]byte, error) {
+			p := buf[:end-off]
+			if err := read(p, off); err != nil {
+				return nil, err
 			}
+			if err := e.write(p, off); err != nil {
+				return nil, err
+			}
+			e.backed(off, end-off)
+			return p, nil
 		}
-		return e.digest(h, i, memory, func(p []byte, off int64) error {
-			e.copied.Add(int64(len(p)))
-			return read(p, off)
-		})
 	})
 	if err != nil {
 		e.Fail(err)
@@ -202,16 +204,19 @@ func (e *Exposure) setData(data [][2]int64) {
 	}
 }
 
-// eachChunk calls f for each chunk, with all processors, and publishes the digests
-// that it returns.
-func (e *Exposure) eachChunk(ctx context.Context, f func(h *blake3.Hasher, i, off, end int64) (Digest, error)) error {
+// stored returns the stored bytes [off, end), a piece at most, which are data.
+type stored func(off, end int64) ([]byte, error)
+
+// eachChunk publishes the digest of each chunk, whose bytes each processor gets from a
+// stored of its own.
+func (e *Exposure) eachChunk(ctx context.Context, source func() stored) error {
 	var next atomic.Int64
 	count := e.header.Count()
 	step := max(1, batch/e.header.StoredChunk())
 	group, ctx := errgroup.WithContext(ctx)
 	for range min(int64(runtime.GOMAXPROCS(0)), (count+step-1)/step) {
 		group.Go(func() error {
-			h, digests := blake3.New(), make([]Digest, 0, step)
+			h, digests, bytes := blake3.New(), make([]Digest, 0, step), source()
 			for {
 				first := next.Add(step) - step
 				if first >= count {
@@ -225,8 +230,7 @@ func (e *Exposure) eachChunk(ctx context.Context, f func(h *blake3.Hasher, i, of
 					if ctx.Err() != nil {
 						return context.Cause(ctx)
 					}
-					off, n := e.header.StoredRange(i)
-					d, err := f(h, i, off, off+n)
+					d, err := e.digest(h, i, bytes)
 					if err != nil {
 						return err
 					}
@@ -259,25 +263,20 @@ func (e *Exposure) dataIn(off, end int64) [][2]int64 {
 	return in
 }
 
-// digest returns chunk i's, without touching its holes. fill, if it is not nil, brings
-// each piece of data just before it is hashed.
-func (e *Exposure) digest(h *blake3.Hasher, i int64, memory []byte, fill func(p []byte, off int64) error) (d Digest, err error) {
+// digest returns chunk i's, without touching its holes.
+func (e *Exposure) digest(h *blake3.Hasher, i int64, bytes stored) (d Digest, err error) {
 	off, n := e.header.StoredRange(i)
 	end := off + n
 	data := e.dataIn(off, end)
 	if len(data) == 0 {
 		return e.store.zeros.Digest(n), nil
 	}
-	step := int64(piece)
-	if fill == nil {
-		step, fill = n, func([]byte, int64) error { return nil }
-	}
 	h.Reset()
 	for _, r := range data {
 		hashZeros(h, r[0]-off)
 		for off = r[0]; off < r[1]; {
-			part := memory[off:min(off+step, r[1])]
-			if err := fill(part, off); err != nil {
+			part, err := bytes(off, min(off+piece, r[1]))
+			if err != nil {
 				return d, err
 			}
 			h.Write(part)

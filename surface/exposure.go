@@ -75,7 +75,7 @@ type Exposure struct {
 	data     [][2]int64              // where the source had data, if sparse
 	holes    []uint64                // bitmap: chunks not all of which is data; nil if none
 	taker    *Opening                // of a read-once surface: the one that has read
-	claims   map[int64]chan struct{} // replica: chunks being received; closed when they are not any more
+	claims   map[int64]chan struct{} // replica: chunks being stored; closed when they are not any more
 }
 
 func newSecret() (s Secret) {
@@ -267,14 +267,20 @@ func (e *Exposure) refund(n int64) {
 	e.store.room.give(n, n)
 }
 
-// populate has pages for [off, off+n), which were charged.
-func (e *Exposure) populate(off, n int64) error {
-	if err := e.mem.Populate(off, n); err != nil {
+// write stores p at off, where room was charged for its pages.
+func (e *Exposure) write(p []byte, off int64) error {
+	if _, err := e.mem.WriteAt(p, off); err != nil {
 		if outOfMemory(err) {
-			return fmt.Errorf("%w: %w", &RoomError{limitSystem, n, 0}, err)
+			return fmt.Errorf("%w: %w", &RoomError{limitSystem, int64(len(p)), 0}, err)
 		}
 		return err
 	}
+	e.copied.Add(int64(len(p)))
+	return nil
+}
+
+// backed says that [off, off+n), which were charged, have their pages.
+func (e *Exposure) backed(off, n int64) {
 	page := int64(os.Getpagesize())
 	n = (off+n+page-1)/page*page - off/page*page
 	e.mu.Lock()
@@ -282,7 +288,6 @@ func (e *Exposure) populate(off, n int64) error {
 	e.unbacked -= n
 	e.mu.Unlock()
 	e.store.room.backed(n)
-	return nil
 }
 
 // hold keeps the memory while an operation is under way; release ends that.

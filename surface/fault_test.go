@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
@@ -284,13 +283,11 @@ func TestReplicaIsFilledByMany(t *testing.T) {
 			for k := range m.Count() {
 				i := (k*int64(2*w+1) + int64(w)) % m.Count()
 				off, n := m.StoredRange(i)
-				err := c.Receive(t.Context(), i, func(p []byte) error {
-					copy(p, want[off:off+n])
-					if w%2 == 1 {
-						p[0] ^= 1
-					}
-					return nil
-				})
+				stored := bytes.Clone(want[off : off+n])
+				if w%2 == 1 {
+					stored[0] ^= 1
+				}
+				err := c.Put(t.Context(), i, surface.NewChunk(stored))
 				if w%2 == 1 && errors.Is(err, surface.ErrCorrupt) {
 					err = nil
 				}
@@ -320,54 +317,6 @@ func TestReplicaIsFilledByMany(t *testing.T) {
 	if st := c.Stat(); st.Have != m.Count() || !st.Replica || st.Copied != m.StoredSize() {
 		t.Errorf("stat %+v", st)
 	}
-}
-
-// A chunk that somebody brings is brought by nobody else, who waits: for it to come, or
-// for his turn.
-func TestChunksAreBroughtByOneAtATime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, r := newStore(t, 0), newStore(t, 0)
-		e, want := exposed(t, s, surface.Spec{Size: surface.MinChunk, Chunk: surface.MinChunk}, 13)
-		c, err := r.Replica(t.Context(), e.Manifest(), e.Ticket())
-		if err != nil {
-			t.Fatal(err)
-		}
-		begun, finish := make(chan struct{}), make(chan error)
-		done := make(chan error, 2)
-		bring := func() {
-			done <- c.Receive(t.Context(), 0, func(p []byte) error {
-				begun <- struct{}{}
-				copy(p, want)
-				return <-finish
-			})
-		}
-		go bring()
-		<-begun
-		go bring()
-		synctest.Wait() // until it waits
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := c.Put(ctx, 0, want); !errors.Is(err, context.Canceled) {
-			t.Errorf("brought at the same time: %v", err)
-		}
-		cut := errors.New("cut link")
-		finish <- cut
-		if err := <-done; !errors.Is(err, cut) {
-			t.Errorf("the first: %v", err)
-		}
-		<-begun // the second has its turn
-		go bring()
-		synctest.Wait()
-		finish <- nil
-		for range 2 { // the third finds it there
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		}
-		if len(begun) > 0 || c.Stat().Have != 1 {
-			t.Errorf("there is %+v", c.Stat())
-		}
-	})
 }
 
 func TestOpenAvailabilityRefusesWhatIsNone(t *testing.T) {

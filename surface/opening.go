@@ -167,6 +167,9 @@ func (o *Opening) Files(pass func(memory, availability *os.File) error) error {
 	if !o.Direct() {
 		return o.e.failed("map", fmt.Errorf("%w: it is given by copy only", ErrState))
 	}
+	if err := o.e.mem.Share(); err != nil {
+		return o.e.failed("map", err)
+	}
 	o.direct.Do(func() { o.e.directs.Add(1) })
 	return pass(o.e.mem.File(), o.e.page.mem.File())
 }

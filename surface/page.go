@@ -91,6 +91,9 @@ func newPage(name string, chunk, chunks int64) (*page, error) {
 		err = mem.Fix()
 	}
 	if err == nil {
+		err = mem.Share()
+	}
+	if err == nil {
 		err = mem.Populate(0, pageBitmap)
 	}
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // Replica makes a surface of somebody else's, whose chunks come in any order by
-// Receive and Put, and which is served on from then on: to who has ticket, or one
+// Put, and which is served on from then on: to who has ticket, or one
 // derived from it, and to nobody else. It ends when the last opening of it is closed.
 // Chunks of zeros are there at once. The manifest is kept, and not to be changed.
 //
@@ -82,64 +82,23 @@ func (s *Store) newReplica(ctx context.Context, m *Manifest, t *Ticket) (*Exposu
 	return e, nil
 }
 
-// Receive brings chunk i of a replica in place: fill stores its bytes, as they are
-// stored, to all of p, and nobody sees them before they are verified. It returns nil
-// without calling fill if the chunk is there, and waits while another Receive or
-// Put brings it. It fails with fill's error, with ErrCorrupt if the bytes are not the
-// chunk's, with ErrRange, when ctx ends, and with what ended the surface.
-//
-// fill must not keep p, and ends when ctx does: others that have the same
-// chunk wait for it.
-func (e *Exposure) Receive(ctx context.Context, i int64, fill func(p []byte) error) error {
-	return e.failed("receive a chunk of", e.receive(ctx, i, func(p []byte) error {
-		if err := fill(p); err != nil {
-			return err
-		}
-		return e.verify(i, p)
-	}))
+// Put brings chunk i of a replica, which is kept if it is the manifest's. It returns nil if
+// the chunk is there, and waits while another Put brings it. It fails with ErrCorrupt if
+// it is another chunk, with ErrRange, when ctx ends, and with what ended the surface.
+func (e *Exposure) Put(ctx context.Context, i int64, c Chunk) error {
+	return e.failed("put a chunk of", e.put(ctx, i, c))
 }
 
-// Put is Receive of bytes that the caller has.
-func (e *Exposure) Put(ctx context.Context, i int64, stored []byte) error {
-	return e.failed("put a chunk of", e.put(ctx, i, stored))
-}
-
-func (e *Exposure) put(ctx context.Context, i int64, stored []byte) error {
-	if err := e.expects(i); err != nil {
-		return err
-	}
-	if _, n := e.replica.StoredRange(i); int64(len(stored)) != n {
-		return fmt.Errorf("%w: chunk %d has %d bytes, want %d", ErrCorrupt, i, len(stored), n)
-	}
-	if err := e.verify(i, stored); err != nil { // before it keeps others from bringing better ones
-		return err
-	}
-	return e.receive(ctx, i, func(p []byte) error {
-		copy(p, stored)
-		return nil
-	})
-}
-
-func (e *Exposure) expects(i int64) error {
+func (e *Exposure) put(ctx context.Context, i int64, c Chunk) error {
 	if e.replica == nil {
 		return fmt.Errorf("%w: it is not a replica", ErrState)
 	}
 	if i < 0 || i >= e.replica.Count() {
 		return fmt.Errorf("%w: chunk %d of %d", ErrRange, i, e.replica.Count())
 	}
-	return nil
-}
-
-func (e *Exposure) verify(i int64, stored []byte) error {
-	if Sum(stored) != e.replica.Digests[i] {
+	off, n := e.replica.StoredRange(i)
+	if int64(len(c.stored)) != n || c.digest != e.replica.Digests[i] {
 		return fmt.Errorf("%w: chunk %d", ErrCorrupt, i)
-	}
-	return nil
-}
-
-func (e *Exposure) receive(ctx context.Context, i int64, fill func(p []byte) error) error {
-	if err := e.expects(i); err != nil {
-		return err
 	}
 	if err := e.begin(); err != nil {
 		return err
@@ -148,7 +107,11 @@ func (e *Exposure) receive(ctx context.Context, i int64, fill func(p []byte) err
 	if there, err := e.claimChunk(ctx, i); there || err != nil {
 		return err
 	}
-	err := e.fill(i, fill)
+	err := e.write(c.stored, off)
+	if err == nil {
+		e.backed(off, n)
+		e.publish(i, c.digest)
+	}
 	e.mu.Lock()
 	close(e.claims[i])
 	delete(e.claims, i)
@@ -178,21 +141,6 @@ func (e *Exposure) claimChunk(ctx context.Context, i int64) (there bool, err err
 			return false, context.Cause(ctx)
 		}
 	}
-}
-
-// fill fills chunk i, which the caller has claimed: so not all are there, and the
-// memory can be written.
-func (e *Exposure) fill(i int64, fill func(p []byte) error) error {
-	off, n := e.replica.StoredRange(i)
-	if err := e.populate(off, n); err != nil {
-		return err
-	}
-	if err := fill(e.mem.Writable()[off : off+n]); err != nil {
-		return err
-	}
-	e.copied.Add(n)
-	e.publish(i, e.replica.Digests[i])
-	return nil
 }
 
 // whole freezes the memory of a replica that has all chunks.

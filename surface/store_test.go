@@ -434,11 +434,11 @@ func TestHolesCostNothing(t *testing.T) {
 	}
 	for i := range m.Count() {
 		off, n := m.StoredRange(i)
-		if err := copied.Receive(t.Context(), i, func(p []byte) error {
-			b, err := read(o, off, n)
-			copy(p, b)
-			return err
-		}); err != nil {
+		b, err := read(o, off, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := copied.Put(t.Context(), i, surface.NewChunk(b)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -458,7 +458,9 @@ func TestSealedMemoryIsTakenAsItIs(t *testing.T) {
 	if err := give.Grow(int64(len(want))); err != nil {
 		t.Fatal(err)
 	}
-	copy(give.Writable(), want)
+	if _, err := give.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.Take(t.Context(), surface.Spec{Size: -1}, give.File()); !errors.Is(err, surface.ErrState) {
 		t.Fatalf("memory that its owner can write was taken: %v", err)
 	}
@@ -521,21 +523,14 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 		good := want[off : off+n]
 		bad := bytes.Clone(good)
 		bad[n/2] ^= 1
-		if err := c.Put(t.Context(), int64(i), bad); !errors.Is(err, surface.ErrCorrupt) {
+		if err := c.Put(t.Context(), int64(i), surface.NewChunk(bad)); !errors.Is(err, surface.ErrCorrupt) {
 			t.Fatalf("a flipped bit: %v", err)
 		}
-		if err := c.Put(t.Context(), int64(i), good[:n-1]); !errors.Is(err, surface.ErrCorrupt) {
+		if err := c.Put(t.Context(), int64(i), surface.NewChunk(good[:n-1])); !errors.Is(err, surface.ErrCorrupt) {
 			t.Fatalf("cut short: %v", err)
 		}
-		why := errors.New("cut link")
-		if err := c.Receive(t.Context(), int64(i), func(p []byte) error { copy(p, bad); return why }); !errors.Is(err, why) {
-			t.Fatalf("a cut link: %v", err)
-		}
-		if err := c.Receive(t.Context(), int64(i), func(p []byte) error { copy(p, bad); return nil }); !errors.Is(err, surface.ErrCorrupt) {
-			t.Fatalf("a lie: %v", err)
-		}
 		for range 2 { // duplicates do no harm
-			if err := c.Put(t.Context(), int64(i), good); err != nil {
+			if err := c.Put(t.Context(), int64(i), surface.NewChunk(good)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -546,10 +541,10 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 	if !bytes.Equal(readAll(t, o), want) {
 		t.Error("other bytes")
 	}
-	if err := e.Put(t.Context(), 0, want[:surface.MinChunk]); !errors.Is(err, surface.ErrState) {
+	if err := e.Put(t.Context(), 0, surface.NewChunk(want[:surface.MinChunk])); !errors.Is(err, surface.ErrState) {
 		t.Errorf("a chunk for a surface of its own: %v", err)
 	}
-	if err := c.Put(t.Context(), m.Count(), nil); !errors.Is(err, surface.ErrRange) {
+	if err := c.Put(t.Context(), m.Count(), surface.Chunk{}); !errors.Is(err, surface.ErrRange) {
 		t.Errorf("a chunk behind the end: %v", err)
 	}
 	// One that has ended can be made again.

@@ -6,8 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-
-	"github.com/memspan/memspan/internal/memfd"
 )
 
 const (
@@ -38,8 +36,9 @@ func (e *Exposure) append(ctx context.Context, p []byte) error {
 		if err := e.prepare(e.pos, n); err != nil {
 			return err
 		}
-		memfd.Copy(e.mem.Writable()[e.pos:e.pos+n], p[:n])
-		e.copied.Add(n)
+		if err := e.write(p[:n], e.pos); err != nil {
+			return err
+		}
 		e.pos += n
 		p = p[n:]
 		if err := e.hash(ctx, e.pos/e.header.StoredChunk()); err != nil {
@@ -69,7 +68,8 @@ func (e *Exposure) open() error {
 	return nil
 }
 
-// prepare has memory for the stored bytes [off, off+n), which follow those there are.
+// prepare has room for the stored bytes [off, off+n), which follow those there are, and
+// are stored next.
 func (e *Exposure) prepare(off, n int64) error {
 	end := off + n
 	if end > e.mem.Limit() {
@@ -83,33 +83,19 @@ func (e *Exposure) prepare(off, n int64) error {
 			return err
 		}
 	}
-	if end <= e.ready {
-		if !e.known { // the file ends where its bytes do
-			return e.mem.Grow(end)
-		}
-		return nil
-	}
 	page := int64(os.Getpagesize())
-	ready := (end + page - 1) / page * page
-	if !e.prepaid {
-		if err := e.charge(ready - e.ready); err != nil {
-			return err
-		}
-	}
-	var err error
-	if !e.known {
-		err = e.mem.Grow(end)
-	}
-	if err == nil {
-		err = e.populate(e.ready, end-e.ready)
-	}
-	if err != nil {
+	if ready := (end + page - 1) / page * page; ready > e.ready {
 		if !e.prepaid {
-			e.refund(ready - e.ready)
+			if err := e.charge(ready - e.ready); err != nil {
+				return err
+			}
 		}
-		return err
+		e.backed(e.ready, ready-e.ready)
+		e.ready = ready
 	}
-	e.ready = ready
+	if !e.known { // the file ends where its bytes do
+		return e.mem.Grow(end)
+	}
 	return nil
 }
 
@@ -153,7 +139,7 @@ func (e *Exposure) hashChunks(first, stop int64) {
 	chunk := e.header.StoredChunk()
 	digests := make([]Digest, 0, stop-first)
 	for i := first; i < stop; i++ {
-		digests = append(digests, Sum(e.mem.Writable()[i*chunk:(i+1)*chunk])) // whose pages are mapped already
+		digests = append(digests, Sum(e.mem.Bytes()[i*chunk:(i+1)*chunk]))
 	}
 	e.publish(first, digests...)
 }
@@ -227,6 +213,6 @@ func (e *Exposure) sealLast() error {
 		e.mu.Unlock()
 	}
 	e.hashed = whole + 1
-	e.publish(whole, Sum(e.mem.Writable()[whole*chunk:e.pos]))
+	e.publish(whole, Sum(e.mem.Bytes()[whole*chunk:e.pos]))
 	return nil
 }

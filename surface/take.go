@@ -8,7 +8,6 @@ import (
 	"os"
 
 	"github.com/memspan/memspan/internal/memfd"
-	"github.com/zeebo/blake3"
 )
 
 // Take makes a surface of a memfd as it is, without copying it: one whose owner
@@ -83,8 +82,9 @@ func (e *Exposure) adopt(ctx context.Context, spec Spec, file *os.File) (err err
 		return err
 	}
 	e.setData(data)
-	err = e.eachChunk(ctx, func(h *blake3.Hasher, i, _, _ int64) (Digest, error) {
-		return e.digest(h, i, e.mem.Bytes(), nil)
+	memory := e.mem.Bytes()
+	err = e.eachChunk(ctx, func() stored {
+		return func(off, end int64) ([]byte, error) { return memory[off:end], nil }
 	})
 	if err != nil {
 		return err

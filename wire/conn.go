@@ -72,7 +72,7 @@ func NewConn(nc net.Conn, cfg Config) *Conn {
 	}
 	c.layered = c.nc != net.Conn(c.progress)
 	c.compress.Store(cfg.Compress)
-	c.in.buf = make([]byte, readBuffer)
+	c.in.buf = make([]byte, firstBuffer)
 	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		c.enc.loopback = tcp.IP.IsLoopback()
 	}

@@ -18,6 +18,9 @@ const (
 	// readBuffer holds small frames and the headers of large ones. What it
 	// takes in of a large frame's data is copied once more, so it is small.
 	readBuffer = 16 << 10
+	// firstBuffer is the buffer's size until more comes at once: many connections
+	// ask one thing, and end.
+	firstBuffer = 4 << 10
 	// streamBuffer is the buffer's size while many small frames come at once.
 	streamBuffer = 128 << 10
 	// streamFrame is the longest payload that counts as small then.
@@ -100,7 +103,7 @@ func (c *Conn) ReadHeader() (Header, error) {
 func (in *reader) adapt(h Header) {
 	size := len(in.buf)
 	switch {
-	case h.Length > streamFrame:
+	case h.Length > streamFrame, in.full && size < readBuffer:
 		size = readBuffer
 	case in.full:
 		size = streamBuffer

@@ -31,7 +31,8 @@ var (
 	ErrTooMany = errors.New("fdpass: more files received than can be held")
 )
 
-// A Socket is a unix stream socket: a *net.UnixConn, or a *sockopt.Plain on one.
+// A Socket is a unix stream connection: a [*net.UnixConn], a unixsock.Conn, or a
+// sockopt.Plain on such a socket.
 type Socket interface {
 	net.Conn
 	syscall.Conn

@@ -18,18 +18,37 @@ import (
 	"time"
 )
 
-// The table is read several times for a connection that is not in it: the kernel
-// gives it in pieces, and while sockets come and go it may leave some out.
+// errNoDiag: the kernel does not tell about single sockets.
+var errNoDiag = errors.New("loopback: no sock_diag")
+
+// PeerUser returns the user who made the other end of conn, a connection over a
+// loopback address. It fails with ErrUnknown, and where the system does not tell.
+func PeerUser(conn net.Conn) (uid int, err error) {
+	local, ok := conn.LocalAddr().(*net.TCPAddr)
+	remote, ok2 := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok || !ok2 || !remote.IP.IsLoopback() {
+		return -1, ErrUnknown
+	}
+	// The peer's socket sees the two addresses the other way round.
+	peer := pair{remote.AddrPort(), local.AddrPort()}
+	if uid, err = ofSocket(peer); errors.Is(err, errNoDiag) {
+		return inTables(peer)
+	}
+	return uid, err
+}
+
+// The tables are read several times for a connection that is not in them: the kernel
+// gives them in pieces, and while sockets come and go it may leave some out.
 const (
 	tries = 8
 	pause = 2 * time.Millisecond // between them
 )
 
-// PeerUser returns the user who made the other end of conn, a connection over a
-// loopback address. It fails with ErrUnknown, and where there is no such table.
-func PeerUser(conn net.Conn) (uid int, err error) {
+// inTables is ofSocket by the tables of all sockets: for kernels and sandboxes that
+// do not answer about a single one.
+func inTables(p pair) (uid int, err error) {
 	for range tries {
-		if uid, err = peerUser(conn); !errors.Is(err, ErrUnknown) {
+		if uid, err = inTable(p); !errors.Is(err, ErrUnknown) {
 			break
 		}
 		time.Sleep(pause)
@@ -37,15 +56,8 @@ func PeerUser(conn net.Conn) (uid int, err error) {
 	return uid, err
 }
 
-func peerUser(conn net.Conn) (uid int, err error) {
-	local, ok := conn.LocalAddr().(*net.TCPAddr)
-	remote, ok2 := conn.RemoteAddr().(*net.TCPAddr)
-	if !ok || !ok2 || !remote.IP.IsLoopback() {
-		return -1, ErrUnknown
-	}
-	// The peer's socket sees the two addresses the other way round. It may be
-	// of either family.
-	here, there := remote.AddrPort(), local.AddrPort()
+func inTable(p pair) (uid int, err error) {
+	// The socket may be of either family.
 	for _, table := range []struct {
 		path string
 		form func(netip.Addr) []byte
@@ -58,7 +70,7 @@ func peerUser(conn net.Conn) (uid int, err error) {
 		}},
 		{"/proc/net/tcp6", func(a netip.Addr) []byte { b := a.As16(); return b[:] }},
 	} {
-		a, b := table.form(here.Addr()), table.form(there.Addr())
+		a, b := table.form(p.local.Addr()), table.form(p.remote.Addr())
 		if a == nil || b == nil {
 			continue
 		}
@@ -69,7 +81,7 @@ func peerUser(conn net.Conn) (uid int, err error) {
 		if err != nil {
 			return -1, err
 		}
-		uid, err := find(f, endpoint(a, here.Port()), endpoint(b, there.Port()))
+		uid, err := find(f, endpoint(a, p.local.Port()), endpoint(b, p.remote.Port()))
 		f.Close()
 		if !errors.Is(err, ErrUnknown) {
 			return uid, err
@@ -91,11 +103,11 @@ func endpoint(addr []byte, port uint16) string {
 
 // find looks for an established connection: other states have no owner any more.
 func find(table io.Reader, local, remote string) (uid int, err error) {
-	const established = "01"
+	const connected = "01"
 	lines := bufio.NewScanner(table)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 8 || fields[1] != local || fields[2] != remote || fields[3] != established {
+		if len(fields) < 8 || fields[1] != local || fields[2] != remote || fields[3] != connected {
 			continue
 		}
 		return strconv.Atoi(fields[7])

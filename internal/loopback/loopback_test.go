@@ -54,8 +54,8 @@ func TestPeerUser(t *testing.T) {
 	}
 }
 
-// The table is read in pieces, and others' connections that come and go meanwhile
-// move what is in it.
+// Others' connections come and go meanwhile. (Where the tables are read they move what
+// is in there.)
 func TestPeerUserAmongOthers(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("the table is Linux's")

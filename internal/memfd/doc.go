@@ -5,6 +5,7 @@
 //
 // A [Region] is one memfd with its size fixed by seals, so that no peer that
 // is handed its descriptor can shrink it under this process and raise SIGBUS
-// here. On systems other than Linux Create fails with [errors.ErrUnsupported].
+// here. An [Arena] is memory of this process alone, as many pieces as one likes with
+// one descriptor. On systems other than Linux Create fails with [errors.ErrUnsupported].
 // What is [Published] is memory of the paging file on Windows.
 package memfd

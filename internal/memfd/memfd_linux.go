@@ -26,9 +26,6 @@ type Region struct {
 	file *os.File
 	mem  []byte
 
-	aliasMu sync.Mutex
-	aliases [][]byte
-
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -73,7 +70,17 @@ func create(name string) (int, error) {
 	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL: Linux 6.3
 		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	}
-	return fd, os.NewSyscallError("memfd_create", err)
+	return fd, os.NewSyscallError("memfd_create", nameLimit(err))
+}
+
+// nameLimit has an error for want of descriptors name the limit, and what raises
+// it.
+func nameLimit(err error) error {
+	var files unix.Rlimit
+	if errors.Is(err, unix.EMFILE) && unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
+		return fmt.Errorf("%w: RLIMIT_NOFILE allows %d (ulimit -n)", err, files.Cur)
+	}
+	return err
 }
 
 // Open maps a region that another process made and whose descriptor came from
@@ -207,63 +214,11 @@ func (r *Region) Populate(off, n int64) {
 	_ = unix.Madvise(r.mem[off:off+n], unix.MADV_POPULATE_WRITE)
 }
 
-// Alias maps the first n bytes, rounded up to whole pages, once more and
-// returns that mapping. It shows the same bytes and is valid until Close.
-func (r *Region) Alias(n int64) ([]byte, error) {
-	if n <= 0 || n > r.Size() {
-		return nil, fmt.Errorf("memfd: alias %d of %d bytes", n, r.Size())
-	}
-	mem, err := unix.Mmap(int(r.file.Fd()), 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, os.NewSyscallError("mmap", err)
-	}
-	r.aliasMu.Lock()
-	defer r.aliasMu.Unlock()
-	r.aliases = append(r.aliases, mem)
-	return mem, nil
-}
-
-// Resident returns how many bytes of the system's memory the region holds.
-// Pages that nobody has touched since Create or Punch cost nothing.
-func (r *Region) Resident() (int64, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(r.file.Fd()), &st); err != nil {
-		return 0, os.NewSyscallError("fstat", err)
-	}
-	return st.Blocks * 512, nil
-}
-
-// NextData returns the offset of the first byte of [off, end) whose page
-// exists, or end. Bytes before it read as zeros, and finding that out here does
-// not make them cost memory.
-func (r *Region) NextData(off, end int64) (int64, error) {
-	if off < 0 || end > r.Size() || off > end {
-		return 0, fmt.Errorf("memfd: data of [%d, %d) in %d bytes", off, end, r.Size())
-	}
-	if off == end {
-		return end, nil
-	}
-	at, err := unix.Seek(int(r.file.Fd()), off, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return end, nil
-	}
-	if err != nil {
-		return 0, os.NewSyscallError("lseek(SEEK_DATA)", err)
-	}
-	return min(at, end), nil
-}
-
-// Close unmaps the memory, aliases too, and closes the descriptor. The pages
-// go back to the system when the last process that maps them lets go. Close is
-// idempotent.
+// Close unmaps the memory and closes the descriptor. The pages go back to the
+// system when the last process that maps them lets go. Close is idempotent.
 func (r *Region) Close() error {
 	r.closeOnce.Do(func() {
 		r.closeErr = errors.Join(os.NewSyscallError("munmap", unix.Munmap(r.mem)), r.file.Close())
-		r.aliasMu.Lock()
-		defer r.aliasMu.Unlock()
-		for _, mem := range r.aliases {
-			r.closeErr = errors.Join(r.closeErr, os.NewSyscallError("munmap", unix.Munmap(mem)))
-		}
 	})
 	return r.closeErr
 }

@@ -48,15 +48,6 @@ func (r *Region) Punch(int64, int64) error { return errNeedsLinux }
 // Populate does nothing.
 func (r *Region) Populate(int64, int64) {}
 
-// Alias fails on this system.
-func (r *Region) Alias(int64) ([]byte, error) { return nil, errNeedsLinux }
-
-// Resident fails on this system.
-func (r *Region) Resident() (int64, error) { return 0, errNeedsLinux }
-
-// NextData fails on this system.
-func (r *Region) NextData(int64, int64) (int64, error) { return 0, errNeedsLinux }
-
 // Duplicate fails on this system.
 func Duplicate(*os.File) (*os.File, error) { return nil, errNeedsLinux }
 

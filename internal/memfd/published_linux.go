@@ -7,29 +7,32 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
 // Published is a memfd that this process alone writes, and that others only
-// read while it grows: nobody can shrink it, nor ever get a writable mapping or
+// read while it grows: once it is shared nobody can shrink it, nor get a writable mapping or
 // write to it, whatever they do with a descriptor of it. In the end it is frozen,
 // and then this process cannot write it either.
 //
 // Its methods may be called concurrently, but Grow, Fix, Freeze and Close
 // with each other or with uses of the memory.
 type Published struct {
-	file     *os.File               // writable; nil once frozen
-	readers  *os.File               // read-only
-	writable []byte                 // nil once frozen
-	mem      atomic.Pointer[[]byte] // read-only
-	limit    int64
-	size     int64 // that it was grown to
+	file    *os.File               // writable; nil once frozen
+	readers *os.File               // read-only
+	mem     atomic.Pointer[[]byte] // read-only
+	limit   int64
+	size    int64 // that it was grown to
+
+	sharing  sync.Mutex             // held to share it and to freeze it
+	writable atomic.Pointer[[]byte] // nil until it is shared, and once frozen
 }
 
 // Publish makes memory of 0 bytes that can grow to limit. It takes address space
-// for limit, twice, and no memory.
+// for limit, twice if it is shared before it is frozen, and no memory.
 func Publish(name string, limit int64) (*Published, error) {
 	if limit < 0 || limit > 1<<46 {
 		return nil, fmt.Errorf("memfd: publish %q: limit %d is no size of memory", name, limit)
@@ -52,23 +55,42 @@ func (p *Published) publish(fd int) (err error) {
 	if err := unix.Fchmod(fd, 0o400); err != nil {
 		return os.NewSyscallError("fchmod", err)
 	}
-	length := int(max(p.limit, 1)) // a mapping of 0 bytes cannot be
-	if p.writable, err = unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE); err != nil {
-		return os.NewSyscallError("mmap", err)
-	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_FUTURE_WRITE); err != nil {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
 		return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
 	}
-	return p.openReadOnly(fd, length)
+	return p.openReadOnly(fd)
+}
+
+// length is that of a mapping: one of 0 bytes cannot be.
+func (p *Published) length() int { return int(max(p.limit, 1)) }
+
+// Share makes File's descriptor one that can be passed to other processes: from now on
+// the one way to write is a mapping of this process. It is idempotent.
+func (p *Published) Share() error {
+	p.sharing.Lock()
+	defer p.sharing.Unlock()
+	if p.file == nil || p.writable.Load() != nil {
+		return nil
+	}
+	fd := int(p.file.Fd())
+	mem, err := unix.Mmap(fd, 0, p.length(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_FUTURE_WRITE); err != nil {
+		return errors.Join(os.NewSyscallError("fcntl(F_ADD_SEALS)", err), os.NewSyscallError("munmap", unix.Munmap(mem)))
+	}
+	p.writable.Store(&mem)
+	return nil
 }
 
 // openReadOnly opens and maps it such that the mapping does not count as one that may become writable,
 // which would forbid the seal.
-func (p *Published) openReadOnly(fd, length int) (err error) {
+func (p *Published) openReadOnly(fd int) (err error) {
 	if p.readers, err = os.Open("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
 		return err
 	}
-	mem, err := unix.Mmap(int(p.readers.Fd()), 0, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	mem, err := unix.Mmap(int(p.readers.Fd()), 0, p.length(), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
 	if err != nil {
 		return os.NewSyscallError("mmap", err)
 	}
@@ -100,14 +122,14 @@ func Adopt(file *os.File) (*Published, error) {
 	if p.limit > 1<<46 {
 		return nil, fmt.Errorf("memfd: adopt %s: %d bytes are too many", file.Name(), p.limit)
 	}
-	if err := p.openReadOnly(int(file.Fd()), int(max(p.limit, 1))); err != nil {
+	if err := p.openReadOnly(int(file.Fd())); err != nil {
 		p.Close()
 		return nil, fmt.Errorf("memfd: adopt %s: %w", file.Name(), err)
 	}
 	return p, nil
 }
 
-// Limit returns the size up to which it can grow, and for which Bytes and Writable have room.
+// Limit returns the size up to which it can grow, and for which Bytes has room.
 func (p *Published) Limit() int64 { return p.limit }
 
 // Bytes returns the memory, read-only: a store to it is a fault, and so is a
@@ -115,17 +137,46 @@ func (p *Published) Limit() int64 { return p.limit }
 // that until Freeze.
 func (p *Published) Bytes() []byte { return *p.mem.Load() }
 
-// Writable returns the memory for storing to what it has grown to, valid until
-// Freeze or Close; nil after them.
+// Writable returns the memory for storing to what it has grown to, from Share until
+// Freeze or Close; else nil.
 func (p *Published) Writable() []byte {
-	if p.writable == nil {
+	mem := p.writable.Load()
+	if mem == nil {
 		return nil
 	}
-	return p.writable[:p.limit]
+	return (*mem)[:p.limit]
 }
 
-// File returns a read-only descriptor, for passing to other processes. It stays
-// owned by p.
+// WriteAt stores b at off, within what it has grown to. Without memory it fails, where a
+// store would kill the process.
+//
+// Until it is shared that is a system call rather than a store: pages that are written whole
+// are not zeroed first, which takes as long as to copy, and none is mapped.
+func (p *Published) WriteAt(b []byte, off int64) (int, error) {
+	if mem := p.Writable(); mem != nil {
+		return p.store(mem, b, off)
+	}
+	n, err := p.file.WriteAt(b, off)
+	if errors.Is(err, unix.EPERM) { // it is being shared
+		p.sharing.Lock()
+		mem := p.Writable()
+		p.sharing.Unlock()
+		if mem != nil {
+			return p.store(mem, b, off)
+		}
+	}
+	return n, err
+}
+
+func (p *Published) store(mem, b []byte, off int64) (int, error) {
+	if err := p.Populate(off, int64(len(b))); err != nil {
+		return 0, err
+	}
+	return Copy(mem[off:off+int64(len(b))], b), nil
+}
+
+// File returns a read-only descriptor, for passing to other processes once it is shared
+// or frozen. It stays owned by p.
 func (p *Published) File() *os.File { return p.readers }
 
 // Grow makes it at least size bytes long. The new ones are zeros, and take no memory.
@@ -151,8 +202,8 @@ func (p *Published) Fix() error {
 	return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
 }
 
-// Populate takes the memory of [off, off+n), rounded to whole pages, from the
-// system: a store there does not fault any more. Without memory it fails, where a
+// Populate takes the memory of [off, off+n) of what is shared, rounded to whole pages, from
+// the system: a store there does not fault any more. Without memory it fails, where a
 // store would kill the process.
 func (p *Published) Populate(off, n int64) error {
 	if off < 0 || n < 0 || off > p.limit || n > p.limit-off {
@@ -162,7 +213,7 @@ func (p *Published) Populate(off, n int64) error {
 		return nil
 	}
 	start := off &^ int64(os.Getpagesize()-1)
-	err := ignoringEINTR(func() error { return unix.Madvise(p.writable[start:off+n], unix.MADV_POPULATE_WRITE) })
+	err := ignoringEINTR(func() error { return unix.Madvise(p.Writable()[start:off+n], unix.MADV_POPULATE_WRITE) })
 	if errors.Is(err, unix.EINVAL) { // Linux 5.13
 		err = ignoringEINTR(func() error { return unix.Fallocate(int(p.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n) })
 	}
@@ -175,13 +226,16 @@ func (p *Published) Populate(off, n int64) error {
 // Freeze ends writing, for ever and for everybody, and growing: what it has grown to
 // is its limit, and address space behind that is given back. It is idempotent.
 func (p *Published) Freeze() error {
+	p.sharing.Lock()
+	defer p.sharing.Unlock()
 	if p.file == nil {
 		return nil
 	}
-	writable := p.writable
-	p.writable = nil
-	if err := unix.Munmap(writable); err != nil {
-		return os.NewSyscallError("munmap", err)
+	writable := p.writable.Swap(nil)
+	if writable != nil {
+		if err := unix.Munmap(*writable); err != nil {
+			return os.NewSyscallError("munmap", err)
+		}
 	}
 	if err := p.shrink(); err != nil {
 		return err
@@ -189,9 +243,9 @@ func (p *Published) Freeze() error {
 	fd := p.file.Fd()
 	const size = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 	_, err := unix.FcntlInt(fd, unix.F_ADD_SEALS, size|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL)
-	if err != nil {
+	if err != nil && writable != nil {
 		// A reader that keeps pages busy (in a pipe) can forbid this seal. That
-		// nobody gets to write anew holds since the beginning, and the one
+		// nobody gets to write anew holds since it was shared, and the one
 		// mapping that could is gone: it is frozen all the same.
 		_, err = unix.FcntlInt(fd, unix.F_ADD_SEALS, size|unix.F_SEAL_SEAL)
 	}
@@ -236,18 +290,17 @@ func (p *Published) ReadAt(b []byte, off int64) (int, error) { return p.readers.
 // descriptor.
 func (p *Published) Close() error {
 	var errs []error
-	if p.writable != nil {
-		errs = append(errs, os.NewSyscallError("munmap", unix.Munmap(p.writable)))
-	}
-	if mem := p.mem.Swap(nil); mem != nil {
-		errs = append(errs, os.NewSyscallError("munmap", unix.Munmap((*mem)[:cap(*mem)])))
+	for _, mem := range []*[]byte{p.writable.Swap(nil), p.mem.Swap(nil)} {
+		if mem != nil {
+			errs = append(errs, os.NewSyscallError("munmap", unix.Munmap((*mem)[:cap(*mem)])))
+		}
 	}
 	for _, f := range []*os.File{p.file, p.readers} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
 	}
-	p.writable, p.file = nil, nil
+	p.file = nil
 	return errors.Join(errs...)
 }
 

@@ -81,10 +81,12 @@ func TestPublishedIsWrittenByItsOwnerAlone(t *testing.T) {
 		if err := p.Grow(size); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.Populate(0, size); err != nil {
+		if err := p.Share(); err != nil {
 			t.Fatal(err)
 		}
-		p.Writable()[size-1] = byte(size >> 12)
+		if _, err := p.WriteAt([]byte{byte(size >> 12)}, size-1); err != nil {
+			t.Fatal(err)
+		}
 		if done := attack(t, p.File()); len(done) > 0 {
 			t.Errorf("%d bytes: an attacker succeeded in: %v", size, done)
 		}
@@ -102,11 +104,79 @@ func TestPublishedIsWrittenByItsOwnerAlone(t *testing.T) {
 	if p.Writable() != nil {
 		t.Error("its owner can write what is frozen")
 	}
-	if !bytes.Equal(p.Bytes(), want) {
+	if !bytes.Equal(p.Bytes(), want) || want[4095] != 1 || want[1<<20-1] != 0 {
 		t.Error("other bytes")
 	}
 	if err := p.Freeze(); err != nil {
 		t.Errorf("frozen twice: %v", err)
+	}
+	if err := p.Share(); err != nil || p.Writable() != nil {
+		t.Errorf("frozen, it was shared such that it can be written: %v", err)
+	}
+}
+
+// It is shared while it is written, and no byte is lost, wherever the writer is.
+func TestPublishedIsSharedWhileItIsWritten(t *testing.T) {
+	const size, piece = 4 << 20, 4099
+	want := bytes.Repeat([]byte("0123456789abcde"), size/15+1)[:size]
+	for at := 0; at < size/piece; at += 100 {
+		p := publish(t, size)
+		if err := p.Grow(size); err != nil {
+			t.Fatal(err)
+		}
+		reached, shared := make(chan struct{}), make(chan error, 1)
+		go func() {
+			<-reached
+			shared <- p.Share()
+		}()
+		for off := 0; off < size; off += piece {
+			if off == at*piece {
+				close(reached)
+			}
+			if n, err := p.WriteAt(want[off:min(off+piece, size)], int64(off)); err != nil || n != min(piece, size-off) {
+				t.Fatalf("%d bytes at %d: %v", n, off, err)
+			}
+		}
+		if err := <-shared; err != nil {
+			t.Fatal(err)
+		}
+		if done := attack(t, p.File()); len(done) > 0 {
+			t.Errorf("an attacker succeeded in: %v", done)
+		}
+		if err := p.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(p.Bytes(), want) {
+			t.Errorf("shared at %d: other bytes", at*piece)
+		}
+		p.Close()
+	}
+}
+
+// Frozen without having been shared, it is what nobody can write, or it is not frozen.
+func TestFreezingNeedsTheSeal(t *testing.T) {
+	p := publish(t, 4096)
+	if err := p.Grow(4096); err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/proc/self/fd/%d", p.File().Fd())
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := must(os.OpenFile(path, os.O_RDWR, 0))
+	defer f.Close()
+	mem := must(unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))
+	if err := p.Freeze(); err == nil {
+		t.Error("frozen, and somebody can write it")
+	}
+	if err := unix.Munmap(mem); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Freeze(); err != nil {
+		t.Error(err)
+	}
+	if done := attack(t, p.File()); len(done) > 0 {
+		t.Errorf("an attacker succeeded in: %v", done)
 	}
 }
 
@@ -118,7 +188,12 @@ func TestNobodyPreventsFreezing(t *testing.T) {
 		if err := p.Grow(1 << 16); err != nil {
 			t.Fatal(err)
 		}
-		copy(p.Writable(), "bytes")
+		if err := p.Share(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.WriteAt([]byte("bytes"), 0); err != nil {
+			t.Fatal(err)
+		}
 		path := fmt.Sprintf("/proc/self/fd/%d", p.File().Fd())
 		if err := os.Chmod(path, 0o600); err != nil {
 			t.Fatal(err)
@@ -216,7 +291,9 @@ func TestFreezeGivesAddressSpaceBack(t *testing.T) {
 	if err := p.Grow(5000); err != nil {
 		t.Fatal(err)
 	}
-	copy(p.Writable(), "here")
+	if _, err := p.WriteAt([]byte("here"), 0); err != nil {
+		t.Fatal(err)
+	}
 	before := p.Bytes()[:5000]
 	if err := p.Freeze(); err != nil {
 		t.Fatal(err)

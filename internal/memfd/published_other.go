@@ -42,6 +42,12 @@ func (p *Published) File() *os.File { return nil }
 // Grow fails on this system.
 func (p *Published) Grow(int64) error { return errNeedsLinux }
 
+// Share fails on this system.
+func (p *Published) Share() error { return errNeedsLinux }
+
+// WriteAt fails on this system.
+func (p *Published) WriteAt([]byte, int64) (int, error) { return 0, errNeedsLinux }
+
 // Fix fails on this system.
 func (p *Published) Fix() error { return errNeedsLinux }
 

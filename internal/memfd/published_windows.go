@@ -65,7 +65,7 @@ func Adopt(file *os.File) (*Published, error) {
 	return nil, fmt.Errorf("memfd: adopt %s: who else can write it cannot be told on Windows: %w", file.Name(), errors.ErrUnsupported)
 }
 
-// Limit returns the size up to which it can grow, and for which Bytes and Writable have room.
+// Limit returns the size up to which it can grow, and for which Bytes has room.
 func (p *Published) Limit() int64 { return p.limit }
 
 // Bytes returns the memory, read-only: a store to it is a fault, and so is a
@@ -79,6 +79,17 @@ func (p *Published) Writable() []byte {
 		return nil
 	}
 	return p.writable[:p.limit]
+}
+
+// Share does nothing: handles that were made for reading never write.
+func (p *Published) Share() error { return nil }
+
+// WriteAt stores b at off, within what it has grown to.
+func (p *Published) WriteAt(b []byte, off int64) (int, error) {
+	if size := p.size.Load(); off < 0 || off > size || int64(len(b)) > size-off {
+		return 0, fmt.Errorf("memfd: write [%d, +%d) of %d bytes", off, len(b), size)
+	}
+	return Copy(p.writable[off:], b), nil
 }
 
 // File returns a read-only handle, for passing to other processes, which can be

@@ -20,17 +20,20 @@ type Tracker struct{}
 // Probe says that this system has no page tracking.
 func Probe() error { return errAbsent }
 
+// New fails on this system.
+func New() (*Tracker, error) { return nil, errAbsent }
+
 // Track fails on this system.
-func Track([]byte) (*Tracker, error) { return nil, errAbsent }
+func (t *Tracker) Track([]byte) error { return errAbsent }
 
 // Arm fails on this system.
-func (t *Tracker) Arm(off, n int) error { return errAbsent }
+func (t *Tracker) Arm([]byte) error { return errAbsent }
 
 // Disarm fails on this system.
-func (t *Tracker) Disarm(off, n int) error { return errAbsent }
+func (t *Tracker) Disarm([]byte) error { return errAbsent }
 
 // Collect fails on this system.
-func (t *Tracker) Collect(off, n int, into []Range) ([]Range, error) { return into, errAbsent }
+func (t *Tracker) Collect(_ []byte, _, _ int, into []Range) ([]Range, error) { return into, errAbsent }
 
 // Close does nothing.
 func (t *Tracker) Close() error { return nil }

@@ -28,6 +28,7 @@ type work struct {
 	chain   []sharedbuf.Step
 	ops     []Operation
 	write   bool
+	small   bool     // the operations take little time once the buffer is mapped, and mapping it does
 	file    *os.File // of a buffer without a name; else nil
 	replica *replica // of a buffer whose bytes are sent; else nil
 	written func()   // ends the use of the replica by what was written; nil: nothing was
@@ -42,6 +43,13 @@ type work struct {
 	progress atomic.Int64
 }
 
+// brief reports whether the operations take about as long as handing them to another
+// goroutine: they are this package's own, on few bytes, which are in RAM, in the
+// clear, and nobody else's turn is waited for.
+func (w *work) brief() bool {
+	return w != nil && w.small && w.replica == nil && w.key == nil
+}
+
 // prepare finds the operations that a request asks for. The work owns file.
 func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, error) {
 	chain, err := r.Chain()
@@ -50,6 +58,7 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, e
 	}
 	w := &work{request: r, chain: chain, file: file, peer: who.uid}
 	w.uses.Store(1)
+	w.small = (file != nil || h.inRAM) && r.Size <= chunkSize/int64(max(len(chain), 1))
 	if len(chain) > maxChain {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("a chain of %d operations; at most %d are allowed", len(chain), maxChain)}
 	}
@@ -62,6 +71,7 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, e
 			return nil, &sharedbuf.Error{Code: sharedbuf.ErrDenied, Message: fmt.Sprintf("operation %q is for guests who prove who they are, and of you only the network is known; connect over TLS", op.Name)}
 		}
 		w.ops = append(w.ops, op)
+		w.small = w.small && op.brief
 		w.write = w.write || op.Access == ReadWrite
 	}
 	switch {

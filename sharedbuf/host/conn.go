@@ -30,7 +30,6 @@ type conn struct {
 	files *fdpass.Conn // of a unix socket; else nil
 	guest guest
 	r     *bufio.Reader
-	in    []byte // a request's body, reused
 
 	writeMu sync.Mutex
 	out     []byte         // a reply's frame, reused
@@ -123,7 +122,7 @@ func linger(nc net.Conn) {
 	io.CopyN(io.Discard, nc, lingerBytes) // however that ends
 }
 
-// next reads a request's body. Between requests it waits for ever, within one
+// next reads a request's body, which is valid until more is read. Between requests it waits for ever, within one
 // for as long as bytes come.
 func (c *conn) next() ([]byte, error) {
 	if c.guest.unknown { // he is not waited for
@@ -136,11 +135,7 @@ func (c *conn) next() ([]byte, error) {
 		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
 		defer c.nc.SetReadDeadline(time.Time{})
 	}
-	body, err := sharedbuf.ReadFrame(c.r, c.in, sharedbuf.MaxRequest)
-	if err == nil {
-		c.in = body
-	}
-	return body, err
+	return sharedbuf.ReadFrame(c.r, sharedbuf.MaxRequest)
 }
 
 // whole reports whether the next request is there already.
@@ -256,10 +251,10 @@ func (c *conn) take() (*os.File, error) {
 	return f, nil
 }
 
-// do carries out a request and answers it: at once if it has no id, else beside
-// the others. Without a slot of its own it is bounded by other means. The work
-// that the request is about, nil for none, it closes in the end, whether f was
-// called or not.
+// do carries out a request and answers it: at once if it has no id, or if it is brief
+// and nothing has come after it, which spares a switch of goroutines; else beside the
+// others. Without a slot of its own it is bounded by other means. The work that the
+// request is about, nil for none, it closes in the end, whether f was called or not.
 func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.Context) (any, error)) {
 	if r.ID == 0 {
 		defer w.close()
@@ -282,10 +277,7 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 		c.cancel()
 		return
 	}
-	if slot {
-		c.slots <- struct{}{} // requests end: there will be one
-	}
-	c.work.Go(func() {
+	carryOut := func(slot bool) {
 		defer cancel(nil)
 		defer w.close()
 		result, err := f(ctx)
@@ -297,7 +289,15 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 			delete(c.underWay, r.ID)
 			c.mu.Unlock()
 		}, result, err)
-	})
+	}
+	if slot && w.brief() && c.r.Buffered() == 0 {
+		carryOut(false)
+		return
+	}
+	if slot {
+		c.slots <- struct{}{} // requests end: there will be one
+	}
+	c.work.Go(func() { carryOut(slot) })
 }
 
 // answer answers a request about a buffer, with what the host changed of it if

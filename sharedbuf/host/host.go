@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/sharedfile"
 	"github.com/memspan/memspan/sharedbuf"
@@ -65,6 +66,7 @@ type Config struct {
 type Host struct {
 	config     Config
 	dir        *sharedfile.Dir // nil: none
+	inRAM      bool            // what is in dir is
 	boot       string
 	operations map[string]Operation
 	names      []string // of the operations, sorted
@@ -107,6 +109,9 @@ func New(config Config) (*Host, error) {
 	}
 	if h.boot, err = sharedfile.BootID(); err != nil {
 		return nil, fmt.Errorf("host: %w", err)
+	}
+	if system, err := durable.FileSystemOf(h.config.Dir); err == nil {
+		h.inRAM = system.Volatile
 	}
 	if h.dir, err = sharedfile.OpenDir(h.config.Dir); err != nil {
 		return nil, fmt.Errorf("host: shared directory: %w", err)

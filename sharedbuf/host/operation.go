@@ -38,6 +38,8 @@ type Operation struct {
 	// Proven keeps it from guests who have proved nothing, whom Config.Trust alone
 	// lets in: they are refused with sharedbuf.ErrDenied.
 	Proven bool
+
+	brief bool // it takes time by the buffer's size alone
 }
 
 // A Call is one operation on one buffer. It is valid while Run runs. Its methods
@@ -167,10 +169,10 @@ func guarded(f func()) error {
 // builtin are the operations that every host has.
 func builtin() []Operation {
 	return []Operation{
-		{Name: "process", Access: ReadOnly, Run: process},
-		{Name: "checksum", Access: ReadOnly, Run: checksum},
-		{Name: "verify", Access: ReadOnly, Run: verify},
-		{Name: "fill", Access: ReadWrite, Run: fill},
+		{Name: "process", Access: ReadOnly, Run: process, brief: true},
+		{Name: "checksum", Access: ReadOnly, Run: checksum, brief: true},
+		{Name: "verify", Access: ReadOnly, Run: verify, brief: true},
+		{Name: "fill", Access: ReadWrite, Run: fill, brief: true},
 	}
 }
 

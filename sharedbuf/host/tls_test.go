@@ -173,7 +173,7 @@ func TestNothingBeforeTheToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		nc.SetDeadline(time.Now().Add(patience))
-		g := &rawGuest{t, nc}
+		g := newRawGuest(t, nc)
 		if reply := g.ask(request); reply.Code != sharedbuf.ErrDenied || strings.Contains(reply.Error, token) {
 			t.Errorf("%v: %+v", request, reply)
 		}

@@ -3,6 +3,7 @@
 package host_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
@@ -28,7 +29,10 @@ const patience = time.Minute
 type rawGuest struct {
 	t testing.TB
 	net.Conn
+	in *bufio.Reader // all that is read of it
 }
+
+func (g *rawGuest) Read(p []byte) (int, error) { return g.in.Read(p) }
 
 func connect(t testing.TB, ln net.Listener) *rawGuest {
 	t.Helper()
@@ -38,7 +42,11 @@ func connect(t testing.TB, ln net.Listener) *rawGuest {
 	}
 	nc.SetDeadline(time.Now().Add(patience))
 	t.Cleanup(func() { nc.Close() })
-	return &rawGuest{t, nc}
+	return newRawGuest(t, nc)
+}
+
+func newRawGuest(t testing.TB, nc net.Conn) *rawGuest {
+	return &rawGuest{t, nc, bufio.NewReaderSize(nc, 4+sharedbuf.MaxResponse)}
 }
 
 // send sends length and body in two writes.
@@ -54,7 +62,7 @@ func (g *rawGuest) send(body string) {
 
 func (g *rawGuest) receive() string {
 	g.t.Helper()
-	body, err := sharedbuf.ReadFrame(g, nil, sharedbuf.MaxResponse)
+	body, err := sharedbuf.ReadFrame(g.in, sharedbuf.MaxResponse)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -46,7 +46,6 @@ func (s *Surface) openDirect(c *source, opened control.SurfaceOpened) error {
 		return fmt.Errorf("%s: %w", c.address, err)
 	}
 	s.direct = d
-	c.work.Go(c.read) // its end is the server's
 	return nil
 }
 
@@ -177,6 +176,7 @@ func (d *direct) awaitAll(ctx context.Context, first, end int64) error {
 // waiting calls wait with a context that ends with the connection too: who dies
 // wakes nobody.
 func (d *direct) waiting(ctx context.Context, wait func(context.Context) error) error {
+	d.source.listen()
 	both, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(d.s.ctx, cancel)
@@ -491,6 +491,7 @@ func (d *direct) verify(ctx context.Context) error {
 	}
 	root := d.s.ticket.Root
 	if root == nil {
+		d.source.listen()
 		var state control.SurfaceState
 		if err := d.source.control(ctx, control.OpSurfaceWait, control.SurfaceWait{Handle: d.source.handle, Sequence: d.page.Sequence() - 1, From: count}, &state); err != nil {
 			return err

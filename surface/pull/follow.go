@@ -19,8 +19,9 @@ const (
 // follow learns what the source has, until it has all.
 func (c *source) follow(ctx context.Context, state control.SurfaceState) {
 	sequence := state.Sequence
+	var from int64 // what state tells is of chunks from this one on
 	for {
-		complete, err := c.learn(ctx, state)
+		complete, err := c.learn(ctx, state, from)
 		if err != nil {
 			c.drop(err)
 			return
@@ -36,6 +37,7 @@ func (c *source) follow(ctx context.Context, state control.SurfaceState) {
 			wait.Sequence, wait.From = state.Sequence-1, last.First+last.Count
 		}
 		more := state.More
+		from = wait.From
 		state = control.SurfaceState{}
 		if err := c.control(ctx, control.OpSurfaceWait, wait, &state); err != nil {
 			c.drop(err)
@@ -47,9 +49,9 @@ func (c *source) follow(ctx context.Context, state control.SurfaceState) {
 	}
 }
 
-// learn takes in what the source has said, and asks for the digests that go
-// with it. It reports whether there is nothing more to be learnt.
-func (c *source) learn(ctx context.Context, state control.SurfaceState) (complete bool, err error) {
+// learn takes in what the source has said of the chunks from one on, and asks for the
+// digests that go with it and were not told. It reports whether there is nothing more to be learnt.
+func (c *source) learn(ctx context.Context, state control.SurfaceState, from int64) (complete bool, err error) {
 	s := c.s
 	if err := c.checkState(&state); err != nil {
 		return false, err
@@ -64,7 +66,7 @@ func (c *source) learn(ctx context.Context, state control.SurfaceState) (complet
 		c.poke()
 	}
 	if c.vouches || s.ticket.Root != nil {
-		if err := c.learnDigests(ctx, &state); err != nil {
+		if err := c.learnDigests(ctx, &state, from); err != nil {
 			return false, err
 		}
 	}
@@ -101,8 +103,9 @@ func (c *source) checkState(state *control.SurfaceState) error {
 	return c.s.bounded(state.Size)
 }
 
-// learnDigests asks for the digests that are to be had and not known yet.
-func (c *source) learnDigests(ctx context.Context, state *control.SurfaceState) error {
+// learnDigests learns the digests that are to be had and not known yet: those that came
+// with the state, and others by asking.
+func (c *source) learnDigests(ctx context.Context, state *control.SurfaceState, from int64) error {
 	s := c.s
 	want := state.Count
 	if !state.Sealed { // the last chunk may grow
@@ -123,17 +126,9 @@ func (c *source) learnDigests(ctx context.Context, state *control.SurfaceState) 
 		if rooted || first >= want {
 			break
 		}
-		var answer control.Digests
-		n := min(want-first, digestBatch)
-		if err := c.control(ctx, control.OpSurfaceDigests, control.SurfaceDigests{Handle: c.handle, First: first, Count: n}, &answer); err != nil {
+		add, err := c.digests(ctx, state, from, first, want)
+		if err != nil {
 			return err
-		}
-		if int64(len(answer.Digests)) != n*surface.DigestSize {
-			return broken("%d bytes of digests for %d chunks", len(answer.Digests), n)
-		}
-		add := make([]surface.Digest, n)
-		for i := range add {
-			copy(add[i][:], answer.Digests[i*surface.DigestSize:])
 		}
 		if provisional {
 			c.header.Digests = append(c.header.Digests, add...)
@@ -152,6 +147,29 @@ func (c *source) learnDigests(ctx context.Context, state *control.SurfaceState) 
 		return c.learnRoot(surface.Digest(state.Root))
 	}
 	return nil
+}
+
+// digests returns those of some chunks, at least one, from first on.
+func (c *source) digests(ctx context.Context, state *control.SurfaceState, from, first, want int64) ([]surface.Digest, error) {
+	n := min(want-first, digestBatch)
+	told := state.Digests
+	if first != from || len(told) == 0 {
+		var answer control.Digests
+		if err := c.control(ctx, control.OpSurfaceDigests, control.SurfaceDigests{Handle: c.handle, First: first, Count: n}, &answer); err != nil {
+			return nil, err
+		}
+		if int64(len(answer.Digests)) != n*surface.DigestSize {
+			return nil, broken("%d bytes of digests for %d chunks", len(answer.Digests), n)
+		}
+		told = answer.Digests
+	} else if len(told)%surface.DigestSize != 0 {
+		return nil, broken("%d bytes of digests", len(told))
+	}
+	list := make([]surface.Digest, min(n, int64(len(told)/surface.DigestSize)))
+	for i := range list {
+		copy(list[i][:], told[i*surface.DigestSize:])
+	}
+	return list, nil
 }
 
 // learnRoot verifies a manifest that is complete.

@@ -22,19 +22,23 @@ const (
 // A sink takes the chunks of a gathering, each once. Its methods may be called
 // concurrently.
 type sink interface {
-	// put takes the content of chunk i, or what is stored of it if the sink
-	// gathers that, verified. The memory is the caller's again afterwards.
+	// put takes the content of chunk i, verified. The memory is the caller's again
+	// afterwards.
 	put(i int64, b []byte) error
 	// hole takes chunk i, n zeros.
 	hole(i, n int64) error
 }
+
+// A keeper takes what is stored of chunk i, once; the memory is the caller's again
+// afterwards. It may be called concurrently.
+type keeper func(i int64, c surface.Chunk) error
 
 // A gathering brings chunks [first, end) of a surface into a sink, whichever
 // source has them.
 type gathering struct {
 	s        *Surface
 	sink     sink
-	stored   bool       // the sink takes what is stored, not the content
+	keep     keeper     // takes what is stored in place of the sink, if it is not nil
 	first    int64      // a chunk
 	whole    bool       // to the surface's end, and its root is verified
 	progress sync.Mutex // held while Progress is called
@@ -225,20 +229,32 @@ func (w *worker) take(f *fetch) {
 	m := s.layout()
 	rest := f.buf
 	for i := f.piece.first; i < f.piece.end; i++ {
-		var stored []byte
-		if f.source != nil {
-			_, n := m.StoredRange(i)
-			stored, rest = rest[:n:n], rest[n:]
-			if !g.wants(i, f.source) {
-				continue
+		if f.source == nil {
+			if g.claim(i) {
+				g.arrived(&m, i, g.hole(&m, i))
 			}
-			if !s.options.Unverified && surface.Sum(stored) != m.Digests[i] {
+			continue
+		}
+		_, n := m.StoredRange(i)
+		var stored []byte
+		stored, rest = rest[:n:n], rest[n:]
+		if !g.wants(i, f.source) {
+			continue
+		}
+		var chunk surface.Chunk
+		if !s.options.Unverified || g.keep != nil {
+			if chunk = surface.NewChunk(stored); chunk.Digest() != m.Digests[i] {
 				s.caught(f.source, lying("chunk %d is not what was exposed: its digest differs", i))
 				break
 			}
-			f.source.prove()
 		}
-		if g.claim(i) {
+		f.source.prove()
+		if !g.claim(i) {
+			continue
+		}
+		if g.keep != nil {
+			g.arrived(&m, i, g.keep(i, chunk))
+		} else {
 			g.arrived(&m, i, w.put(g, &m, i, stored))
 		}
 	}
@@ -276,13 +292,18 @@ func (s *Surface) caught(liar *source, err error) {
 	}
 }
 
-// put gives one chunk to the sink; stored is nil if it is zeros.
-func (w *worker) put(g *gathering, m *surface.Manifest, i int64, stored []byte) error {
-	if stored == nil {
-		_, n := m.ContentRange(i)
-		return g.sink.hole(i, n)
+// hole gives on a chunk that is zeros.
+func (g *gathering) hole(m *surface.Manifest, i int64) error {
+	_, n := m.ContentRange(i)
+	if g.keep != nil { // which has no holes of its own
+		return g.keep(i, surface.NewChunk(make([]byte, n)))
 	}
-	if g.stored || !m.Encrypted {
+	return g.sink.hole(i, n)
+}
+
+// put gives the content of one chunk to the sink.
+func (w *worker) put(g *gathering, m *surface.Manifest, i int64, stored []byte) error {
+	if !m.Encrypted {
 		return g.sink.put(i, stored)
 	}
 	plain, err := w.s.sealer.Open(w.plain[:0], i, stored)
@@ -377,12 +398,12 @@ func (g *gathering) finishLocked(err error) {
 	g.s.notifyLocked()
 }
 
-// gather begins to bring chunks [first, end) into a sink; end is -1 for all to
+// gather begins to bring chunks [first, end) into a sink or a keeper; end is -1 for all to
 // the surface's end. Those in have, whose base is first, are there already.
 // Wait must follow.
-func (s *Surface) gather(sink sink, stored bool, first, end int64, have bitset, limit int64) *gathering {
+func (s *Surface) gather(sink sink, keep keeper, first, end int64, have bitset, limit int64) *gathering {
 	g := &gathering{
-		s: s, sink: sink, stored: stored, whole: end < 0,
+		s: s, sink: sink, keep: keep, whole: end < 0,
 		first: first, end: end, next: first, limit: limit,
 		handed: have.clone(), claimed: have.clone(), have: have,
 	}

@@ -285,8 +285,8 @@ func TestNoKey(t *testing.T) {
 	}
 	// Who serves it on needs no key.
 	stored := make([]byte, len(h.stored))
-	if err := s.Gather(t.Context(), nil, func(i int64, b []byte) error {
-		copy(stored[i*(16*kib+surface.Overhead):], b)
+	if err := s.Gather(t.Context(), nil, func(i int64, c surface.Chunk) error {
+		copy(stored[i*(16*kib+surface.Overhead):], c.Stored())
 		return nil
 	}); err != nil || !bytes.Equal(stored, h.stored) {
 		t.Errorf("gathered other bytes, or %v", err)
@@ -306,8 +306,8 @@ func TestGatherWhatIsMissing(t *testing.T) {
 	s := open(t, h.rooted(h.tcp()), pull.Options{})
 	var put []int64
 	got := make(chan int64, 10)
-	if err := s.Gather(t.Context(), func(i int64) bool { return i%3 == 0 }, func(i int64, b []byte) error {
-		if !bytes.Equal(b, content[i*chunk:(i+1)*chunk]) {
+	if err := s.Gather(t.Context(), func(i int64) bool { return i%3 == 0 }, func(i int64, c surface.Chunk) error {
+		if !bytes.Equal(c.Stored(), content[i*chunk:(i+1)*chunk]) || c.Digest() != surface.Sum(c.Stored()) {
 			t.Errorf("chunk %d is another", i)
 		}
 		got <- i
@@ -324,7 +324,7 @@ func TestGatherWhatIsMissing(t *testing.T) {
 		t.Errorf("put %v", put)
 	}
 	reason := errors.New("no room")
-	if err := s.Gather(t.Context(), nil, func(int64, []byte) error { return reason }); !errors.Is(err, reason) {
+	if err := s.Gather(t.Context(), nil, func(int64, surface.Chunk) error { return reason }); !errors.Is(err, reason) {
 		t.Errorf("Gather = %v", err)
 	}
 }

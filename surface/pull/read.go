@@ -46,7 +46,7 @@ func (s *Surface) copy(ctx context.Context, w io.Writer, win window) (done int64
 	first, end := win.chunks(chunk)
 	ahead := max(4, copyAhead/chunk)
 	queue := &ordered{chunk: chunk, window: win, next: first, parts: make(map[int64][]byte), holes: make(map[int64]int64), came: make(chan struct{}, 1)}
-	g := s.gather(queue, false, first, end, bitset{base: first}, first+ahead)
+	g := s.gather(queue, nil, first, end, bitset{base: first}, first+ahead)
 	ctx, cancel := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() {

@@ -30,7 +30,8 @@ const (
 // A source is a server that has the surface, or part of it: a connection on
 // which requests are pipelined and answered by their ids. What is told of its
 // goroutines: read receives, ask asks when there is something new to ask for,
-// follow learns what it has. All end when the connection does.
+// follow learns what it has. All end when the connection does. One whose memory is
+// mapped has read alone, and that once somebody waits.
 type source struct {
 	s       *Surface
 	address string
@@ -44,18 +45,19 @@ type source struct {
 	work    sync.WaitGroup
 
 	// Guarded by the surface's mu.
-	err      error
-	lastID   uint64
-	pending  map[uint64]*request
-	fetches  map[*fetch]struct{}
-	have     ranges
-	window   int  // frames
-	inflight int  // frames of fetches asked for and not received
-	held     bool // what was received waits for workers
-	ping     bool // a sign of life is wanted
-	bytes    int64
-	checking int  // fetches that are being verified
-	proven   bool // a chunk was what it should be
+	err       error
+	lastID    uint64
+	pending   map[uint64]*request
+	fetches   map[*fetch]struct{}
+	have      ranges
+	window    int  // frames
+	inflight  int  // frames of fetches asked for and not received
+	held      bool // what was received waits for workers
+	ping      bool // a sign of life is wanted
+	bytes     int64
+	checking  int  // fetches that are being verified
+	listening bool // read runs, of a source that is direct
+	proven    bool // a chunk was what it should be
 }
 
 // A request is under way on a connection.
@@ -177,6 +179,18 @@ func (c *source) start(ctx context.Context, state control.SurfaceState) {
 	c.work.Go(c.read)
 	c.work.Go(c.ask)
 	c.work.Go(func() { c.follow(ctx, state) })
+}
+
+// listen begins to receive, for who needs no more of the source: not before somebody
+// waits for it, since who maps what is sealed never does.
+func (c *source) listen() {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.listening || c.err != nil {
+		return
+	}
+	c.listening = true
+	c.work.Go(c.read)
 }
 
 // drop gives the source up, for the reason that err is. What it owes is asked

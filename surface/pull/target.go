@@ -9,7 +9,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"sync"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
@@ -230,14 +229,14 @@ func (s *Surface) bring(ctx context.Context, to sink, first, end int64, have bit
 	if s.direct != nil {
 		return s.direct.bring(ctx, to, first, end, have)
 	}
-	return s.gather(to, false, first, end, have, math.MaxInt64).wait(ctx)
+	return s.gather(to, nil, first, end, have, math.MaxInt64).wait(ctx)
 }
 
-// Gather pulls what is stored of the chunks, verified and not opened, in any
-// order, to keep it: put is called once for each chunk from several goroutines,
-// but for those that have says are there. Zeros come as zeros. It ends when all
-// chunks were put, an error of put first, or ctx.
-func (s *Surface) Gather(ctx context.Context, have func(i int64) bool, put func(i int64, stored []byte) error) error {
+// Gather pulls what is stored of the chunks, verified whatever the options say and not
+// opened, in any order, to keep it: put is called once for each chunk from several
+// goroutines, but for those that have says are there, and must not keep the chunk's memory.
+// Zeros come as zeros. It ends when all chunks were put, an error of put first, or ctx.
+func (s *Surface) Gather(ctx context.Context, have func(i int64) bool, put func(i int64, c surface.Chunk) error) error {
 	w, _ := s.window(surface.Range{})
 	if s.direct != nil {
 		return s.failed("gather", w, fmt.Errorf("it is mapped; open it with Options.Copy: %w", errors.ErrUnsupported))
@@ -252,25 +251,6 @@ func (s *Surface) Gather(ctx context.Context, have func(i int64) bool, put func(
 			}
 		}
 	}
-	err := s.gather(&storedSink{give: put}, true, first, end, there, math.MaxInt64).wait(ctx)
+	err := s.gather(nil, put, first, end, there, math.MaxInt64).wait(ctx)
 	return s.failed("gather", w, err)
-}
-
-// storedSink gives chunks to a function.
-type storedSink struct {
-	give func(i int64, stored []byte) error
-	mu   sync.Mutex
-	zero []byte
-}
-
-func (t *storedSink) put(i int64, b []byte) error { return t.give(i, b) }
-
-func (t *storedSink) hole(i, n int64) error {
-	t.mu.Lock()
-	if int64(len(t.zero)) < n {
-		t.zero = make([]byte, n)
-	}
-	zero := t.zero[:n]
-	t.mu.Unlock()
-	return t.give(i, zero)
 }

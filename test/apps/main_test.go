@@ -144,15 +144,21 @@ func program(t testing.TB, name string, shaders ...string) string {
 				return command("env", "CGO_ENABLED=1", "CGO_CFLAGS=-O1 -I"+built.dir,
 					"go", "build", "-o", path, "./"+filepath.Join("testdata", name))
 			}
-			return command(compiler(), "-O1", "-Wall", "-Wextra", "-Werror", "-I", built.dir, "-o", path,
-				filepath.Join("testdata", name+".c"), "-lvulkan", "-lpthread")
+			args := []string{"-O1", "-Wall", "-Wextra", "-Werror", "-I", built.dir, "-o", path,
+				filepath.Join("testdata", name+".c"), "-lvulkan", "-lpthread"}
+			if name == "gles" {
+				args = append(args, "-lEGL", "-lGLESv2")
+			}
+			return command(compiler(), args...)
 		})
 		built.programs[path] = once
 	}
 	built.mu.Unlock()
 	err := once()
-	if err != nil && strings.Contains(err.Error(), "vulkan/vulkan.h: No such file") {
-		t.Skipf("no Vulkan headers (scripts/setup test installs libvulkan-dev)")
+	for _, header := range []string{"vulkan/vulkan.h", "EGL/egl.h", "GLES3/gl31.h"} {
+		if err != nil && strings.Contains(err.Error(), header+": No such file") {
+			t.Skipf("no %s (scripts/setup installs it)", header)
+		}
 	}
 	check(t, err)
 	return path

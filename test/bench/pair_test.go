@@ -28,15 +28,23 @@ import (
 // ratio is of rates: above 1, ours is faster.
 func pair(b *testing.B, bytes int64, ours, baseline func()) {
 	b.Helper()
+	pairCleaned(b, bytes, ours, baseline, func() {})
+}
+
+// pairCleaned is pair with a clean that is called after each run, and not timed.
+func pairCleaned(b *testing.B, bytes int64, ours, baseline, clean func()) {
+	b.Helper()
 	var mine, theirs []time.Duration
 	var ratios []float64
 	timed := func(f func()) time.Duration {
 		start := time.Now()
 		f()
-		return time.Since(start)
+		took := time.Since(start)
+		clean()
+		return took
 	}
-	ours()
-	baseline()
+	timed(ours)
+	timed(baseline)
 	for i := 0; b.Loop(); i++ {
 		var m, t time.Duration
 		if i%2 == 0 {

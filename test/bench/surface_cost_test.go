@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -177,13 +178,14 @@ func hashAll(mem []byte) {
 	work.Wait()
 }
 
-// BenchmarkSurfaceExpose exposes 1 GiB, which the server hashes, against the library
-// alone on all processors, which maps the same memory anew each time: a memfd taken as
-// it is, at least 0.9; and a file, which is copied once.
+// BenchmarkSurfaceExpose exposes 1 GiB, which the server hashes: a memfd, which is taken as
+// it is, against the library alone on all processors, which maps the same memory anew each time;
+// and a file, which is copied once, against that and against cp.
 func BenchmarkSurfaceExpose(b *testing.B) {
 	const size = 1 << 30
-	for _, source := range []string{"memfd", "file"} {
-		b.Run(source, func(b *testing.B) {
+	for _, way := range [][2]string{{"memfd", "hash"}, {"file", "hash"}, {"file", "cp"}} {
+		source, against := way[0], way[1]
+		b.Run(source+"/"+against, func(b *testing.B) {
 			a, _ := child(b, "server")
 			c := dial(b, a, "unix", memspan.Options{})
 			p := region(size)
@@ -197,17 +199,28 @@ func BenchmarkSurfaceExpose(b *testing.B) {
 			if source == "file" {
 				from = tmpfsFile(b, p)
 			}
-			copied := int64(-1)
-			pair(b, size, func() {
-				e, err := c.ExposeFile(b.Context(), from, memspan.ExposeOptions{})
-				check(b, err)
-				copied = e.Copied
-				check(b, c.Revoke(b.Context(), e.Ticket.ID))
-			}, func() {
+			copied, clean := int64(-1), func() {}
+			baseline := func() {
 				m, err := memfd.Adopt(f)
 				check(b, err)
 				hashAll(m.Bytes())
 				check(b, m.Close())
+			}
+			if against == "cp" {
+				to := from.Name() + "-copy"
+				baseline = func() {
+					check(b, exec.Command("cp", from.Name(), to).Run())
+					clean = func() { check(b, os.Remove(to)) }
+				}
+			}
+			pairCleaned(b, size, func() {
+				e, err := c.ExposeFile(b.Context(), from, memspan.ExposeOptions{})
+				check(b, err)
+				copied = e.Copied
+				clean = func() { check(b, c.Revoke(b.Context(), e.Ticket.ID)) }
+			}, baseline, func() {
+				clean()
+				clean = func() {}
 			})
 			b.ReportMetric(float64(copied), "copied-bytes")
 		})

@@ -4,11 +4,14 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 
+	"github.com/memspan/memspan/server"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -16,13 +19,20 @@ import (
 const (
 	fileEnv    = "MEMSPAN_BENCH_FILE" // what is served, or made
 	addressEnv = "MEMSPAN_BENCH_ADDRESS"
+	certEnv    = "MEMSPAN_BENCH_CERTIFICATE" // the directory where it is
 )
 
 // serveHTTP is Go's file server.
 func serveHTTP() {
-	ln := listen("tcp", "127.0.0.1:0")
-	go http.Serve(ln, http.FileServer(http.Dir(os.Getenv(fileEnv))))
-	ready(addresses{TCP: ln.Addr().String()})
+	cert, _, err := server.SelfSigned(os.Getenv(certEnv))
+	if err != nil {
+		fatal(err)
+	}
+	files := http.FileServer(http.Dir(os.Getenv(fileEnv)))
+	plain, secure := listen("tcp", "127.0.0.1:0"), listen("tcp", "127.0.0.1:0")
+	go http.Serve(plain, files)
+	go http.Serve(tls.NewListener(secure, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}), files)
+	ready(addresses{TCP: plain.Addr().String(), TLS: secure.Addr().String()})
 }
 
 // getRanges downloads a file as downloaders do: ranges of it by several connections.
@@ -34,7 +44,16 @@ func getRanges() {
 
 func download(ctx context.Context, url, path string) error {
 	const connections, piece = 4, 16 << 20
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections, ReadBufferSize: 64 << 10, DisableCompression: true}}
+	cert, _, err := server.SelfSigned(os.Getenv(certEnv))
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(cert.Leaf)
+	client := &http.Client{Transport: &http.Transport{
+		MaxIdleConnsPerHost: connections, ReadBufferSize: 64 << 10, DisableCompression: true,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: cert.Leaf.DNSNames[0]},
+	}}
 	head, err := client.Head(url)
 	if err != nil {
 		return err

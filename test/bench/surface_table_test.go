@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/server"
 )
 
 // A way makes a copy of a file. Each is a command, and most have a server.
@@ -111,10 +112,13 @@ func BenchmarkAlternatives(b *testing.B) {
 	dir := filepath.Dir(source)
 	ways := []*way{
 		{name: "cp", verifies: "no", command: func(to string) *exec.Cmd { return exec.Command("cp", source, to) }},
-		rangesWay(b, source),
-		grpcWay(b, source),
 		rsyncWay(b, source),
 	}
+	certificate := b.TempDir()
+	_, _, err := server.SelfSigned(certificate)
+	check(b, err)
+	ways = append(ways, rangesWays(b, source, certificate)...)
+	ways = append(ways, grpcWays(b, source, certificate)...)
 	ours, exposing := ourWays(b, source)
 	ways = append(ways, ours...)
 	for b.Loop() {
@@ -182,44 +186,49 @@ func ourWays(b *testing.B, source string) (ways []*way, exposing time.Duration) 
 	}, exposing
 }
 
-// rangesWay is Go's file server, asked for ranges in parallel.
-func rangesWay(b *testing.B, source string) *way {
+// rangesWays are Go's file server, asked for ranges in parallel, without TLS and with it.
+func rangesWays(b *testing.B, source, certificate string) []*way {
 	b.Helper()
 	b.Setenv(fileEnv, filepath.Dir(source))
+	b.Setenv(certEnv, certificate)
 	a, pid := child(b, "http")
-	return &way{name: "HTTP ranges", verifies: "no", server: pid, command: func(to string) *exec.Cmd {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), roleEnv+"=ranges", fileEnv+"="+to, addressEnv+"=http://"+a.TCP+"/"+filepath.Base(source))
-		return cmd
-	}}
+	by := func(name, address string) *way {
+		return &way{name: name, verifies: "no", server: pid, command: func(to string) *exec.Cmd {
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), roleEnv+"=ranges", fileEnv+"="+to, addressEnv+"="+address+"/"+filepath.Base(source))
+			return cmd
+		}}
+	}
+	return []*way{by("HTTP ranges", "http://"+a.TCP), by("HTTP ranges, TLS", "https://"+a.TLS)}
 }
 
-// grpcWay is a stream of messages, by a module of its own.
-func grpcWay(b *testing.B, source string) *way {
+// grpcWays are a stream of messages, by a module of its own, without TLS and with it.
+func grpcWays(b *testing.B, source, certificate string) []*way {
 	b.Helper()
-	w := &way{name: "gRPC stream", verifies: "no"}
 	command, err := build(b, "grpcpeer", ".")
 	if err != nil {
 		lines := strings.Split(err.Error(), "\n")
-		w.skipped = lines[0] + " … " + lines[len(lines)-1]
-		return w
+		return []*way{{name: "gRPC stream", skipped: lines[0] + " … " + lines[len(lines)-1]}}
 	}
-	cmd := exec.Command(command, "serve", source)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	check(b, err)
-	out, err := cmd.StdoutPipe()
-	check(b, err)
-	check(b, cmd.Start())
-	b.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-	})
-	address, err := bufio.NewReader(out).ReadString('\n')
-	check(b, err)
-	w.server = cmd.Process.Pid
-	w.command = func(to string) *exec.Cmd { return exec.Command(command, "get", strings.TrimSpace(address), to) }
-	return w
+	by := func(name string, secure ...string) *way {
+		cmd := exec.Command(command, append([]string{"serve", source}, secure...)...)
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		check(b, err)
+		out, err := cmd.StdoutPipe()
+		check(b, err)
+		check(b, cmd.Start())
+		b.Cleanup(func() {
+			in.Close()
+			cmd.Wait()
+		})
+		address, err := bufio.NewReader(out).ReadString('\n')
+		check(b, err)
+		return &way{name: name, verifies: "no", server: cmd.Process.Pid, command: func(to string) *exec.Cmd {
+			return exec.Command(command, append([]string{"get", strings.TrimSpace(address), to}, secure...)...)
+		}}
+	}
+	return []*way{by("gRPC stream"), by("gRPC stream, TLS", certificate)}
 }
 
 // rsyncWay is rsync's daemon. It sends whole files: there is no old copy to compare.

@@ -98,7 +98,7 @@ func BenchmarkPull(b *testing.B) {
 					defer s.Close()
 					switch target {
 					case "nowhere":
-						err = s.Gather(b.Context(), nil, func(int64, []byte) error { return nil })
+						err = s.Gather(b.Context(), nil, func(int64, surface.Chunk) error { return nil })
 					case "memory":
 						var m *pull.Memory
 						if m, err = s.ToMemory(b.Context(), surface.Range{}); err == nil {

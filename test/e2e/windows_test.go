@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -195,15 +196,16 @@ func testBadPaths(t *testing.T, address, dir string) {
 	nc, err := net.Dial("tcp", strings.TrimPrefix(address, "tcp://"))
 	check(t, err)
 	defer nc.Close()
+	in := bufio.NewReaderSize(nc, 4+sharedbuf.MaxResponse)
 	ask := func(path string) error {
 		t.Helper()
 		check(t, nc.SetDeadline(time.Now().Add(30*time.Second)))
-		request := jsonOf(t, map[string]any{"api": sharedbuf.APIShared, "operation": "process", "file_path": path, "buffer_size": 4096, "buffer_id": 1})
-		frame, err := sharedbuf.AppendFrame(nil, []byte(request), sharedbuf.MaxRequest)
+		request := map[string]any{"api": sharedbuf.APIShared, "operation": "process", "file_path": path, "buffer_size": 4096, "buffer_id": 1}
+		frame, err := sharedbuf.AppendFrame(nil, request, sharedbuf.MaxRequest)
 		check(t, err)
 		_, err = nc.Write(frame)
 		check(t, err)
-		body, err := sharedbuf.ReadFrame(nc, nil, sharedbuf.MaxResponse)
+		body, err := sharedbuf.ReadFrame(in, sharedbuf.MaxResponse)
 		check(t, err)
 		reply, err := sharedbuf.ParseReply(body)
 		check(t, err)

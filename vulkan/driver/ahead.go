@@ -23,7 +23,7 @@ func (d *Driver) askAhead(l *link, cmd registry.Index, a *registry.Args, cache *
 	if err != nil {
 		return
 	}
-	if p, err := l.begin(func(serial uint64) error { return l.encode(cmd, a, stream.FlagReply, serial) }); err == nil {
+	if p, err := l.begin(cmd, func(serial uint64) error { return l.encode(cmd, a, stream.FlagReply, serial) }); err == nil {
 		cache.expect(key, p)
 	}
 }
@@ -61,7 +61,7 @@ func (d *Driver) list(instance *object, n int) (*listing, error) {
 	var err error
 	s.all, err = d.createAll(cmd, &s.args, instance, uint32(n), func(int) any { return &physicalState{cache: newQueryCache()} })
 	if err == nil {
-		s.p, err = instance.link.begin(func(serial uint64) error { return instance.link.encode(cmd, &s.args, stream.FlagReply, serial) })
+		s.p, err = instance.link.begin(cmd, func(serial uint64) error { return instance.link.encode(cmd, &s.args, stream.FlagReply, serial) })
 	}
 	return s, err
 }

@@ -50,6 +50,7 @@ var special = map[registry.Index]handler{
 	registry.VkBindImageMemory:        (*Driver).bindMemory,
 	registry.VkBindImageMemory2:       (*Driver).bindMemory2,
 	registry.VkGetBufferDeviceAddress: (*Driver).getBufferDeviceAddress,
+	registry.VkGetQueryPoolResults:    (*Driver).getQueryPoolResults,
 
 	registry.VkGetBufferMemoryRequirements:       (*Driver).askOfResource,
 	registry.VkGetBufferMemoryRequirements2:      (*Driver).askOfResourceInfo,

@@ -384,7 +384,7 @@ func TestLargeBothWays(t *testing.T) {
 	b.must(registry.VkEndCommandBuffer, b.commands)
 	const frames = 8
 	for i := range byte(frames) {
-		fill := bytes.Repeat([]byte{i + 1, i * 7, 99 - i, 3}, size/4)
+		fill := bytes.Repeat([]byte{i + 1, i*7 + 1, 99 - i, i + 3}, size/4)
 		copy(bytesAt(in, size), fill)
 		fence := uint64(0)
 		if i == frames-1 {

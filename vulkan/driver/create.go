@@ -64,7 +64,7 @@ func (d *Driver) template(id uint64) *codec.Template {
 }
 
 // create carries out a command that creates one object, without waiting for
-// it: nothing that applications act on can go wrong.
+// it: nothing that applications act on can go wrong, unless it is large.
 func (d *Driver) create(cmd registry.Index, a *registry.Args) uint64 {
 	parent, l, err := d.linkOf(cmd, a)
 	if err != nil {
@@ -83,12 +83,20 @@ func (d *Driver) create(cmd registry.Index, a *registry.Args) uint64 {
 		return d.failure(cmd, err)
 	}
 	store64(a[c.Creates], o.handle)
-	if err := l.sendCall(cmd, a); err != nil {
+	result := uint64(success)
+	if f := large[canonical(cmd)]; f != nil && f(a[1]) {
+		result, err = l.call(cmd, a)
+	} else {
+		err = l.sendCall(cmd, a)
+	}
+	if err != nil {
+		result = d.failure(cmd, err)
+	}
+	if int32(uint32(result)) < 0 {
 		store64(a[c.Creates], 0)
 		d.objects.drop(o)
-		return d.failure(cmd, err)
 	}
-	return success
+	return result
 }
 
 // allocate carries out a command that takes count objects from a pool, without

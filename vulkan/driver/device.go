@@ -53,7 +53,7 @@ func (d *Driver) createInstance(cmd registry.Index, a *registry.Args) uint64 {
 	}
 	o.link = l
 	store64(a[2], o.handle)
-	p, err := l.begin(func(serial uint64) error { return l.encode(cmd, a, stream.FlagReply, serial) })
+	p, err := l.begin(cmd, func(serial uint64) error { return l.encode(cmd, a, stream.FlagReply, serial) })
 	var reply []byte
 	if err == nil {
 		d.askOfInstance(o)

@@ -55,7 +55,7 @@ type link struct {
 	readMu  sync.Mutex
 	rounds  atomic.Uint64 // how often someone has read
 	waiting atomic.Int32  // application threads that wait
-	asked   atomic.Bool   // someone looked for something that has not come
+	asked   atomic.Bool   // something was sent, or looked for and has not come
 	spin    spin.Spin     // the waits of who leads
 
 	mu      sync.Mutex
@@ -67,7 +67,7 @@ type link struct {
 	tending  atomic.Bool   // the tender ticks
 	nudge    chan struct{} // wakes it
 	watching atomic.Bool   // the watch ticks
-	loading  atomic.Int32  // threads that wait for what may have the worker load a driver
+	loading  atomic.Int32  // requests without a reply that may have the worker load a driver
 	guard    chan struct{} // wakes it
 	reading  atomic.Bool   // the background reads
 	rouse    chan struct{} // wakes it
@@ -79,6 +79,7 @@ type link struct {
 // A pending request, whose reply has not been used.
 type pending struct {
 	serial uint64
+	loads  bool        // it counts in loading
 	done   atomic.Bool // flags and body are there
 	flags  stream.Flags
 	body   []byte
@@ -228,6 +229,7 @@ func (l *link) write(op stream.Op, head, data []byte) error {
 	if err := l.sc.Write(op, 0, 0, head, data); err != nil {
 		return l.unsent(err)
 	}
+	l.expect()
 	l.buffered()
 	return nil
 }
@@ -274,6 +276,7 @@ func (l *link) buffered() {
 
 // flush sends what waits.
 func (l *link) flush() error {
+	l.expect()
 	if err := l.sc.Flush(); err != nil {
 		return l.unsent(err)
 	}
@@ -307,25 +310,31 @@ func (l *link) ask(cmd registry.Index, a *registry.Args) ([]byte, error) {
 // roundTrip has send send a request with the serial it is given, and waits for
 // the reply. cmd is what it counts for.
 func (l *link) roundTrip(cmd registry.Index, send func(serial uint64) error) ([]byte, error) {
-	p, err := l.begin(send)
+	p, err := l.begin(cmd, send)
 	if err != nil {
 		return nil, err
 	}
 	return l.finish(cmd, p)
 }
 
-// begin has send send a request with the serial it is given. What it returns is
-// for finish, at any time.
-func (l *link) begin(send func(serial uint64) error) (*pending, error) {
+// begin has send send a request with the serial it is given, on behalf of a
+// command. What it returns is for finish, at any time.
+func (l *link) begin(cmd registry.Index, send func(serial uint64) error) (*pending, error) {
 	if err := l.lost(); err != nil {
 		return nil, err
 	}
-	p := &pending{serial: l.serials.Add(1)}
+	p := &pending{serial: l.serials.Add(1), loads: loads(cmd)}
+	if p.loads {
+		l.loading.Add(1)
+	}
 	l.mu.Lock()
 	l.pending[p.serial] = p
 	l.mu.Unlock()
 	if err := send(p.serial); err != nil {
 		l.forget(p)
+		if p.loads {
+			l.loading.Add(-1)
+		}
 		return nil, err
 	}
 	return p, nil
@@ -344,10 +353,6 @@ func (l *link) finish(cmd registry.Index, p *pending) ([]byte, error) {
 			return nil, err
 		}
 		l.d.trace.trip(cmd)
-		if loads(cmd) {
-			l.loading.Add(1)
-			defer l.loading.Add(-1)
-		}
 		l.wait(p.done.Load, forever, p.serial)
 		if !p.done.Load() {
 			return nil, l.lost()

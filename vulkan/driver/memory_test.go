@@ -397,6 +397,68 @@ func TestFreeAndAllocate(t *testing.T) {
 	})
 }
 
+// However many memories are mapped, neither side keeps descriptors for them: an
+// application may have 1024 in all.
+func TestMappedMemoryTakesNoDescriptors(t *testing.T) {
+	rigs(t, func(t *testing.T, r *rig) {
+		const n, pairs = 4096, 300
+		type one struct {
+			buffer, memory uint64
+			bytes          []byte
+		}
+		var all []one
+		pair := func() {
+			for range 2 {
+				b, m := r.buffer(n)
+				all = append(all, one{b, m, r.mapped(m, n)})
+			}
+		}
+		copies := func() {
+			for i := 0; i < len(all); i += 2 {
+				pattern(all[i].bytes, uint64(i))
+				r.flush(all[i].memory)
+			}
+			r.run(func(cb uint64) {
+				for i := 0; i < len(all); i += 2 {
+					r.copy(all[i].buffer, all[i+1].buffer, 0, n)(cb)
+				}
+			})
+			for i := 0; i < len(all); i += 2 {
+				r.invalidate(all[i+1].memory)
+				r.same(fmt.Sprint("copy ", i), all[i+1].bytes, all[i].bytes)
+			}
+		}
+		pair()
+		copies()
+		before := openFiles(t)
+		for range pairs {
+			pair()
+		}
+		copies()
+		if n := openFiles(t); n > before+3 {
+			t.Errorf("%d memories are mapped; %d descriptors, %d with two memories", len(all), n, before)
+		}
+		for _, x := range all[2:] {
+			r.call(registry.VkDestroyBuffer, r.device, x.buffer, 0)
+			r.call(registry.VkFreeMemory, r.device, x.memory, 0)
+		}
+		all = all[:2]
+		copies()
+		if n := openFiles(t); n > before {
+			t.Errorf("%d descriptors with two memories, %d before there were more", n, before)
+		}
+	})
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
 // A staging iteration, with commands recorded before, asks the worker nothing:
 // what it takes of round trips is its two waits.
 func TestStagingRoundTrips(t *testing.T) {

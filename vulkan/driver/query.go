@@ -4,6 +4,7 @@ package driver
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"runtime"
 	"sync"
 
@@ -211,6 +212,24 @@ func elements(a *registry.Args, count, n, size int) (registry.Args, []uint64) {
 // physicalDevice, pCount, pProperties).
 func (d *Driver) enumerateQueueFamilies(cmd registry.Index, a *registry.Args) uint64 {
 	return d.enumerate(cmd, a, 1)
+}
+
+// largestResult is more than any query has, bytes.
+const largestResult = 64 << 10
+
+// getQueryPoolResults answers vkGetQueryPoolResults(device, pool, firstQuery,
+// queryCount, dataSize, pData, stride, flags). The room for results travels, as
+// not all of it need be written: no more of it than can be.
+func (d *Driver) getQueryPoolResults(cmd registry.Index, a *registry.Args) uint64 {
+	const count, size, stride = 3, 4, 6
+	written := *a
+	if before := uint64(uint32(a[count])); before > 0 {
+		high, low := bits.Mul64(before-1, a[stride])
+		if room := low + largestResult; high == 0 && room > low {
+			written[size] = min(a[size], room)
+		}
+	}
+	return d.roundTrip(cmd, &written)
 }
 
 // give answers an enumeration with the n elements that lie at from.

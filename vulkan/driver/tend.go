@@ -82,8 +82,7 @@ func (l *link) readSoon() {
 // stalled is called again and again while a write waits for the worker: perhaps
 // that waits for us to read, or is dead, and who writes notices neither.
 func (l *link) stalled() {
-	l.asked.Store(true)
-	l.watchSoon()
+	l.expect()
 	l.readSoon()
 }
 
@@ -93,12 +92,17 @@ func (l *link) look() {
 	if l.sc.Waiting() > 0 {
 		_ = l.flush() // if it failed, the link is lost, and says so
 	}
+	l.expect()
+	if !l.reading.Load() {
+		l.readSoon()
+	}
+}
+
+// expect has the watch see to it that the worker is heard of from now on.
+func (l *link) expect() {
 	if !l.asked.Load() {
 		l.asked.Store(true)
 		l.watchSoon()
-	}
-	if !l.reading.Load() {
-		l.readSoon()
 	}
 }
 
@@ -163,7 +167,9 @@ func (l *link) ping(flags stream.Flags) {
 		l.unsent(err)
 		return
 	}
-	_ = l.flush() // if it failed, the link is lost
+	if err := l.sc.Flush(); err != nil { // not l.flush: no ping for the sake of a ping
+		l.unsent(err)
+	}
 }
 
 // watchSoon has the watch look at the link from now on.
@@ -176,8 +182,9 @@ func (l *link) watchSoon() {
 	}
 }
 
-// watch finds out that a worker is dead although its connection stands: while
-// somebody wants something of it, and no byte moves in either direction.
+// watch finds out that a worker is dead although its connection stands: when
+// somebody waits for it or has sent it something, and no byte moves in either
+// direction.
 func (l *link) watch() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -188,6 +195,7 @@ func (l *link) watch() {
 			return
 		}
 		alive := time.Now() // last
+		owed := false       // it has not been heard of since something was sent
 		seen, _ := l.motion(motion{})
 		for last := alive; ; {
 			timer.Reset(watchEvery)
@@ -203,7 +211,8 @@ func (l *link) watch() {
 				alive = now
 			}
 			last = now
-			wanted := l.asked.Swap(false) || l.waiting.Load() > 0
+			owed = l.asked.Swap(false) || owed && !moved
+			wanted := owed || l.waiting.Load() > 0
 			switch silent := now.Sub(alive); {
 			case !wanted:
 				alive = now

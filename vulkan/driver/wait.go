@@ -258,6 +258,9 @@ func (l *link) reply(m stream.Message) error {
 	}
 	p.flags, p.body = m.Flags, bytes.Clone(m.Body)
 	p.done.Store(true)
+	if p.loads {
+		l.loading.Add(-1)
+	}
 	for _, w := range l.parked {
 		if w.serial == m.Serial {
 			w.rouse()

@@ -72,7 +72,7 @@ func (r *renderer) close() error {
 		}
 	}
 	r.aside.Wait()
-	return nil
+	return r.images.Close()
 }
 
 // destroyChildren destroys what a device owns: the youngest first, as what

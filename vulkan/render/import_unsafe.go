@@ -6,6 +6,7 @@ package render
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"structs"
@@ -25,6 +26,7 @@ const (
 	hostAllocation = 0x80 // VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT
 	dedicatedOnly  = 1    // VkExternalMemoryFeatureFlags
 	importable     = 4
+	copies         = 1 | 2 // VkBufferUsageFlags
 )
 
 // Imports say how a device makes memory of the host's pages.
@@ -109,16 +111,14 @@ func (r *renderer) describeImport(d *device, physical *object) *imports {
 	r.caller.call(properties, physical.real, address(all))
 	runtime.KeepAlive(host)
 	runtime.KeepAlive(all)
-	if x.alignment = host[2]; x.alignment == 0 {
-		return nil
+	if x.alignment = host[2]; x.alignment == 0 || !x.bufferAllowed(&r.caller, resourceKind{usage: copies}) {
+		return nil // some have the extension, and nothing that may use it
 	}
 	return x
 }
 
-// bufferAllowed asks whether buffers made like one, a VkBufferCreateInfo, can
-// be bound to imported memory.
-func (x *imports) bufferAllowed(c *caller, s structure) bool {
-	k := resourceKind{flags: s.u32(16), usage: s.u32(32)}
+// bufferAllowed asks whether buffers of a kind can be bound to imported memory.
+func (x *imports) bufferAllowed(c *caller, k resourceKind) bool {
 	if yes, ok := x.allowed[k]; ok {
 		return yes
 	}
@@ -163,12 +163,12 @@ func (x *imports) remember(k resourceKind, features uint32) bool {
 func (r *renderer) allowImport(d *device, s structure) {
 	const bufferInfo, externalBuffer, externalImage = 12, 1000072000, 1000072001
 	x := d.imports
-	if x == nil || s == 0 || s.chained(externalBuffer) != 0 || s.chained(externalImage) != 0 {
+	if x == nil || s == 0 {
 		return
 	}
 	sType := uint32(externalBuffer)
 	if s.u32(0) == bufferInfo {
-		if !x.bufferAllowed(&r.caller, s) {
+		if !x.bufferAllowed(&r.caller, resourceKind{flags: s.u32(16), usage: s.u32(32)}) {
 			return
 		}
 	} else {
@@ -183,6 +183,10 @@ func (r *renderer) allowImport(d *device, s structure) {
 			return
 		}
 		sType = externalImage
+	}
+	if own := s.chained(sType); own != 0 { // for no handle that is offered, but there it is
+		own.set32(16, own.u32(16)|hostAllocation)
+		return
 	}
 	r.external = externalInfo{sType: sType, next: s.u64(8), handleTypes: hostAllocation}
 	s.set64(8, address(&r.external))
@@ -215,17 +219,17 @@ func (r *renderer) importMemory(m stream.Message) error {
 		return err
 	}
 	size := binary.LittleEndian.Uint64(m.Body)
-	region, err := memfd.Open(file, int64(min(size, 1<<62)))
+	mem, err := memfd.MapRange(file, 0, int64(min(size, 1<<62)), true)
+	file.Close() // an application may have more memories than a process descriptors
 	if err != nil {
-		file.Close()
 		return fmt.Errorf("%w: %w", errMalformed, err)
 	}
-	r.importing = region
+	r.importing = mem
 	m.Op, m.Body = stream.Op(registry.VkAllocateMemory), m.Body[12:]
 	err = r.command(m)
-	if r.importing != nil {
+	if r.importing != nil { // nobody has it
 		r.importing = nil
-		region.Close()
+		err = errors.Join(err, memfd.Unmap(mem))
 	}
 	return err
 }
@@ -235,7 +239,7 @@ func (r *renderer) importMemory(m stream.Message) error {
 func (r *renderer) allocateImported(c *call) error {
 	s := structure(c.args[1])
 	next, size := s.u64(8), s.u64(16)
-	region := r.importing
+	mem := r.importing
 	info := &importInfo{sType: 1000178000, next: next, handleType: hostAllocation}
 	imported := r.canImport(c.first.device, s, info)
 	result := uint64(0)
@@ -252,8 +256,9 @@ func (r *renderer) allocateImported(c *call) error {
 	}
 	if !imported && err == nil {
 		r.importing = nil
-		region.Close()
-		result, err = r.invoke(c)
+		if err = memfd.Unmap(mem); err == nil {
+			result, err = r.invoke(c)
+		}
 	}
 	if err != nil {
 		return r.refuse(c, err)
@@ -261,7 +266,7 @@ func (r *renderer) allocateImported(c *call) error {
 	ids, reals := c.arena.Created()
 	if int32(result) >= 0 && len(ids) == 1 && len(reals) == 1 {
 		r.bind(c, ids[0], reals[0])
-		r.importing = nil // it has the region now, if it is imported
+		r.importing = nil // it has the mapping now, if it is imported
 	}
 	buf := r.conn.Begin(stream.OpMemoryImport, stream.FlagReply, c.serial)
 	buf = binary.LittleEndian.AppendUint32(buf, uint32(result))
@@ -275,7 +280,7 @@ func (r *renderer) allocateImported(c *call) error {
 // VkMemoryAllocateInfo, of the pages at hand.
 func (r *renderer) canImport(d *device, s structure, info *importInfo) bool {
 	const dedicated = 1000127001
-	x, mem := d.imports, r.importing.Bytes()
+	x, mem := d.imports, r.importing
 	size, kind := s.u64(16), s.u32(24)
 	if x == nil || x.over || size == 0 || size > uint64(len(mem)) || (size+x.alignment-1)/x.alignment*x.alignment > uint64(len(mem)) {
 		return false

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/memspan/memspan/internal/memfd"
@@ -64,8 +65,8 @@ type deviceMemory struct {
 	mu     sync.Mutex // sending may be held, not the other way round
 	bytes  []byte     // all of it, mapped; nil: not watched. Protected by mu
 	chunks []chunkState
-	image  *memfd.Region // what the client has of chunks that are imaged
-	shared *memfd.Region // what was imported: the client maps it too
+	image  *memfd.Piece // what the client has of chunks that are imaged
+	shared []byte       // what was imported: the client maps it too
 }
 
 // addMemoryHandlers adds the handlers of commands on memory, what is bound to
@@ -182,7 +183,7 @@ func (r *renderer) watch(m *deviceMemory) error {
 	if err != nil {
 		return err
 	}
-	image, err := memfd.Create("memspan-vulkan", int64(m.size))
+	image, err := r.images.Take(int64(min(m.size, math.MaxInt64)))
 	if err != nil {
 		r.caller.unmapMemory(m)
 		return fmt.Errorf("%w: %w", err, vk.ErrOutOfHostMemory)
@@ -329,7 +330,7 @@ func (m *deviceMemory) close() {
 // release lets go of what was imported, once the driver has freed the memory.
 func (m *deviceMemory) release() {
 	if m.shared != nil {
-		m.shared.Close()
+		_ = memfd.Unmap(m.shared) // it is a mapping of ours
 		m.shared = nil
 	}
 }

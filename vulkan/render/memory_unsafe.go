@@ -109,6 +109,10 @@ func (r *renderer) allocateMemory(c *call) error {
 	if c.args[1] == 0 {
 		return fmt.Errorf("%w: no VkMemoryAllocateInfo", errMalformed)
 	}
+	// Memory is exported as no handle at all, which is to say nothing; but there
+	// are drivers that refuse it.
+	const exportInfo = 1000072002
+	structure(c.args[1]).unchain(exportInfo)
 	size := structure(c.args[1]).u64(16)
 	if r.cfg.Memory > 0 && size > uint64(r.cfg.Memory-r.held) {
 		return r.refuse(c, fmt.Errorf("render: %d bytes of device memory besides %d, at most %d: %w", size, r.held, r.cfg.Memory, vk.ErrOutOfDeviceMemory))

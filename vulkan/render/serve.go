@@ -53,11 +53,12 @@ type renderer struct {
 
 	// The stream's goroutine's:
 	table      table
-	local      bool          // the application is on this machine, and sends files
-	importing  *memfd.Region // during a call that allocates memory: what to make it of
-	external   externalInfo  // chained into the call being executed
-	keep       []any         // what was added to the call being executed
-	deviceName string        // of the GPU in use
+	local      bool         // the application is on this machine, and sends files
+	importing  []byte       // during a call that allocates memory: what to make it of
+	external   externalInfo // chained into the call being executed
+	keep       []any        // what was added to the call being executed
+	images     *memfd.Arena // of what the client has of memories
+	deviceName string       // of the GPU in use
 	reported   Usage
 	reportedAt time.Time
 	held       int64             // bytes of device memory
@@ -109,7 +110,8 @@ func newRenderer(wc *wire.Conn, cfg Config) (*renderer, error) {
 		cfg: cfg.withDefaults(), conn: stream.New(wc), codec: codec.New(), loader: loader,
 		effects: newEffects(), handlers: newHandlers(), made: newMade(),
 		physical: make(map[uint64]uint64), global: make([]uintptr, len(registry.Commands)),
-		arena: codec.NewArena(), slots: make(chan struct{}, maxAside),
+		images: memfd.NewArena("memspan-vulkan"),
+		arena:  codec.NewArena(), slots: make(chan struct{}, maxAside),
 	}
 	r.arenas.New = func() any { return codec.NewArena() }
 	r.comparisons.New = func() any { return new(comparison) }

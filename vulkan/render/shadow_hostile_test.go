@@ -104,7 +104,9 @@ func FuzzMemory(f *testing.F) {
 			noVulkan(t, err)
 		}
 		defer r.conn.Close()
-		image, err := memfd.Create("fuzz", size)
+		images := memfd.NewArena("fuzz")
+		defer images.Close()
+		image, err := images.Take(size)
 		if err != nil {
 			t.Fatal(err)
 		}

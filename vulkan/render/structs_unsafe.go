@@ -42,6 +42,17 @@ func (s structure) chained(sType uint32) structure {
 	return 0
 }
 
+// unchain takes the structures of a type out of the pNext chain of s.
+func (s structure) unchain(sType uint32) {
+	for n := s.next(8); n != 0; n = n.next(8) {
+		if n.u32(0) == sType {
+			s.set64(8, n.u64(8))
+		} else {
+			s = n
+		}
+	}
+}
+
 // text returns the NUL-terminated string at s.
 func (s structure) text() string {
 	n := 0

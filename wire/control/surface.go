@@ -84,13 +84,14 @@ type SurfaceOpened struct {
 
 // SurfaceState says what of a surface is there.
 type SurfaceState struct {
-	Sequence uint32     `json:"sequence"`       // counts changes of what is below
-	Sealed   bool       `json:"sealed"`         // the manifest is final
-	Size     int64      `json:"size"`           // bytes of content so far; all of them if sealed
-	Count    int64      `json:"count"`          // chunks so far
-	Have     []ChunkRun `json:"have,omitempty"` // those that are there, in order; at most 4096 runs
-	More     bool       `json:"more,omitempty"` // there are further runs: wait from behind the last
-	Root     []byte     `json:"root,omitempty"` // of the manifest, 32 bytes, once sealed
+	Sequence uint32     `json:"sequence"`          // counts changes of what is below
+	Sealed   bool       `json:"sealed"`            // the manifest is final
+	Size     int64      `json:"size"`              // bytes of content so far; all of them if sealed
+	Count    int64      `json:"count"`             // chunks so far
+	Have     []ChunkRun `json:"have,omitempty"`    // those that are there, in order; at most 4096 runs
+	More     bool       `json:"more,omitempty"`    // there are further runs: wait from behind the last
+	Root     []byte     `json:"root,omitempty"`    // of the manifest, 32 bytes, once sealed
+	Digests  []byte     `json:"digests,omitempty"` // of the first chunks of Have, if they are the first that were asked for: 32 bytes each, and not of all
 }
 
 // ChunkRun is Count consecutive chunks.

@@ -21,7 +21,11 @@ func (c *Conn) Ask(ctx context.Context, op control.Op, args, reply any) error {
 	return c.wait(ctx, op, func() error {
 		// The server may still be putting away the last request, which it has
 		// answered.
-		if err := c.send(op, args); err != nil {
+		payload, err := request(op, args)
+		if err == nil {
+			err = c.send(payload)
+		}
+		if err != nil {
 			return err
 		}
 		return c.receive(op, reply)
@@ -60,15 +64,16 @@ func (c *Conn) wait(ctx context.Context, op control.Op, exchange func() error) e
 	return &wire.Error{Code: wire.PeerLost, Op: string(op), Err: err}
 }
 
-func (c *Conn) send(op control.Op, args any) error {
+// request returns a request as it is sent.
+func request(op control.Op, args any) ([]byte, error) {
 	raw, err := json.Marshal(args)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	payload, err := json.Marshal(control.Request{Op: op, Args: raw})
-	if err != nil {
-		return err
-	}
+	return json.Marshal(control.Request{Op: op, Args: raw})
+}
+
+func (c *Conn) send(payload []byte) error {
 	c.asked++
 	return c.Wire.WriteFrame(wire.Header{Kind: wire.KindControl, ID: c.asked}, nil, payload)
 }

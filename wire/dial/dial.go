@@ -17,11 +17,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/sockopt"
+	"github.com/memspan/memspan/internal/unixsock"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
 )
@@ -158,6 +158,7 @@ type dialer struct {
 	endpoint
 	Options
 	address string // as given, for messages
+	early   []byte // the request that leaves with the hello, once it is made
 }
 
 // failed says what was dialed and, where that is known, what to do.
@@ -215,12 +216,21 @@ func DialTLS(ctx context.Context, address string, base *tls.Config) (*tls.Conn, 
 }
 
 func (d *dialer) connect(ctx context.Context) (net.Conn, error) {
+	if d.network == "unix" && !d.Plain {
+		return unixsock.Dial(d.addr) // which waits for nothing
+	}
 	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6}}
 	return nd.DialContext(ctx, d.network, d.addr)
 }
 
 // dial connects and proves who is who.
 func (d *dialer) dial(ctx context.Context) (*Conn, error) {
+	if d.network == "unix" {
+		// The server is woken by the connection: what it is to be told is there then.
+		if err := d.prepare(nil); err != nil {
+			return nil, err
+		}
+	}
 	nc, err := d.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -243,6 +253,18 @@ func (d *dialer) dial(ctx context.Context) (*Conn, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// prepare makes the request that leaves with the hello, if there is one.
+func (d *dialer) prepare(state *tls.ConnectionState) error {
+	if d.Early == nil || d.early != nil {
+		return nil
+	}
+	op, args, err := d.Early(state)
+	if err == nil {
+		d.early, err = request(op, args)
+	}
+	return err
 }
 
 func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
@@ -285,11 +307,9 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 	greeting := wire.Header{Kind: wire.KindHello}
 	if d.Early == nil {
 		err = c.Wire.WriteFrame(greeting, nil, payload)
-	} else if err = c.Wire.QueueFrame(greeting, nil, payload); err == nil {
-		var op control.Op
-		var args any
-		if op, args, err = d.Early(state); err == nil {
-			err = c.send(op, args)
+	} else if err = d.prepare(state); err == nil {
+		if err = c.Wire.QueueFrame(greeting, nil, payload); err == nil {
+			err = c.send(d.early)
 		}
 	}
 	if err != nil {
@@ -304,7 +324,7 @@ func (d *dialer) handshake(ctx context.Context, nc net.Conn) (*Conn, error) {
 
 // trusted refuses sockets that another user has put where the daemon's is
 // looked for.
-func trusted(conn syscall.Conn) error {
+func trusted(conn fdpass.Socket) error {
 	uid, _, pid, err := fdpass.PeerCred(conn)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):

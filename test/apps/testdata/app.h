@@ -58,7 +58,7 @@ static UNUSED void pause_ms(int ms) { usleep(ms * 1000); }
 
 static void open_device(App *a) {
 	VkPhysicalDeviceVulkan12Features v12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES, .timelineSemaphore = VK_TRUE};
-	VkPhysicalDeviceVulkan13Features v13 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES, .pNext = &v12, .dynamicRendering = VK_TRUE, .synchronization2 = VK_TRUE};
+	VkPhysicalDeviceVulkan13Features v13 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES, .pNext = &v12, .synchronization2 = VK_TRUE, .dynamicRendering = VK_TRUE};
 	float priority = 1;
 	VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO, .queueCount = 1, .pQueuePriorities = &priority};
 	VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, .pNext = &v13, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
@@ -118,7 +118,9 @@ static VkDeviceMemory allocate(App *a, VkMemoryRequirements need, VkMemoryProper
 
 static UNUSED Buffer make_buffer(App *a, VkDeviceSize size, VkBufferUsageFlags usage, VkMemoryPropertyFlags flags) {
 	Buffer b = {.size = size};
-	VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .size = size, .usage = usage};
+	// For no handle that there is: ffmpeg does so, too.
+	VkExternalMemoryBufferCreateInfo none = {.sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO};
+	VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .pNext = &none, .size = size, .usage = usage};
 	OK(vkCreateBuffer(a->device, &info, NULL, &b.buffer));
 	VkMemoryRequirements need;
 	vkGetBufferMemoryRequirements(a->device, b.buffer, &need);
@@ -188,7 +190,7 @@ static UNUSED void copy(App *a, Buffer *from, Buffer *to) {
 // A sum that tells two memories apart (FNV-1a).
 static UNUSED uint64_t sum(const void *p, size_t n) {
 	uint64_t h = 14695981039346656037u;
-	for (const unsigned char *c = p; n--; c++)
+	for (const unsigned char *c = (const unsigned char *)p; n--; c++)
 		h = (h ^ *c) * 1099511628211u;
 	return h;
 }
@@ -220,8 +222,8 @@ static UNUSED Compute make_compute(App *a, const uint32_t *code, size_t size, Vk
 	VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO, .setLayoutCount = 1, .pSetLayouts = &c.set_layout, .pushConstantRangeCount = 1, .pPushConstantRanges = &push};
 	OK(vkCreatePipelineLayout(a->device, &layout, NULL, &c.layout));
 	VkShaderModule shader = make_shader(a, code, size);
-	VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO, .layout = c.layout,
-		.stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO, .stage = VK_SHADER_STAGE_COMPUTE_BIT, .module = shader, .pName = "main"}};
+	VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
+		.stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO, .stage = VK_SHADER_STAGE_COMPUTE_BIT, .module = shader, .pName = "main"}, .layout = c.layout};
 	OK(vkCreateComputePipelines(a->device, VK_NULL_HANDLE, 1, &info, NULL, &c.pipeline));
 	vkDestroyShaderModule(a->device, shader, NULL);
 	VkDescriptorPoolSize room = {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, 2};

@@ -5,13 +5,17 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/mem"
 )
@@ -52,12 +56,43 @@ func (raw) Unmarshal(data mem.BufferSlice, v any) error {
 
 var stream = grpc.StreamDesc{StreamName: "Get", ServerStreams: true}
 
-func serve(path string) error {
+// peer returns how a side of the connection with the certificate in dir speaks TLS; nil: it
+// does not.
+func peer(dir string, server bool) (*tls.Config, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key"))
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13}
+	if server {
+		config.Certificates = []tls.Certificate{cert}
+		return config, nil
+	}
+	config.ServerName, config.RootCAs = cert.Leaf.DNSNames[0], x509.NewCertPool()
+	config.RootCAs.AddCert(cert.Leaf)
+	return config, nil
+}
+
+func transport(config *tls.Config) credentials.TransportCredentials {
+	if config == nil {
+		return insecure.NewCredentials()
+	}
+	return credentials.NewTLS(config)
+}
+
+func serve(path, dir string) error {
+	config, err := peer(dir, true)
+	if err != nil {
+		return err
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	srv := grpc.NewServer(grpc.ForceServerCodecV2(raw{}), grpc.WriteBufferSize(buffer), grpc.ReadBufferSize(buffer))
+	srv := grpc.NewServer(grpc.Creds(transport(config)), grpc.ForceServerCodecV2(raw{}), grpc.WriteBufferSize(buffer), grpc.ReadBufferSize(buffer))
 	get := stream
 	get.Handler = func(_ any, s grpc.ServerStream) error { return send(s, path) }
 	srv.RegisterService(&grpc.ServiceDesc{ServiceName: "bench.File", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{get}}, nil)
@@ -97,8 +132,12 @@ func send(s grpc.ServerStream, path string) error {
 	}
 }
 
-func get(ctx context.Context, address, path string) (err error) {
-	c, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+func get(ctx context.Context, address, path, dir string) (err error) {
+	config, err := peer(dir, false)
+	if err != nil {
+		return err
+	}
+	c, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(transport(config)),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window), grpc.WithReadBufferSize(buffer))
 	if err != nil {
 		return err
@@ -132,13 +171,14 @@ func get(ctx context.Context, address, path string) (err error) {
 
 func main() {
 	var err error
-	switch args := os.Args[1:]; {
-	case len(args) == 2 && args[0] == "serve":
-		err = serve(args[1])
-	case len(args) == 3 && args[0] == "get":
-		err = get(context.Background(), args[1], args[2])
+	args := append(os.Args[1:], "") // the directory, if it is left out
+	switch {
+	case len(args) >= 3 && len(args) <= 4 && args[0] == "serve":
+		err = serve(args[1], args[2])
+	case len(args) >= 4 && len(args) <= 5 && args[0] == "get":
+		err = get(context.Background(), args[1], args[2], args[3])
 	default:
-		err = errors.New("usage: grpcpeer serve FILE | grpcpeer get ADDRESS FILE")
+		err = errors.New("usage: grpcpeer serve FILE [DIR] | grpcpeer get ADDRESS FILE [DIR]")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "grpcpeer:", err)
