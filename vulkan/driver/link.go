@@ -48,6 +48,7 @@ type link struct {
 	depth   uint32 // submissions of one queue under way at most; 0: as many as one likes
 	serials atomic.Uint64
 
+	ending  sync.Once
 	lostErr atomic.Pointer[error]
 	gone    chan struct{} // closed when lost
 
@@ -164,17 +165,18 @@ func (l *link) lost() error {
 }
 
 // fail ends the link for good: whoever waits and every later call gets an
-// error that matches errLost. Only the first call counts.
+// error that matches errLost. Only the first call counts. It is logged before
+// anybody knows: who learns of it may end the process.
 func (l *link) fail(why error) {
-	err := fmt.Errorf("%w: %w", errLost, why)
-	if !l.lostErr.CompareAndSwap(nil, &err) {
-		return
-	}
-	if !errors.Is(why, errClosed) {
-		l.d.cfg.Logger.Error("device lost", "error", why)
-	}
-	close(l.gone)
-	l.sc.Wire().Shutdown()
+	l.ending.Do(func() {
+		if !errors.Is(why, errClosed) {
+			l.d.cfg.Logger.Error("device lost", "error", why)
+		}
+		err := fmt.Errorf("%w: %w", errLost, why)
+		l.lostErr.Store(&err)
+		close(l.gone)
+		l.sc.Wire().Shutdown()
+	})
 }
 
 // errClosed is a link that we close ourselves.
