@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/memspan/memspan/internal/spin"
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
 	"github.com/memspan/memspan/wire"
@@ -57,7 +56,6 @@ type link struct {
 	rounds  atomic.Uint64 // how often someone has read
 	waiting atomic.Int32  // application threads that wait
 	asked   atomic.Bool   // something was sent, or looked for and has not come
-	spin    spin.Spin     // the waits of who leads
 
 	mu      sync.Mutex
 	leader  bool // one of those who wait waits for the socket
