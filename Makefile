@@ -3,7 +3,8 @@
 #   make demo     install what is missing, build, and show it working
 #   make build    bin/memspan, and the Vulkan driver if there is a C compiler
 #   make test     everything that must hold before a change goes in
-#   make test-apps  the same for programs that take long to get: ffmpeg, llama.cpp
+#   make test-apps  the same for programs that take long to get: ffmpeg,
+#                   llama.cpp, zink, GStreamer, WebGPU
 
 GO          ?= go
 STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2

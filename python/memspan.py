@@ -435,6 +435,10 @@ class _Mapped:
 # Requests whose answers nobody waits for have ids from here on.
 _UNHEARD = 1 << 63
 
+# For how long who cannot send any more waits until what came before is read, in
+# seconds.
+_LAST_WORD = 1
+
 
 class _Link:
     """A connection. One thread reads: it is never interrupted in the middle of a
@@ -449,6 +453,7 @@ class _Link:
         self._ids = itertools.count(1)
         self._unheard = itertools.count(_UNHEARD)
         self._received = 0  # bytes
+        self._over = threading.Event()  # set with error
         self._sending = threading.Lock()
         self._delivery = threading.Lock()  # decides who sees to an answer that its caller gave up
         self._farewells: Deque[Tuple[str, Dict[str, Any]]] = collections.deque()
@@ -509,6 +514,12 @@ class _Link:
                     self.fail(Stalled(f"the server took nothing for {self.timeout:g} s"))
                     self.mine()
                 except OSError as e:
+                    if dont_wait and not done:
+                        return False  # the reader notices, too
+                    # What the server sent before it hung up is read first: answers
+                    # are among it.
+                    if threading.current_thread() is not self._reader:
+                        self._over.wait(_LAST_WORD)
                     self.fail(PeerLost(f"sending failed: {e}"))
                     self.mine()
                 except BaseException as e:
@@ -752,6 +763,7 @@ class _Link:
         """Ends the connection; all who wait get e."""
         if self.error is None:
             self.error = e.with_traceback(None)  # whose frames have what others want to be freed
+            self._over.set()
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -291,6 +291,29 @@ class HostileDaemon(unittest.TestCase):
     def test_the_end(self):
         self.ends(lambda peer, h: peer.sock.shutdown(socket.SHUT_WR))
 
+    def test_an_answer_before_the_end(self):
+        # It counts, also if another thread finds first that nothing can be sent.
+        for _ in range(30):
+            peer = Peer(self)
+
+            def ask_on():
+                while True:
+                    peer.client.list()
+
+            busy = [peer.asking(ask_on) for _ in range(3)]
+            result = peer.asking(lambda: peer.client.stats())
+            while True:
+                h, request = peer.request()
+                if request["op"] == "stats":
+                    break
+                peer.reply(h, {"spans": []})
+            peer.reply(h, {})
+            peer.sock.close()
+            error = result()
+            self.assertIsNone(error)
+            for one in busy:
+                self.assertIsInstance(one(), memspan.PeerLost)
+
     def test_the_end_within_a_header(self):
         def answer(peer, h):
             peer.sock.sendall(memspan._Header(2, 1, 0, h.id, 2, 2).encode()[:20])

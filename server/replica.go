@@ -43,6 +43,9 @@ func (r *replicas) open(ctx context.Context, t *surface.Ticket, o pull.Options) 
 		switch {
 		case begun == nil:
 			opening, err = openOwn(r.store, t, here)
+			if e, gone := r.store.Lookup(t.ID); errors.Is(err, surface.ErrTicket) && gone == nil && e.Stat().Replica {
+				err = errOtherTicket
+			}
 		case first:
 			opening, err = r.gather(ctx, t, o)
 			r.mu.Lock()
@@ -63,6 +66,9 @@ func (r *replicas) open(ctx context.Context, t *surface.Ticket, o pull.Options) 
 	}
 }
 
+var errOtherTicket = &wire.Error{Code: wire.Busy, Op: "pull", Message: "the server has gathered this surface by a ticket that yours was not made of, perhaps a narrower one: " +
+	"pull it without going through the server (no --share), or once those who have it open there have closed it"}
+
 // gather begins to gather a surface that the store does not have, and opens it.
 func (r *replicas) gather(ctx context.Context, t *surface.Ticket, o pull.Options) (*surface.Opening, error) {
 	s, err := pull.Open(ctx, t, o)
@@ -77,7 +83,15 @@ func (r *replicas) gather(ctx context.Context, t *surface.Ticket, o pull.Options
 		defer s.Close()
 		gathering := e.Context()
 		put := func(i int64, c surface.Chunk) error { return e.Put(gathering, i, c) }
-		if err := s.Gather(gathering, e.Has, put); err != nil {
+		err := s.Gather(gathering, e.Has, put)
+		gathered := err == nil
+		if gathered {
+			err = s.Ended(gathering)
+		}
+		switch {
+		case errors.Is(err, wire.Revoked): // where it was exposed, and so here
+			_ = r.store.Revoke(t.ID) // it may have ended by itself
+		case !gathered:
 			e.Fail(err)
 		}
 	})

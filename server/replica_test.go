@@ -4,6 +4,7 @@ package server_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -120,6 +121,64 @@ func TestReplicaIsMadeAnew(t *testing.T) {
 	work.Wait()
 	if list := connect(t, "unix", relaySocket).greet().surfaces(); len(list) > 0 {
 		t.Errorf("left behind: %+v", list)
+	}
+}
+
+// What is revoked where it was exposed is revoked at who has gathered it, who has heard of it
+// by then; a ticket that is wider than the one it was gathered by is told what to do.
+func TestReplicaIsRevokedWithItsOrigin(t *testing.T) {
+	_, socket, tcp := listen(t, server.Config{})
+	relay, relaySocket, _ := listen(t, server.Config{})
+	content := bytes.Repeat([]byte("memspan."), 64<<10)
+	wide := exposedAt(t, socket, tcp, control.Expose{Chunk: 4096}, content)
+	ticket, err := surface.ParseTicket(wide)
+	if err != nil {
+		t.Fatal(err)
+	}
+	narrow, err := ticket.Derive(surface.Range{Offset: 0, Length: 100 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := narrow.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, origin := connect(t, "unix", relaySocket).greet(), connect(t, "unix", socket).greet()
+	var o control.SurfaceOpened
+	if err := p.control(control.OpPull, control.SurfacePull{Ticket: text}, &o); err != nil {
+		t.Fatal(err)
+	}
+	var refused *wire.Error
+	if err := p.control(control.OpPull, control.SurfacePull{Ticket: wide}, new(control.SurfaceOpened)); !errors.As(err, &refused) || refused.Code != wire.Busy {
+		t.Errorf("pulled by a wider ticket: %v", err)
+	}
+	state := o.State
+	for state.Sequence == o.State.Sequence || len(state.Have) == 0 || state.Have[0].Count < 25 {
+		if err := p.control(control.OpSurfaceWait, control.SurfaceWait{Handle: o.Handle, Sequence: state.Sequence}, &state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list := origin.surfaces(); len(list) != 1 || list[0].Waiting != 0 {
+		t.Errorf("who waits for no chunk waits: %+v", list)
+	}
+	if err := origin.control(control.OpRevoke, control.SurfaceID{ID: ticket.ID.String()}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		err = p.control(control.OpSurfaceWait, control.SurfaceWait{Handle: o.Handle, Sequence: state.Sequence}, &state)
+	}
+	if !errors.As(err, &refused) || refused.Code != wire.Revoked {
+		t.Errorf("the one who has it open was told: %v", err)
+	}
+	web := httptest.NewServer(relay.Handler())
+	defer web.Close()
+	resp, err := web.Client().Get(web.URL + server.SurfacePath + text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusGone {
+		t.Errorf("who comes later was told: %s", resp.Status)
 	}
 }
 

@@ -333,8 +333,13 @@ func (o *Opening) Wait(ctx context.Context, seen uint32) (Progress, error) {
 		ctx, cancel = context.WithDeadlineCause(ctx, at, ErrExpired)
 		defer cancel()
 	}
-	e.waiting.Add(1)
-	defer e.waiting.Add(-1)
+	e.mu.Lock()
+	whole := e.state == Sealed && e.have == e.header.Count()
+	e.mu.Unlock()
+	if !whole { // else he waits for its end, and for no chunk
+		e.waiting.Add(1)
+		defer e.waiting.Add(-1)
+	}
 	for {
 		e.mu.Lock()
 		p, err := o.progress()

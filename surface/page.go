@@ -131,7 +131,7 @@ type Run struct{ First, Count int64 }
 // runs returns the runs of chunks [from, end) that are there, at most limit, and
 // whether there are more.
 func (w *words) runs(from, end int64, limit int) (found []Run, more bool) {
-	for i := max(from, 0); ; {
+	for i := min(max(from, 0), end); ; {
 		i = w.next(i, end, true)
 		if i == end {
 			return found, false

@@ -541,6 +541,9 @@ func TestReplicaTakesVerifiedChunksInAnyOrder(t *testing.T) {
 	if !bytes.Equal(readAll(t, o), want) {
 		t.Error("other bytes")
 	}
+	if runs, more, err := o.Runs(m.Count()+9, 3); len(runs) > 0 || more || err != nil {
+		t.Errorf("behind the end there are %v, more %v, %v", runs, more, err)
+	}
 	if err := e.Put(t.Context(), 0, surface.NewChunk(want[:surface.MinChunk])); !errors.Is(err, surface.ErrState) {
 		t.Errorf("a chunk for a surface of its own: %v", err)
 	}

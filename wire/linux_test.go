@@ -203,3 +203,66 @@ func TestAwaitAfterBulk(t *testing.T) {
 		t.Errorf("a byte has come, and Await: %v, %v", ready, err)
 	}
 }
+
+// countedFiles counts what is written.
+type countedFiles struct {
+	*fdpass.Conn
+	writes, withFiles int
+}
+
+func (c *countedFiles) Write(p []byte) (int, error) {
+	c.writes++
+	return c.Conn.Write(p)
+}
+
+func (c *countedFiles) WriteWithFiles(p []byte, files ...*os.File) (int, error) {
+	c.withFiles++
+	return c.Conn.WriteWithFiles(p, files...)
+}
+
+// Files leave with their own frame, and with a greeting that waited for it.
+func TestFilesLeaveWithTheGreeting(t *testing.T) {
+	for _, kind := range []wire.Kind{wire.KindHello, wire.KindControl} {
+		a, b, err := fdpass.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		defer b.Close()
+		other, err := fdpass.UnixConn(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near, far := &countedFiles{Conn: fdpass.New(a)}, fdpass.New(other)
+		defer far.Close()
+		c, d := wire.NewConn(near, wire.Config{}), wire.NewConn(far, wire.Config{})
+		if err := c.QueueFrame(wire.Header{Kind: kind, Flags: wire.FlagReply}, nil, []byte("welcome")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WriteFrameFiles(wire.Header{Kind: wire.KindControl, Flags: wire.FlagReply, ID: 1}, []byte("opened"), b); err != nil {
+			t.Fatal(err)
+		}
+		before := 1 // a write of what must not have the files
+		if kind == wire.KindHello {
+			before = 0
+		}
+		if near.writes != before || near.withFiles != 1 {
+			t.Errorf("%v and files: %d writes, and %d with files", kind, near.writes, near.withFiles)
+		}
+		for _, want := range []string{"welcome", "opened"} {
+			h, err := d.ReadHeader()
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := make([]byte, h.Raw)
+			if err := d.ReadData(data); err != nil || string(data) != want {
+				t.Fatalf("%q, %v", data, err)
+			}
+		}
+		f, err := far.TakeRead(d.Buffered())
+		if err != nil {
+			t.Fatal("the file did not come:", err)
+		}
+		f.Close()
+	}
+}

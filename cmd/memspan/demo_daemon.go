@@ -46,7 +46,7 @@ func startDaemon(ctx context.Context, args ...string) (_ *daemon, err error) {
 	if err := os.WriteFile(filepath.Join(d.dir, "token"), []byte(d.token), 0o600); err != nil {
 		return nil, err
 	}
-	d.cmd = exec.Command(program, append([]string{"serve", "--json", "--until-eof", "--log-level", "warn",
+	d.cmd = exec.Command(program, append([]string{"serve", "--json", "--until-eof", "--remove-dir", d.dir, "--log-level", "warn",
 		"--socket", filepath.Join(d.dir, "memspan.sock")}, args...)...)
 	d.cmd.Dir = d.dir
 	// What is typed at the terminal is for the command, which ends the daemon

@@ -10,9 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,6 +49,7 @@ type serveFlags struct {
 	logLevel   slog.Level
 	logJSON    bool
 	untilEOF   bool
+	removeDir  string
 }
 
 func newServe(opts *options) *cobra.Command {
@@ -108,7 +111,8 @@ the certificate's fingerprint, by which clients recognise it.`,
 	flags.BoolVar(&f.logJSON, "log-json", false, "log JSON lines")
 	flags.StringSliceVar(&f.hide, "vram-hide", nil, "memory properties to treat as absent: host-visible, host-coherent")
 	flags.BoolVar(&f.untilEOF, "until-eof", false, "stop when standard input ends")
-	for _, hidden := range []string{"vram-hide", "vulkan-hide", "until-eof"} { // for tests, and for demo's own daemon
+	flags.StringVar(&f.removeDir, "remove-dir", "", "`directory` to remove in the end")
+	for _, hidden := range []string{"vram-hide", "vulkan-hide", "until-eof", "remove-dir"} { // for tests, and for demo's own daemon
 		flags.Lookup(hidden).Hidden = true
 	}
 	return cmd
@@ -116,6 +120,12 @@ the certificate's fingerprint, by which clients recognise it.`,
 
 // serve runs the daemon until ctx ends.
 func serve(ctx context.Context, f *serveFlags, asJSON bool, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	if f.removeDir != "" {
+		// Who started the daemon removes it too, unless he was killed: then nobody
+		// reads the log either, which must not be the daemon's end.
+		signal.Ignore(syscall.SIGPIPE)
+		defer os.RemoveAll(f.removeDir)
+	}
 	cfg, err := f.config(stderr)
 	if err != nil {
 		return err

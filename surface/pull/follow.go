@@ -4,6 +4,7 @@ package pull
 
 import (
 	"context"
+	"errors"
 
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire/control"
@@ -205,4 +206,44 @@ func (c *source) learnRoot(told surface.Digest) error {
 	s.notifyLocked()
 	s.pokeLocked()
 	return nil
+}
+
+// Ended waits until a server at one of the ticket's addresses says that the surface has ended
+// there, and returns what it said, as wire.Revoked: for who serves on what he has gathered.
+// It fails when ctx ends, and when no source is left. Of a surface that is mapped it is not
+// to be had.
+func (s *Surface) Ended(ctx context.Context) error {
+	return s.failed("follow", window{open: true}, s.ended(ctx))
+}
+
+func (s *Surface) ended(ctx context.Context) error {
+	if s.direct != nil {
+		return errors.ErrUnsupported
+	}
+	for {
+		var c *source
+		err := s.until(ctx, func() (bool, error) {
+			for _, c = range s.sources {
+				if c.vouches && c.err == nil {
+					return true, nil
+				}
+			}
+			return false, s.err
+		})
+		if err != nil {
+			return err
+		}
+		wait := control.SurfaceWait{Handle: c.handle, From: maxChunk} // and no news of chunks
+		for err == nil {
+			var state control.SurfaceState
+			err = c.control(ctx, control.OpSurfaceWait, wait, &state)
+			wait.Sequence = state.Sequence
+		}
+		s.mu.Lock()
+		lost := c.err != nil
+		s.mu.Unlock()
+		if !lost || ctx.Err() != nil {
+			return err
+		}
+	}
 }

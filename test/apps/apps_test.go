@@ -66,7 +66,7 @@ func TestGraphics(t *testing.T) {
 func TestMemory(t *testing.T) {
 	app := program(t, "memory")
 	d := serve(t, nil)
-	for _, name := range []string{"both-sides", "read-into", "concurrent", "ranges", "parts", "isolated", "large", "invisible", "freed"} {
+	for _, name := range []string{"both-sides", "read-into", "concurrent", "ranges", "parts", "isolated", "large", "invisible", "freed", "refused"} {
 		t.Run(name, func(t *testing.T) { d.same(t, app, name) })
 	}
 }
@@ -91,9 +91,15 @@ func TestMemoryIncoherent(t *testing.T) {
 func TestSync(t *testing.T) {
 	app := program(t, "sync", computeShader)
 	d := serve(t, nil)
-	for _, name := range []string{"fences", "polling", "timeline", "semaphores", "events", "devices", "forks"} {
+	for _, name := range []string{"fences", "polling", "timeline", "turns", "semaphores", "events", "devices", "forks"} {
 		t.Run(name, func(t *testing.T) { d.same(t, app, name) })
 	}
+}
+
+// TestSignals interrupts the application all the time, by a handler that knows
+// nothing of the driver and needs room on the stack.
+func TestSignals(t *testing.T) {
+	serve(t, nil).same(t, program(t, "signals"))
 }
 
 // TestThreads has four threads at work on one device: for a minute if there is
@@ -140,4 +146,11 @@ func TestApplicationsAtOnce(t *testing.T) {
 			})
 		}
 	})
+}
+
+// wanted skips tests that download programs, unless they are asked for.
+func wanted(t testing.TB) {
+	if os.Getenv("MEMSPAN_TEST_APPS") == "" {
+		t.Skip("takes programs from the network: make test-apps")
+	}
 }

@@ -125,6 +125,14 @@ func TestLost(t *testing.T) {
 			check(t, syscall.Kill(pid, syscall.SIGCONT))
 			eventually(t, "the worker is gone", 2*lostWithin, func() bool { return !alive(pid) })
 		})
+		t.Run("worker stopped, nobody waits/"+transport, func(t *testing.T) {
+			t.Parallel()
+			d := serve(t, nil)
+			w := d.wait(t, transport, app, "submissions")
+			start := time.Now()
+			check(t, syscall.Kill(d.worker(t), syscall.SIGSTOP))
+			w.learns(t, start, lostWithin)
+		})
 		t.Run("daemon killed/"+transport, func(t *testing.T) {
 			t.Parallel()
 			d := serve(t, nil)

@@ -40,13 +40,6 @@ func TestLanguageModel(t *testing.T) {
 	}
 }
 
-// wanted skips tests that download programs, unless they are asked for.
-func wanted(t testing.TB) {
-	if os.Getenv("MEMSPAN_TEST_APPS") == "" {
-		t.Skip("takes programs from the network: make test-apps")
-	}
-}
-
 // newModel returns a model of the llama architecture with random weights, as a
 // GGUF file (version 3): a header, metadata, the tensors' places, the tensors.
 func newModel(width, layers int) []byte {

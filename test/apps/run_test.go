@@ -5,9 +5,14 @@
 package apps
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -27,6 +32,35 @@ func TestOwnDaemon(t *testing.T) {
 	if err != nil || string(out) != string(native) {
 		t.Errorf("%v\n%s", err, difference(string(native), string(out)))
 	}
+}
+
+// TestOwnDaemonIsNotLeft kills 'memspan run' while its application waits for the
+// device: that is lost, and nothing stays behind.
+func TestOwnDaemonIsNotLeft(t *testing.T) {
+	app := program(t, "sync", computeShader)
+	memspan, err := built.memspan()
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	temp := t.TempDir()
+	cmd := exec.CommandContext(ctx, memspan, "run", "--", app, "lost")
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+t.TempDir(), "TMPDIR="+temp, "MEMSPAN_SOCKET=", "MEMSPAN_SERVER=")
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	lines := bufio.NewReader(out)
+	line, err := lines.ReadString('\n')
+	dirs, _ := filepath.Glob(filepath.Join(temp, "memspan-*")) // the pattern is right
+	cmd.Process.Kill()                                         // an error means that it has ended
+	rest, _ := io.ReadAll(lines)                               // the application's, until it has ended
+	cmd.Wait()                                                 // says that it was killed
+	if err != nil || line != "waiting\n" || len(dirs) != 1 || string(rest) != "VkResult -4\nthen -4\n" {
+		t.Fatalf("%q, %v, then %q; in %v", line, err, rest, dirs)
+	}
+	eventually(t, "the daemon's directory is gone", 2*lostWithin, func() bool {
+		_, err := os.Stat(dirs[0])
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // TestManifest starts an application by Vulkan's own variables, without

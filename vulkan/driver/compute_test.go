@@ -293,6 +293,20 @@ func TestQueries(t *testing.T) {
 	if v := load32(narrow); v != load32(results+16) && v != ^uint32(0) || load32(narrow+4) != 0 || load64(narrow+8) != ^uint64(0) {
 		t.Errorf("32 bits: %x", bytesAt(narrow, 16))
 	}
+	// However large the room is: only results travel.
+	const much = 256 << 20
+	large := b.room(much)
+	store64(large+much-8, 77)
+	b.must(registry.VkGetQueryPoolResults, b.device, pool, 0, 1, much, large, forEver, wide|wait)
+	b.must(registry.VkGetQueryPoolResults, b.device, pool, 1, 2, much, large+8, 8, wide|wait)
+	for i := range uint64(3) {
+		if load64(large+8*i) != load64(results+16*i) {
+			t.Errorf("timestamp %d: %d, want %d", i, load64(large+8*i), load64(results+16*i))
+		}
+	}
+	if load64(large+24) != 0 || load64(large+much-8) != 77 {
+		t.Errorf("after the results: %d, %d", load64(large+24), load64(large+much-8))
+	}
 	b.must(registry.VkDeviceWaitIdle, b.device)
 }
 

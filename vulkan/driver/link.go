@@ -72,6 +72,7 @@ type link struct {
 	rouse    chan struct{} // wakes it
 	pinged   atomic.Bool   // the worker wants to know whether we live
 	pingDue  atomic.Bool   // we want to know whether it does
+	pingAt   atomic.Int64  // which byte sent was the first ping's since the worker was heard of, about; 0: there was none
 	wg       sync.WaitGroup
 }
 

@@ -63,9 +63,34 @@ func raise(to *atomic.Uint64, value uint64) {
 	}
 }
 
-// An eventState is what is known of an event.
+// An eventState is what is known of an event: how often the application has
+// changed it, times 2, and 1 more if it is set. Both sides count, so that what
+// the device did before a change can be told from what it did since.
 type eventState struct {
-	set atomic.Bool
+	value atomic.Uint64
+}
+
+func (e *eventState) set() bool { return e.value.Load()&1 != 0 }
+
+// change notes a change by the application, before it is sent.
+func (e *eventState) change(set uint64) {
+	for {
+		old := e.value.Load()
+		if e.value.CompareAndSwap(old, (old>>1+1)<<1|set) {
+			return
+		}
+	}
+}
+
+// told notes a change by the device, unless the application has changed the
+// event since.
+func (e *eventState) told(value uint64) {
+	for {
+		old := e.value.Load()
+		if old>>1 != value>>1 || e.value.CompareAndSwap(old, value) {
+			return
+		}
+	}
 }
 
 // signal applies an OpSignal. What the device wrote before was applied already.
@@ -86,7 +111,7 @@ func (l *link) signal(b []byte) error {
 		case *semaphoreState:
 			raise(&state.value, s.Value)
 		case *eventState:
-			state.set.Store(s.Value != 0)
+			state.told(s.Value)
 		}
 	}
 	l.rouseWaiters()
@@ -279,11 +304,11 @@ func (d *Driver) setEvent(cmd registry.Index, a *registry.Args) uint64 {
 	if o == nil {
 		return vkResult(deviceLost)
 	}
+	if e, ok := o.state.(*eventState); ok {
+		e.change(1)
+	}
 	if err := d.release(o, cmd, a); err != nil {
 		return d.failure(cmd, err)
-	}
-	if e, ok := o.state.(*eventState); ok {
-		e.set.Store(true)
 	}
 	return success
 }
@@ -292,7 +317,7 @@ func (d *Driver) setEvent(cmd registry.Index, a *registry.Args) uint64 {
 func (d *Driver) resetEvent(cmd registry.Index, a *registry.Args) uint64 {
 	if o := d.objects.get(a[1]); o != nil {
 		if e, ok := o.state.(*eventState); ok {
-			e.set.Store(false)
+			e.change(0)
 		}
 	}
 	return d.sendResult(cmd, a)
@@ -309,7 +334,7 @@ func (d *Driver) getEventStatus(_ registry.Index, a *registry.Args) uint64 {
 		return vkResult(deviceLost)
 	}
 	o.link.look()
-	if e.set.Load() {
+	if e.set() {
 		return eventSet
 	}
 	return eventReset

@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"context"
 	"fmt"
 	"runtime"
 	"slices"
@@ -197,8 +198,22 @@ func TestEvents(t *testing.T) {
 	if r := status(); r != eventReset {
 		t.Errorf("reset: %d", r)
 	}
-	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: s.d.objects.get(event).id, Value: 1})
+	// What the device did before it learned of the reset counts no more: the
+	// signal that shows that this one has come is behind it.
+	id, fence := s.d.objects.get(event).id, s.fence(s.device)
+	s.submit(fence)
+	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: id, Value: 1<<1 | 1},
+		stream.Signal{Kind: stream.SignalFence, ID: s.d.objects.get(fence).id, Value: 1})
+	s.waitFor(s.device, fence)
+	if r := status(); r != eventReset {
+		t.Errorf("after a signal from before the reset: %d", r)
+	}
+	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: id, Value: 2<<1 | 1})
 	for status() != eventSet {
+		runtime.Gosched()
+	}
+	s.p.signal(stream.Signal{Kind: stream.SignalEvent, ID: id, Value: 2 << 1})
+	for status() != eventReset {
 		runtime.Gosched()
 	}
 }
@@ -217,6 +232,7 @@ func TestLost(t *testing.T) {
 				s := newScene(t, pipes, func(_ *peer, m stream.Message) bool {
 					return registry.Index(m.Op) == registry.VkDeviceWaitIdle // never answered
 				})
+				l := s.d.current.Load()
 				fence := s.fence(s.device)
 				var wg sync.WaitGroup
 				var waiting atomic.Int32
@@ -254,6 +270,7 @@ func TestLost(t *testing.T) {
 				if n := s.d.objects.count(); n != 0 {
 					t.Errorf("%d objects are left", n)
 				}
+				<-l.gone // who finds the link lost may be quicker than the log
 				log := s.logged()
 				if strings.Count(log, "device lost") != 1 {
 					t.Errorf("the loss is not logged once:\n%s", log)
@@ -274,6 +291,7 @@ func TestLastWord(t *testing.T) {
 	both(t, func(t *testing.T, pipes bool) {
 		for range 20 {
 			s := newScene(t, pipes, nil)
+			l := s.d.current.Load()
 			fence := s.fence(s.device)
 			var work sync.WaitGroup
 			for range 3 {
@@ -288,6 +306,7 @@ func TestLastWord(t *testing.T) {
 			s.p.send(stream.OpLost, 0, 0, stream.Lost{Result: -4, Command: uint16(registry.VkCreateImage), Text: "why"}.Append(nil))
 			s.p.sc.Close()
 			work.Wait()
+			<-l.gone // who finds the link lost may be quicker than the log
 			if log := s.logged(); !strings.Contains(log, "vkCreateImage") {
 				t.Errorf("the log does not name the call:\n%s", log)
 			}
@@ -310,6 +329,57 @@ func TestSlowWorker(t *testing.T) {
 		return false
 	})
 	s.must(registry.VkDeviceWaitIdle, s.device)
+}
+
+// A worker that has stopped is noticed, also if nobody waits for it: after one
+// submission, or anything else that is sent.
+func TestSilentWorker(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 5 s")
+	}
+	for name, send := range map[string]func(s *scene){
+		"submission": func(s *scene) { s.submit(0) },
+		"create":     func(s *scene) { s.fence(s.device) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var stopped atomic.Bool
+			s := newScene(t, false, func(*peer, stream.Message) bool { return stopped.Load() })
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			stopped.Store(true)
+			send(s)
+			select {
+			case <-s.d.current.Load().gone:
+			case <-ctx.Done():
+				t.Fatal("nobody has noticed")
+			}
+			if r := s.call(registry.VkQueueSubmit, s.queue, 0, 0, 0); r != deviceLost {
+				t.Errorf("submit: %d", r)
+			}
+			if log := s.logged(); !strings.Contains(log, "silent") {
+				t.Errorf("log:\n%s", log)
+			}
+		})
+	}
+}
+
+// A worker that answers is left in peace when the application is.
+func TestIdleIsQuiet(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 2 s")
+	}
+	t.Parallel()
+	s := newScene(t, false, nil)
+	l := s.d.current.Load()
+	s.submit(0)
+	ping := stream.OpPing
+	s.p.waitFor(registry.Index(ping&0x7fff)|-0x8000, 1)
+	for end := time.Now().Add(20 * time.Second); l.watching.Load(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("the worker is asked for ever")
+		}
+	}
 }
 
 // Pings are answered, also while the application does nothing.

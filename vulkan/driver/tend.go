@@ -163,6 +163,9 @@ func (l *link) pong() {
 }
 
 func (l *link) ping(flags stream.Flags) {
+	if flags == 0 { // before it can be answered
+		l.pingAt.CompareAndSwap(0, int64(l.sc.Wire().Stats().Sent.Bytes)+int64(l.sc.Waiting())+1)
+	}
 	if err := l.sc.End(l.sc.Begin(stream.OpPing, flags, 0)); err != nil {
 		l.unsent(err)
 		return
@@ -194,9 +197,11 @@ func (l *link) watch() {
 		case <-l.gone:
 			return
 		}
-		alive := time.Now() // last
-		owed := false       // it has not been heard of since something was sent
+		alive := time.Now() // when something moved last
+		heard := alive      // when something came last
+		owed := false       // nothing came since something was sent
 		seen, _ := l.motion(motion{})
+		l.pingAt.Store(0)
 		for last := alive; ; {
 			timer.Reset(watchEvery)
 			select {
@@ -207,16 +212,20 @@ func (l *link) watch() {
 			now := time.Now()
 			// If we were stopped ourselves, the silence says nothing.
 			m, moved := l.motion(seen)
-			if seen = m; moved || now.Sub(last) > 4*watchEvery {
+			if moved || now.Sub(last) > 4*watchEvery {
 				alive = now
 			}
-			last = now
-			owed = l.asked.Swap(false) || owed && !moved
+			if m.heard != seen.heard || now.Sub(last) > 4*watchEvery {
+				heard = now
+				l.pingAt.Store(0)
+			}
+			seen, last = m, now
+			owed = l.asked.Swap(false) || owed && heard != now
 			wanted := owed || l.waiting.Load() > 0
-			switch silent := now.Sub(alive); {
+			switch silent, stuck := now.Sub(heard), now.Sub(alive); {
 			case !wanted:
-				alive = now
-			case silent > loadAfter, silent > deadAfter && l.loading.Load() == 0:
+				alive, heard = now, now
+			case stuck > loadAfter, stuck > deadAfter-pingAfter && silent > deadAfter && l.loading.Load() == 0:
 				l.fail(errSilent)
 				return
 			case silent > pingAfter:
@@ -240,12 +249,14 @@ type motion struct {
 }
 
 // motion looks at the link, and reports whether something has moved since it
-// was looked at before. What is taken counts only while more waits: a worker's
-// system takes a ping even if the worker is dead.
+// was looked at before. What is taken counts only while more waits, and until a
+// ping is: a worker's system takes what it has room for even if the worker is
+// dead.
 func (l *link) motion(before motion) (m motion, moved bool) {
 	m.heard = l.sc.Wire().Stats().Received.Bytes
 	if waiting := l.sc.Wire().SendQueue(); waiting > 0 {
 		m.taken = int64(l.sc.Wire().Stats().Sent.Bytes) - int64(waiting)
 	}
-	return m, m.heard != before.heard || before.taken > 0 && m.taken > before.taken
+	ping := l.pingAt.Load()
+	return m, m.heard != before.heard || before.taken > 0 && m.taken > before.taken && (ping == 0 || m.taken < ping)
 }

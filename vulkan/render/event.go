@@ -24,9 +24,12 @@ const (
 
 // An event is the state of a VkEvent.
 type event struct {
-	mu   sync.Mutex // held from a look at the event until what it showed is on its way
-	set  bool       // what the client knows
-	over bool       // it must not be looked at any more, or never
+	mu  sync.Mutex // held from a look at the event until what it showed is on its way
+	set bool       // what the client knows
+	// changes counts the client's: what is told says after how many of them it was
+	// so, as another change may be on its way.
+	changes uint64
+	over    bool // it must not be looked at any more, or never
 }
 
 // newEvent keeps what matters of a VkEventCreateInfo.
@@ -64,9 +67,9 @@ func (r *renderer) tellEvents(s *submission) {
 				compared = true
 			}
 			e.set = set
-			signal := stream.Signal{Kind: stream.SignalEvent, ID: o.id}
+			signal := stream.Signal{Kind: stream.SignalEvent, ID: o.id, Value: e.changes << 1}
 			if set {
-				signal.Value = 1
+				signal.Value |= 1
 			}
 			r.conn.End(signal.Append(r.conn.Begin(stream.OpSignal, 0, 0)))
 		}
@@ -86,6 +89,7 @@ func (r *renderer) changeEvent(c *call) error {
 	e := o.state.(*event)
 	e.mu.Lock()
 	e.set = registry.Index(c.index) == registry.VkSetEvent
+	e.changes++
 	result, err := r.invoke(c)
 	e.mu.Unlock()
 	if err != nil {

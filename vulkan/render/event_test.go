@@ -14,7 +14,8 @@ import (
 )
 
 // What the device sets is told while the submission is under way, with what it
-// wrote before; what the host changes is told to nobody.
+// wrote before, and after how many changes of the host's; these are told to
+// nobody.
 func TestEvents(t *testing.T) {
 	c := begin(t, Config{Deadline: time.Minute})
 	w, fence := c.shadowed(4096, coherent)
@@ -36,7 +37,7 @@ func TestEvents(t *testing.T) {
 		for len(c.signals) == 0 {
 			c.receive(0)
 		}
-		if want := (stream.Signal{Kind: stream.SignalEvent, ID: device, Value: 1}); c.signals[0] != want || c.shadows[w.memory][0] != 5 {
+		if want := (stream.Signal{Kind: stream.SignalEvent, ID: device, Value: uint64(round)<<1 | 1}); c.signals[0] != want || c.shadows[w.memory][0] != 5 {
 			t.Fatalf("%+v, with %d; want %+v", c.signals, c.shadows[w.memory][0], want)
 		}
 		c.post(registry.VkSetEvent, w.device, host)

@@ -78,6 +78,9 @@ type place struct {
 	// make nothing of what is in it.
 	opaque bool
 	sparse bool // it is bound page by page
+	// more are the places of an image's further planes, if they are bound one by
+	// one.
+	more []*place
 }
 
 // bind tells where the resource is: size bytes at off, as far as the memory has
@@ -92,8 +95,24 @@ func (p *place) bind(m *deviceMemory, off, size uint64) {
 	m.fresh = false
 }
 
+// bindPlane is bind for an image whose planes are bound one by one: there are
+// maxPlanes at most, and how much of the memory each takes is not known.
+func (p *place) bindPlane(m *deviceMemory, off uint64) {
+	const maxPlanes = 4
+	plane := p
+	if p.memory != nil && len(p.more) < maxPlanes-1 {
+		plane = &place{shaders: p.shaders, opaque: p.opaque}
+		p.more = append(p.more, plane)
+	}
+	plane.bind(m, off, ^uint64(0))
+}
+
 // dropped is called when the resource ends.
 func (p *place) dropped() {
+	for _, plane := range p.more {
+		plane.dropped()
+	}
+	p.more = nil
 	m := p.memory
 	if m == nil {
 		return
@@ -163,6 +182,11 @@ func (r *renderer) plan(d *device, s *submission) {
 			size := p.end - p.off
 			if off, end := min(t.off, size), min(t.end, size); off < end {
 				add(p.memory, span{p.off + off, p.off + end})
+			}
+			for _, plane := range p.more {
+				if plane.memory != nil {
+					add(plane.memory, plane.span)
+				}
 			}
 		}
 	}
@@ -235,11 +259,12 @@ func (r *renderer) bindImage(c *call) error {
 				continue
 			}
 			i := o.state.(*image)
-			size := ^uint64(0)
-			if !i.disjoint && m.visible {
-				size = r.caller.imageSize(o)
+			switch {
+			case i.disjoint:
+				i.bindPlane(m, b.offset)
+			case m.visible:
+				i.bind(m, b.offset, r.caller.imageSize(o))
 			}
-			i.bind(m, b.offset, size)
 		}
 	}
 	return r.answer(c, result)

@@ -11,6 +11,60 @@ import (
 	"pgregory.net/rapid"
 )
 
+// What is written to an image is written to the memories of all its planes,
+// whichever of them can be mapped, and in whatever order they end.
+func TestPlanes(t *testing.T) {
+	d := new(device)
+	memory := func(visible bool) *deviceMemory {
+		m := &deviceMemory{device: d, size: 4096, visible: visible, held: new(int64)}
+		d.remember(m)
+		return m
+	}
+	written := func(i *image) []write {
+		s := &submission{facts: []*facts{{written: []target{{&i.place, span{0, wholeSize}}}}}}
+		new(renderer).plan(d, s)
+		return s.writes
+	}
+	one, two, hidden := memory(true), memory(true), memory(false)
+	for _, c := range []struct {
+		planes []*deviceMemory
+		want   []*deviceMemory
+	}{
+		{[]*deviceMemory{one, two}, []*deviceMemory{one, two}},
+		{[]*deviceMemory{one, two, one}, []*deviceMemory{one, two}},
+		{[]*deviceMemory{hidden, two}, []*deviceMemory{two}},
+		{[]*deviceMemory{one, hidden}, []*deviceMemory{one}},
+		{[]*deviceMemory{one, one, one, one, two}, []*deviceMemory{one}}, // no image has so many
+	} {
+		i := &image{disjoint: true}
+		for n, m := range c.planes {
+			i.bindPlane(m, uint64(n)*512)
+		}
+		var got []*deviceMemory
+		for _, w := range written(i) {
+			got = append(got, w.memory)
+			if first := uint64(slices.Index(c.planes, w.memory)) * 512; !slices.Equal(w.spans, []span{{first, 4096}}) {
+				t.Errorf("%v of a memory bound at %d", w.spans, first)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%d planes are in %d memories, want %d", len(c.planes), len(got), len(c.want))
+		}
+		i.dropped()
+		if n := len(one.places) + len(two.places); n != 0 || len(written(i)) != 0 {
+			t.Errorf("%d places are left", n)
+		}
+	}
+	i := &image{disjoint: true}
+	i.bindPlane(one, 0)
+	i.bindPlane(two, 0)
+	one.dropped()
+	i.dropped()
+	if n := len(two.places); n != 0 {
+		t.Errorf("%d places are left of an image whose first memory ended before it", n)
+	}
+}
+
 // Spans are what a set of bytes says.
 func TestSpans(t *testing.T) {
 	const size = 40

@@ -149,7 +149,7 @@ type SignalKind uint8
 const (
 	SignalFence     SignalKind = 1 + iota // signalled; the value says how many times it had been submitted
 	SignalSemaphore                       // a timeline semaphore reached the value
-	SignalEvent                           // an event; the value is 1 if it is set, 0 if it is reset
+	SignalEvent                           // an event; the value is how often the application has changed it, times 2, and 1 more if it is set
 )
 
 // A Signal tells of a fence, semaphore or event that changed. Both sides count

@@ -288,6 +288,23 @@ static void invisible(App *a) {
 	printf(seen ? "refused\n" : "the host sees all memory\n");
 }
 
+// A buffer that no device has room for is refused, and the application goes on
+// with a smaller one.
+static void refused(App *a) {
+	enum { N = 1 << 16 };
+	for (int bits = 62; bits >= 40; bits -= 2) {
+		VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .size = (VkDeviceSize)1 << bits, .usage = COPY};
+		VkBuffer none;
+		printf("a buffer of 2^%d bytes: VkResult %d\n", bits, vkCreateBuffer(a->device, &info, NULL, &none));
+	}
+	Buffer from = make_buffer(a, N * 4, COPY, COHERENT), to = make_buffer(a, N * 4, COPY, COHERENT);
+	memset(map(a, &from), 7, N * 4);
+	copy(a, &from, &to);
+	printf("then %016llx\n", (unsigned long long)sum(map(a, &to), N * 4));
+	drop_buffer(a, &from);
+	drop_buffer(a, &to);
+}
+
 static long resident_pages(void) {
 	long pages = -1;
 	FILE *f = fopen("/proc/self/statm", "r");
@@ -318,6 +335,6 @@ static void freed(App *a) {
 
 int main(int argc, char **argv) {
 	const Case cases[] = {{"both-sides", both_sides}, {"read-into", read_into}, {"concurrent", concurrent}, {"ranges", ranges},
-		{"parts", parts}, {"isolated", isolated}, {"large", large}, {"invisible", invisible}, {"freed", freed}};
+		{"parts", parts}, {"isolated", isolated}, {"large", large}, {"invisible", invisible}, {"freed", freed}, {"refused", refused}};
 	return run_case(argc, argv, cases, sizeof cases / sizeof *cases);
 }

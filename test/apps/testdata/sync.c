@@ -156,6 +156,47 @@ static void timeline(App *a) {
 	drop_job(a, &j);
 }
 
+// Host and device take turns on one coherent memory, all submissions having been
+// queued before: what the host wrote before it signals is there for the device,
+// what the device wrote is there when its value is, waited for or polled.
+static void turns(App *a) {
+	enum { ROUNDS = 64 };
+	Buffer b = make_buffer(a, 1 << 16, COPY, COHERENT);
+	uint32_t *at = map(a, &b);
+	VkSemaphore host = make_timeline(a, 0), device = make_timeline(a, 0);
+	VkCommandBuffer cb[ROUNDS];
+	uint64_t value;
+	for (uint32_t i = 0; i < ROUNDS; i++) {
+		cb[i] = begin(a);
+		VkBufferCopy word = {0, 4096, 4};
+		vkCmdCopyBuffer(cb[i], b.buffer, b.buffer, 1, &word);
+		vkCmdFillBuffer(cb[i], b.buffer, 8192, 4, i);
+		barrier(cb[i]);
+		OK(vkEndCommandBuffer(cb[i]));
+		submit_timeline(a, cb[i], host, i + 1, device, i + 1, VK_NULL_HANDLE);
+	}
+	for (uint32_t i = 0; i < ROUNDS; i++) {
+		OK(vkGetSemaphoreCounterValue(a->device, device, &value));
+		CHECK(value == i);
+		at[0] = i * 7 + 1;
+		at[2000] = i; // in a page that the device writes
+		signal_value(a, host, i + 1);
+		if (i % 2)
+			OK(wait_value(a, device, i + 1, UINT64_MAX));
+		else
+			do
+				OK(vkGetSemaphoreCounterValue(a->device, device, &value));
+			while (value <= i);
+		CHECK(at[1024] == i * 7 + 1 && at[2048] == i && at[2000] == i);
+	}
+	OK(vkQueueWaitIdle(a->queue));
+	printf("%d turns\n", ROUNDS);
+	vkFreeCommandBuffers(a->device, a->pool, ROUNDS, cb);
+	vkDestroySemaphore(a->device, host, NULL);
+	vkDestroySemaphore(a->device, device, NULL);
+	drop_buffer(a, &b);
+}
+
 // Binary semaphores chain submissions that are queued at once.
 static void semaphores(App *a) {
 	Buffer b = make_buffer(a, N * 4, COPY, COHERENT);
@@ -303,6 +344,26 @@ static void lost(App *a) {
 	exit(0);
 }
 
+// Nothing is waited for, or asked.
+static void submissions(App *a) {
+	Buffer b = make_buffer(a, 4096, COPY, COHERENT);
+	uint8_t *at = map(a, &b);
+	copy(a, &b, &b); // the worker has the memory
+	printf("waiting\n");
+	fflush(stdout);
+	VkResult r;
+	do {
+		at[100]++;
+		pause_ms(1);
+	} while ((r = vkQueueSubmit(a->queue, 0, NULL, VK_NULL_HANDLE)) == VK_SUCCESS);
+	printf("VkResult %d\n", r);
+	printf("then %d\n", vkQueueWaitIdle(a->queue));
+	fflush(stdout);
+	vkDestroyDevice(a->device, NULL);
+	vkDestroyInstance(a->instance, NULL);
+	exit(0);
+}
+
 // The device works for very long. (Some drivers end loops by themselves.)
 static void hang(App *a) {
 	Job j = make_job(a, 1);
@@ -319,7 +380,7 @@ static void hang(App *a) {
 }
 
 int main(int argc, char **argv) {
-	const Case cases[] = {{"fences", fences}, {"polling", polling}, {"timeline", timeline}, {"semaphores", semaphores},
-		{"events", events}, {"devices", devices}, {"forks", forks}, {"lost", lost}, {"hang", hang}};
+	const Case cases[] = {{"fences", fences}, {"polling", polling}, {"timeline", timeline}, {"turns", turns}, {"semaphores", semaphores},
+		{"events", events}, {"devices", devices}, {"forks", forks}, {"lost", lost}, {"submissions", submissions}, {"hang", hang}};
 	return run_case(argc, argv, cases, sizeof cases / sizeof *cases);
 }
