@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/memspan/memspan/internal/spin"
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
 	"github.com/memspan/memspan/wire"
@@ -48,6 +47,7 @@ type link struct {
 	depth   uint32 // submissions of one queue under way at most; 0: as many as one likes
 	serials atomic.Uint64
 
+	ending  sync.Once
 	lostErr atomic.Pointer[error]
 	gone    chan struct{} // closed when lost
 
@@ -56,7 +56,6 @@ type link struct {
 	rounds  atomic.Uint64 // how often someone has read
 	waiting atomic.Int32  // application threads that wait
 	asked   atomic.Bool   // something was sent, or looked for and has not come
-	spin    spin.Spin     // the waits of who leads
 
 	mu      sync.Mutex
 	leader  bool // one of those who wait waits for the socket
@@ -165,17 +164,18 @@ func (l *link) lost() error {
 }
 
 // fail ends the link for good: whoever waits and every later call gets an
-// error that matches errLost. Only the first call counts.
+// error that matches errLost. Only the first call counts. It is logged before
+// anybody knows: who learns of it may end the process.
 func (l *link) fail(why error) {
-	err := fmt.Errorf("%w: %w", errLost, why)
-	if !l.lostErr.CompareAndSwap(nil, &err) {
-		return
-	}
-	if !errors.Is(why, errClosed) {
-		l.d.cfg.Logger.Error("device lost", "error", why)
-	}
-	close(l.gone)
-	l.sc.Wire().Shutdown()
+	l.ending.Do(func() {
+		if !errors.Is(why, errClosed) {
+			l.d.cfg.Logger.Error("device lost", "error", why)
+		}
+		err := fmt.Errorf("%w: %w", errLost, why)
+		l.lostErr.Store(&err)
+		close(l.gone)
+		l.sc.Wire().Shutdown()
+	})
 }
 
 // errClosed is a link that we close ourselves.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/memspan/memspan/internal/callstack"
-	"github.com/memspan/memspan/internal/spin"
 	"github.com/memspan/memspan/vulkan/registry"
 	"github.com/memspan/memspan/vulkan/stream"
 )
@@ -109,7 +108,7 @@ func (l *link) lead(ready func() bool, left time.Duration) {
 	}
 	for !ready() && l.lost() == nil {
 		round := l.rounds.Load()
-		readable, err := l.await(left)
+		readable, err := l.sc.Await(left)
 		if err != nil {
 			l.failed(err)
 			return
@@ -124,21 +123,6 @@ func (l *link) lead(ready func() bool, left time.Duration) {
 			}
 		}
 	}
-}
-
-// await waits for the socket, without going to sleep if it was not worth it of
-// late.
-func (l *link) await(left time.Duration) (readable bool, err error) {
-	begin := time.Now()
-	if (left < 0 || left > spin.Window) && l.spin.Look(func() bool {
-		readable, err = l.sc.Await(0)
-		return readable || err != nil
-	}) {
-		return readable, err
-	}
-	readable, err = l.sc.Await(left)
-	l.spin.Took(time.Since(begin))
-	return readable, err
 }
 
 // park waits until the caller is woken: because something came, or because

@@ -35,7 +35,7 @@ func (r *renderer) stop(d *device) error {
 			// Through the queue's goroutine: what was submitted before is
 			// observed before.
 			s := &submission{device: d, fence: f, own: true, idle: true}
-			if err = q.submitted(s, false); err == nil {
+			if err = q.submitted(s, 0); err == nil {
 				err = settle(s.finished)
 			}
 			if err == nil && s.failed {

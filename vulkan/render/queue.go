@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/memspan/memspan/internal/spin"
 	"github.com/memspan/memspan/internal/vk"
 	"github.com/memspan/memspan/vulkan/stream"
 )
@@ -46,7 +44,6 @@ type submission struct {
 	signal stream.Signal // of the application's fence, if it has one
 	facts  []*facts      // of its command buffers
 	gate   gate          // what it waits for; the queue's goroutine's
-	begun  time.Time     // when the driver had taken it, if nothing else was under way
 	// finished is closed when all of it has been observed, or never will be.
 	finished chan struct{}
 	failed   bool // it will not end; to be read when finished is closed
@@ -86,9 +83,6 @@ type queue struct {
 
 	joins bool // submissions to it waited for semaphores; the stream's goroutine's
 
-	spin spin.Spin     // the ends of submissions that were alone
-	busy *atomic.Int64 // submissions under way in all queues
-
 	caller *caller // the goroutine's; the stream's while nothing waits
 	ended  chan struct{}
 }
@@ -103,11 +97,11 @@ func (q *queue) start() {
 	}()
 }
 
-// submitted takes over a submission that the driver has taken. If nothing else
-// is under way, and look says so, it may look for a while whether the submission
-// has ended already, which costs less than waking a goroutine. Only the stream's
+// submitted takes over a submission that the driver has taken. For up to spin,
+// if nothing else is under way, it looks whether the submission has ended
+// already, which costs less than waking a goroutine. Only the stream's
 // goroutine calls it.
-func (q *queue) submitted(s *submission, look bool) error {
+func (q *queue) submitted(s *submission, spin time.Duration) error {
 	s.finished = make(chan struct{})
 	q.mu.Lock()
 	if q.failed || q.closing {
@@ -127,22 +121,32 @@ func (q *queue) submitted(s *submission, look bool) error {
 		return fmt.Errorf("%w: %d", errDepth, q.depth)
 	}
 	alone := len(q.waiting) == 0
-	if alone && look && len(s.points) == 0 {
+	if alone && spin > 0 && len(s.points) == 0 {
 		q.mu.Unlock()
-		s.begun = time.Now()
-		if q.spin.Look(func() bool { return q.caller.fenceStatus(q.device, s.fence) != notReady }) {
-			q.finish(s) // which finds out whether it failed
+		if q.poll(s, spin) {
+			q.finish(s)
 			return nil
 		}
 		q.mu.Lock()
 	}
 	q.waiting = append(q.waiting, s)
-	q.busy.Add(1)
 	q.mu.Unlock()
 	if alone {
 		q.cond.Signal()
 	}
 	return nil
+}
+
+// poll reports whether a submission's fence is signalled within spin.
+func (q *queue) poll(s *submission, spin time.Duration) bool {
+	for begin := time.Now(); ; {
+		if q.caller.fenceStatus(q.device, s.fence) != notReady {
+			return true // or failed: finish finds out
+		}
+		if time.Since(begin) > spin {
+			return false
+		}
+	}
 }
 
 // last returns the youngest submission that has not been observed whole, or
@@ -192,7 +196,6 @@ func (q *queue) run() {
 				s.failed = true
 				close(s.finished)
 			}
-			q.busy.Add(-int64(len(q.waiting)))
 			q.waiting = nil
 			if q.closing {
 				return
@@ -202,7 +205,6 @@ func (q *queue) run() {
 		s := q.waiting[0]
 		q.mu.Unlock()
 		q.finish(s)
-		q.busy.Add(-1)
 		q.mu.Lock()
 		q.waiting[0] = nil
 		q.waiting = q.waiting[1:]
@@ -230,9 +232,6 @@ func (q *queue) finish(s *submission) {
 		return q.caller.waitFence(q.device, s.fence, q.slice(s))
 	}) {
 		return
-	}
-	if !s.begun.IsZero() {
-		q.spin.Took(time.Since(s.begun))
 	}
 	q.observe(s, s.signal, true)
 	s.failed = false

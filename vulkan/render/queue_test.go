@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,7 +46,7 @@ type seen struct {
 
 func startQueue(t testing.TB, n *native, deadline time.Duration) (*queue, *seen) {
 	s := &seen{came: make(chan struct{}, 1000), err: make(chan error, 1)}
-	q := &queue{device: n.device, real: n.queue, depth: 100, deadline: deadline, busy: new(atomic.Int64),
+	q := &queue{device: n.device, real: n.queue, depth: 100, deadline: deadline,
 		observe: func(_ *submission, signal stream.Signal, last bool) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -85,7 +84,11 @@ func TestQueueFences(t *testing.T) {
 			t.Fatal(err)
 		}
 		sub := &submission{fence: fence, own: true, signal: signalOf(stream.SignalFence, 7, i)}
-		if err := q.submitted(sub, i%2 == 0); err != nil {
+		spin := time.Duration(0)
+		if i%2 == 0 {
+			spin = time.Minute // ends with the fence
+		}
+		if err := q.submitted(sub, spin); err != nil {
 			t.Fatal(err)
 		}
 		<-sub.finished
@@ -110,7 +113,7 @@ func TestQueueTimeline(t *testing.T) {
 		{first, 5, signalOf(stream.SignalSemaphore, 1, 5)},
 		{second, 9, signalOf(stream.SignalSemaphore, 2, 9)},
 	}}
-	if err := q.submitted(sub, true); err != nil {
+	if err := q.submitted(sub, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	<-s.came
@@ -139,7 +142,7 @@ func TestQueueDeadline(t *testing.T) {
 	host, never := n.timeline(), n.timeline()
 	n.submit(host, 1, never, 1, 0)
 	sub := &submission{points: []point{{never, 1, signalOf(stream.SignalSemaphore, 1, 1)}}}
-	if err := q.submitted(sub, false); err != nil {
+	if err := q.submitted(sub, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-s.err; !errors.Is(err, errDeadline) {
@@ -147,7 +150,7 @@ func TestQueueDeadline(t *testing.T) {
 	}
 	<-sub.finished
 	later := &submission{points: []point{{never, 1, signalOf(stream.SignalSemaphore, 1, 1)}}}
-	if err := q.submitted(later, false); err != nil {
+	if err := q.submitted(later, 0); err != nil {
 		t.Error(err)
 	}
 	<-later.finished
@@ -187,12 +190,12 @@ func TestQueueClose(t *testing.T) {
 	for i := range uint64(3) {
 		n.submit(host, 1, never, 1+i, 0)
 		sub := &submission{points: []point{{never, 1 + i, stream.Signal{}}}}
-		if err := q.submitted(sub, false); err != nil {
+		if err := q.submitted(sub, 0); err != nil {
 			t.Fatal(err)
 		}
 		subs = append(subs, sub)
 	}
-	if err := q.submitted(&submission{points: subs[0].points}, false); !errors.Is(err, errDepth) {
+	if err := q.submitted(&submission{points: subs[0].points}, 0); !errors.Is(err, errDepth) {
 		t.Errorf("one too many: %v", err)
 	}
 	q.close()
@@ -208,7 +211,7 @@ func TestQueueClose(t *testing.T) {
 // BenchmarkSubmit is an empty submission, from its call to its observation.
 func BenchmarkSubmit(b *testing.B) {
 	n := openNative(b)
-	for name, look := range map[string]bool{"look": true, "wait": false} {
+	for name, spin := range map[string]time.Duration{"poll": 50 * time.Microsecond, "wait": 0} {
 		b.Run(name, func(b *testing.B) {
 			q, s := startQueue(b, n, 0)
 			c := new(caller)
@@ -220,7 +223,7 @@ func BenchmarkSubmit(b *testing.B) {
 				if err := c.submitFence(n.device, n.queue, fence); err != nil {
 					b.Fatal(err)
 				}
-				if err := q.submitted(&submission{fence: fence, own: true}, look); err != nil {
+				if err := q.submitted(&submission{fence: fence, own: true}, spin); err != nil {
 					b.Fatal(err)
 				}
 				<-s.came

@@ -11,11 +11,9 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
-	"github.com/memspan/memspan/internal/spin"
 	"github.com/memspan/memspan/internal/vk"
 	"github.com/memspan/memspan/vulkan/codec"
 	"github.com/memspan/memspan/vulkan/registry"
@@ -70,11 +68,9 @@ type renderer struct {
 	cursor     int               // where the last search in named ended
 	caller     caller
 	batch      batch
-	spin       spin.Spin // waits for messages while nothing is under way
 
-	busy        atomic.Int64 // submissions under way
-	arenas      sync.Pool    // of *codec.Arena
-	comparisons sync.Pool    // of *comparison
+	arenas      sync.Pool // of *codec.Arena
+	comparisons sync.Pool // of *comparison
 	slots       chan struct{}
 	aside       sync.WaitGroup
 
@@ -132,7 +128,7 @@ func (r *renderer) serve() error {
 				return err
 			}
 		}
-		m, err := r.read()
+		m, err := r.conn.Read()
 		if errors.Is(err, io.EOF) || errors.Is(err, wire.PeerLost) {
 			return nil // the application ended
 		} else if err != nil {
@@ -147,24 +143,6 @@ func (r *renderer) serve() error {
 			return fmt.Errorf("render: %v: %w", opName(m.Op), err)
 		}
 	}
-}
-
-// read returns the next message. While nothing is under way, and it was worth it
-// of late, it waits without going to sleep; the device may need the processor.
-func (r *renderer) read() (stream.Message, error) {
-	if r.conn.Buffered() || r.busy.Load() > 0 {
-		return r.conn.Read()
-	}
-	begin := time.Now()
-	if r.spin.Look(func() bool {
-		ready, err := r.conn.Await(0)
-		return ready || err != nil
-	}) {
-		return r.conn.Read()
-	}
-	m, err := r.conn.Read()
-	r.spin.Took(time.Since(begin))
-	return m, err
 }
 
 func opName(op stream.Op) string {

@@ -114,8 +114,12 @@ func (r *renderer) submit(c *call) error {
 		}
 		return r.answer(c, result)
 	}
+	spin := r.cfg.Spin
+	if r.conn.Buffered() {
+		spin = 0
+	}
 	if s.fence != 0 || len(s.points) > 0 {
-		if err := q.submitted(s, !r.conn.Buffered()); err != nil {
+		if err := q.submitted(s, spin); err != nil {
 			return r.refuse(c, err)
 		}
 	}
@@ -130,7 +134,7 @@ func (d *device) queue(r *renderer, real uintptr) *queue {
 			return q
 		}
 	}
-	q := &queue{device: d, real: real, depth: r.cfg.QueueDepth, deadline: r.cfg.Deadline, observe: r.observe, events: r.tellEvents, busy: &r.busy}
+	q := &queue{device: d, real: real, depth: r.cfg.QueueDepth, deadline: r.cfg.Deadline, observe: r.observe, events: r.tellEvents}
 	q.lost = func(err error) { r.lose(resultOf(err), noCommand, err) }
 	q.start()
 	d.queues = append(d.queues, q)
@@ -172,7 +176,11 @@ func (r *renderer) waitIdle(c *call) error {
 		}
 		s := &submission{device: d, joins: q.joins, fence: f, own: true, idle: true}
 		if err == nil {
-			err = q.submitted(s, !r.conn.Buffered())
+			spin := r.cfg.Spin
+			if r.conn.Buffered() {
+				spin = 0
+			}
+			err = q.submitted(s, spin)
 		}
 		if err != nil {
 			return r.refuse(c, err)
