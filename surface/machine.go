@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/memspan/memspan/internal/sharedfile"
 )
@@ -16,8 +17,10 @@ import (
 type Machine [16]byte
 
 // ThisMachine returns the machine that this process runs on. It fails where
-// there is no such id.
-func ThisMachine() (Machine, error) {
+// there is no such id. It asks the system once: a process does not outlive it.
+func ThisMachine() (Machine, error) { return thisMachine() }
+
+var thisMachine = sync.OnceValues(func() (Machine, error) {
 	id, err := sharedfile.BootID()
 	if err != nil {
 		return Machine{}, fmt.Errorf("which machine this is: %w", err)
@@ -29,4 +32,4 @@ func ThisMachine() (Machine, error) {
 	digest := sha256.Sum256([]byte(id))
 	copy(m[:], digest[:])
 	return m, nil
-}
+})
