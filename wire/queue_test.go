@@ -67,18 +67,20 @@ func TestQueuedFramesAreThoseWritten(t *testing.T) {
 // FrameReceived is true only if all of the next frame is here.
 func TestFrameReceived(t *testing.T) {
 	f := frame{kind: wire.KindRead, prefix: random(28), data: random(100)}
-	one := encode(t, wire.Config{Sums: true}, f)
-	for _, extra := range []int{0, 1, 31, 32, 100, len(one) - 1, len(one)} {
-		stream := append(bytes.Clone(one), one[:extra]...)
-		c := wire.NewConn(newMemConn(stream), wire.Config{Sums: true})
-		if c.FrameReceived() {
-			t.Error("before anything was read")
-		}
-		if _, err := readFrame(c); err != nil {
-			t.Fatal(err)
-		}
-		if got, want := c.FrameReceived(), extra == len(one); got != want {
-			t.Errorf("%d of %d bytes are here: %v", extra, len(one), got)
+	for _, config := range []wire.Config{{Sums: true}, {}} {
+		one := encode(t, config, f)
+		for _, extra := range []int{0, 1, 31, 32, 100, len(one) - 1, len(one)} {
+			stream := append(bytes.Clone(one), one[:extra]...)
+			c := wire.NewConn(newMemConn(stream), config)
+			if c.FrameReceived() {
+				t.Error("before anything was read")
+			}
+			if _, err := readFrame(c); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := c.FrameReceived(), extra == len(one); got != want {
+				t.Errorf("%+v: %d of %d bytes are here: %v", config, extra, len(one), got)
+			}
 		}
 	}
 }

@@ -127,7 +127,11 @@ func (c *Conn) FrameReceived() bool {
 		return false
 	}
 	h, err := ParseHeader(in.buf[in.r:in.w])
-	return err == nil && in.w-in.r >= HeaderSize+int(h.Length)+sumSize
+	whole := HeaderSize + int(h.Length)
+	if h.Has(FlagSum) {
+		whole += sumSize
+	}
+	return err == nil && in.w-in.r >= whole
 }
 
 // ReadPrefix returns the frame's prefix, in buf if it has room for it. Until
