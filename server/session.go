@@ -314,7 +314,9 @@ func (s *session) handshake(ctx context.Context) error {
 	if !s.direct && s.binding == [32]byte{} { // elsewhere nobody can listen, and use a proof again
 		rand.Read(s.nonce[:])
 	}
-	payload, err := json.Marshal(control.Welcome{
+	// It leaves before a request that came with the hello is answered: the client takes it
+	// in meanwhile.
+	err = s.reply(h, control.Welcome{
 		Protocol:  wire.Version,
 		Session:   uint64(s.owner),
 		BlockSize: tier.BlockSize,
@@ -325,12 +327,6 @@ func (s *session) handshake(ctx context.Context) error {
 		MaxMap:    s.srv.limits.Map,
 		Nonce:     s.nonce[:],
 	})
-	if err != nil {
-		return err
-	}
-	// It leaves together with the answer to the first request, if that has come:
-	// readFrames pushes it otherwise.
-	err = s.conn.QueueFrame(wire.Header{Kind: h.Kind, Flags: wire.FlagReply, ID: h.ID}, nil, payload)
 	if err == nil && s.compress {
 		s.conn.SetCompress(true)
 	}

@@ -46,7 +46,6 @@ type Conn struct {
 	out      []byte      // what is queued, and a frame's beginning, or all of a small frame
 	queued   int         // bytes of out that are whole frames which nobody has written
 	waiting  atomic.Bool // queued is not 0, or writeErr is set
-	greeting bool        // what is queued is a hello frame, and nothing else
 	tail     [sumSize]byte
 	writeErr error // set for good by the first failed write
 

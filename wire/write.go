@@ -73,7 +73,7 @@ func (c *Conn) broke(op string, err error) {
 
 // unqueue notes that what was queued has been written, or never will be.
 func (c *Conn) unqueue() {
-	c.queued, c.greeting = 0, false
+	c.queued = 0
 	c.waiting.Store(false)
 }
 
@@ -122,7 +122,6 @@ func (c *Conn) writeSmall(h Header, prefix []byte, data [][]byte, queue bool) er
 		c.out = appendSum(c.out, crc32c.Checksum(c.out[c.queued+HeaderSize:]))
 	}
 	if queue {
-		c.greeting = h.Kind == KindHello && c.queued == 0
 		c.queued = len(c.out)
 		c.waiting.Store(true)
 		c.sent.count(h)
@@ -187,8 +186,7 @@ func (c *Conn) gather(data [][]byte, tail []byte) error {
 }
 
 // WriteFrameFiles writes a frame with a data part that is not encoded and with
-// files attached to its first byte, or to that of a hello frame that was queued and
-// leaves with it. It fails with an error that matches
+// files attached to its first byte. It fails with an error that matches
 // Unsupported on connections that cannot carry files.
 func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	if len(data) > MaxData {
@@ -204,9 +202,7 @@ func (c *Conn) WriteFrameFiles(h Header, data []byte, files ...*os.File) error {
 	if c.writeErr != nil {
 		return c.writeErr
 	}
-	// The files' place is this frame's first byte, or that of a hello frame which leaves
-	// with it: a peer who asked before he was greeted waits for both.
-	if c.queued > 0 && !c.greeting {
+	if c.queued > 0 { // the files' place is this frame's first byte
 		if err := c.push(); err != nil {
 			return err
 		}
