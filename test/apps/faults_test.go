@@ -22,8 +22,8 @@ import (
 )
 
 // lostWithin is how soon an application learns that its device is lost: the 5 s that
-// are promised, and as much as a machine that tests all at once may add.
-const lostWithin = 9 * time.Second
+// are promised.
+const lostWithin = 5*time.Second + slack
 
 // children returns the processes that a process has started.
 func children(pid int) (list []int) {

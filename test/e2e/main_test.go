@@ -193,9 +193,8 @@ func (p *process) wait() {
 		return
 	}
 	p.over = true
-	// It says where it hangs. A daemon gives its clients 20 s, and then writes down
-	// what is owed, which on a busy machine takes as long again.
-	patience := time.AfterFunc(2*time.Minute, func() { p.cmd.Process.Signal(syscall.SIGQUIT) })
+	// It says where it hangs.
+	patience := time.AfterFunc(time.Minute, func() { p.cmd.Process.Signal(syscall.SIGQUIT) })
 	defer patience.Stop()
 	if err := p.cmd.Wait(); err != nil {
 		p.t.Errorf("process %d: %v", p.pid(), err)

@@ -460,12 +460,12 @@ func TestDeafWorker(t *testing.T) {
 			acting.Go(func() { // all at once, as each takes its time
 				begin := time.Now()
 				hung := time.AfterFunc(20*time.Second, func() { s.d.current.Load().fail(errSilent) })
-				defer hung.Stop()
 				r := s.call(registry.VkQueueSubmit, s.queue, 0, 0, fence)
 				for time.Since(begin) < time.Minute && r != deviceLost {
 					r = act(s, fence)
 				}
-				if d := time.Since(begin); r != deviceLost || d < 3*time.Second || d > 15*time.Second { // 5 on a machine that has nothing else to do
+				found := hung.Stop() // by the driver itself
+				if d := time.Since(begin); r != deviceLost || !found || d < 3*time.Second {
 					t.Errorf("%s, pipe=%v: %d after %v", name, pipes, r, d)
 				}
 			})
