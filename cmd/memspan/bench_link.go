@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -129,7 +128,7 @@ func (l shapedLink) carry(dst io.Writer, src io.Reader) {
 	var err error
 	for p := range parcels { // all of them, or the reader would wait for ever
 		if err == nil {
-			sleepUntil(p.due)
+			time.Sleep(time.Until(p.due))
 			_, err = dst.Write(p.data)
 		}
 		if err != nil && !errors.Is(err, net.ErrClosed) {
@@ -137,16 +136,5 @@ func (l shapedLink) carry(dst io.Writer, src io.Reader) {
 				c.Close() // the other end is gone
 			}
 		}
-	}
-}
-
-// sleepUntil returns at a point in time. The runtime's timers alone are late by
-// a quarter of a millisecond each way, which is the link's and not the
-// application's: the last of the time is waited out awake.
-func sleepUntil(t time.Time) {
-	const late = 400 * time.Microsecond
-	time.Sleep(time.Until(t) - late)
-	for time.Until(t) > 0 {
-		runtime.Gosched()
 	}
 }
