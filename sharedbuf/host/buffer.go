@@ -150,13 +150,17 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	} else if err := h.checkNameless(w); err != nil {
 		return nil, nil, err
 	}
-	shared, err := sharedfile.Map(f, w.sharedSize(), w.write, true)
+	inMemory := sharedfile.InMemory(f)
+	// Who reads memory has the kernel map sixteen pages at a fault, which is faster
+	// than all at once; who writes has it map one, and who waits for a disk in a
+	// fault keeps a processor.
+	shared, err := sharedfile.Map(f, w.sharedSize(), w.write, w.write || !inMemory)
 	if err != nil {
 		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
 	if w.key == nil {
-		w.inMemory = sharedfile.InMemory(f)
+		w.inMemory = inMemory
 		return shared, unmap, nil
 	}
 	mem, sealing, err := w.unseal(ctx, shared)
