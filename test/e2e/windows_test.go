@@ -88,7 +88,7 @@ func testPackagesOnWindows(t *testing.T, w *wine) {
 		"surface":      "^(TestDirectPullOfAnotherProcess|TestStreamIsPulledWhileItIsWritten|TestReplicaTakesVerifiedChunksInAnyOrder|TestManifest.*|TestTicket.*)$",
 		"surface/pull": "^(TestCanceledAnywhere|TestReader|TestStream|TestGatherWhatIsMissing)$",
 	} {
-		out, err := w.run(w.tests(pkg), "-test.v", "-test.timeout=60s", "-test.run="+tests)
+		out, err := w.run(w.tests(pkg), "-test.v", "-test.timeout=5m", "-test.run="+tests)
 		if err != nil || !strings.Contains(out, "--- PASS") {
 			t.Errorf("%s: %v", pkg, err)
 		}
