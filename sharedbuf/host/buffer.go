@@ -245,7 +245,7 @@ func (h *Host) check(w *work, f *os.File, rel string) error {
 	if info.Size() != w.sharedSize() {
 		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, by buffer_size it has %d", info.Size(), w.sharedSize())}
 	}
-	record, err := sharedfile.ReadLease(h.dir, rel)
+	record, err := sharedfile.ReadLease(h.dir, rel, f)
 	if errors.Is(err, fs.ErrNotExist) && w.request.Generation == 0 { // a guest of the original system
 		return nil
 	}
