@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -148,11 +149,14 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	} else if err := h.checkNameless(w); err != nil {
 		return nil, nil, err
 	}
-	shared, err := sharedfile.Map(f, w.sharedSize(), w.write, true)
+	shared, err := sharedfile.Map(f, w.sharedSize(), w.write)
 	if err != nil {
 		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
+	if err := populate(ctx, shared); err != nil {
+		return nil, nil, errors.Join(err, unmap())
+	}
 	if w.key == nil {
 		w.inMemory = sharedfile.InMemory(f)
 		return shared, unmap, nil
@@ -162,6 +166,22 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 		return nil, nil, errors.Join(err, unmap())
 	}
 	return mem, func() error { return errors.Join(sealing(), unmap()) }, nil
+}
+
+// populatedAtOnce is how many bytes are mapped between two looks whether the request
+// was given up: a disk reads them in a moment.
+const populatedAtOnce = 16 << 20
+
+// populate maps the pages of a buffer, which takes less than to have each mapped as
+// it is touched.
+func populate(ctx context.Context, shared []byte) error {
+	for piece := range slices.Chunk(shared, populatedAtOnce) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		sharedfile.Populate(piece)
+	}
+	return nil
 }
 
 // memfd returns the buffer's memory as operations may have it, if it has no name

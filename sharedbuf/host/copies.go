@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -320,21 +319,17 @@ func (c *conn) prepare(r *sharedbuf.Request, file *os.File) (*work, error) {
 // takeBlocks reads the blocks that follow a request. It reports whether the guest
 // took the request back. Its error ends the connection.
 func (c *conn) takeBlocks(r *sharedbuf.Request) (tookBack bool, err error) {
-	defer c.nc.SetReadDeadline(time.Time{})
+	defer c.within()()
 	to, size := c.replica(r), int64(-1)
 	if to != nil {
 		size = r.Size
 	}
 	records := blocks.NewReader(c.r, size)
-	next := func() (int, []byte, error) {
-		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
-		return records.Next()
-	}
 	if to != nil {
-		err = to.put(next)
+		err = to.put(records.Next)
 	}
 	for to == nil && err == nil {
-		_, _, err = next()
+		_, _, err = records.Next()
 	}
 	switch {
 	case err == io.EOF:
