@@ -61,21 +61,25 @@ func (m *memory) give(size int64) {
 	}
 }
 
-// alloc takes memory that freeAll gives back.
+// charged is what a copy of size bytes is counted as: whole blocks, so that many
+// small ones, which each take a page and what describes them, are bounded too.
+func charged(size int64) int64 { return int64(blocks.Count(size)) * blocks.Size }
+
+// alloc takes memory that free gives back.
 func (m *memory) alloc(size int64) ([]byte, error) {
-	if err := m.take(size); err != nil {
+	if err := m.take(charged(size)); err != nil {
 		return nil, err
 	}
 	mem, err := private.Alloc(size)
 	if err != nil {
-		m.give(size)
+		m.give(charged(size))
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrNoSpace, Message: "no memory for a copy could be had", Err: err}
 	}
 	return mem, nil
 }
 
 func (m *memory) free(mem []byte) error {
-	m.give(int64(len(mem)))
+	m.give(charged(int64(len(mem))))
 	return private.Free(mem)
 }
 
