@@ -116,8 +116,12 @@ func ParseRequest(body []byte) (*Request, error) {
 	r := new(Request)
 	if err := json.Unmarshal(body, r); err != nil {
 		r, known := headOf(body)
-		if kind := (*json.UnmarshalTypeError)(nil); known && errors.As(err, &kind) {
-			err = fmt.Errorf("%s is a JSON %s", kind.Field, kind.Value)
+		if kind := (*json.UnmarshalTypeError)(nil); errors.As(err, &kind) {
+			what := kind.Field
+			if !known {
+				what = "it"
+			}
+			err = fmt.Errorf("%s is a JSON %s", what, kind.Value)
 		}
 		return r, &Error{Code: ErrInvalid, Message: "the request is not the JSON that was expected", Err: err}
 	}
