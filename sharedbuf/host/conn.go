@@ -82,6 +82,9 @@ func (c *conn) serve(ctx context.Context) {
 		body, err := c.next()
 		if err != nil {
 			var broken *sharedbuf.Error
+			if errors.Is(err, fdpass.ErrTooMany) {
+				err = &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: "the descriptors that came cannot be held", Err: err}
+			}
 			switch {
 			case errors.As(err, &broken):
 				c.reply(0, nil, err)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -230,5 +231,49 @@ func (g *rawGuest) sendWithFile(body string) {
 	message := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 	if err := fdpass.Send(g.Conn.(*net.UnixConn), message, f); err != nil {
 		g.t.Fatal(err)
+	}
+}
+
+// Beyond the connections that are allowed, and some that are told so, there are
+// none: whoever comes then is not spoken with.
+func TestStrangersAreBounded(t *testing.T) {
+	address, _ := secured(t, host.Config{Token: token, MaxConnections: 1, IOTimeout: 1 << 60}, nil)
+	hostport := strings.TrimPrefix(address[:strings.Index(address, "#")], "tls://")
+	const strangers = 1 + 64 + 1
+	ended := make(chan error, strangers)
+	for range strangers {
+		nc, err := net.Dial("tcp", hostport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.SetDeadline(time.Now().Add(patience))
+		go func() {
+			_, err := nc.Read(make([]byte, 1))
+			ended <- err
+		}()
+	}
+	if err := <-ended; errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("however many strangers say nothing, all are waited for")
+	}
+}
+
+// A guest whose descriptors are too many is told so.
+func TestTooManyDescriptors(t *testing.T) {
+	ln := unixSocket(t)
+	serve(t, ln, host.Config{})
+	g := connect(t, ln)
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	files := slices.Repeat([]*os.File{f}, fdpass.MaxFiles)
+	g.write(binary.BigEndian.AppendUint32(nil, sharedbuf.MaxRequest))
+	for err == nil { // until the host hangs up
+		err = fdpass.Send(g.Conn.(*net.UnixConn), []byte{0}, files...)
+	}
+	if r := g.reply(); r.Code != sharedbuf.ErrLimit {
+		t.Errorf("answered %+v", r)
 	}
 }
