@@ -328,7 +328,6 @@ func (c *conn) take() (*os.File, error) {
 // request is about, nil for none, it closes in the end, whether f was called or not.
 func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.Context) (any, error)) {
 	if r.ID == 0 {
-		defer w.close()
 		result, err := f(c.ctx)
 		c.answer(c.ctx, r, w, func() {}, result, err)
 		return
@@ -350,7 +349,6 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 	}
 	carryOut := func(slot bool) {
 		defer cancel(nil)
-		defer w.close()
 		result, err := f(ctx)
 		c.answer(ctx, r, w, func() {
 			if slot {
@@ -372,11 +370,13 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 }
 
 // answer answers a request about a buffer, with what the host changed of it if
-// its bytes are sent. It calls ended when ctx is not needed any more.
+// its bytes are sent. It calls ended when ctx is not needed any more, and closes the
+// work: who has his answer finds that given back which it took.
 func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended func(), result any, err error) {
 	done, err := w.changes(ctx, err)
 	ended()
 	if done == nil {
+		w.close()
 		c.replySealed(r.ID, w, result, err)
 		return
 	}
@@ -393,6 +393,7 @@ func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended 
 	// Before the last record: after it the guest may send blocks.
 	w.replica.sending.Unlock()
 	done()
+	w.close()
 	if serr == nil {
 		serr = c.records.End(false)
 	}
