@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/sharedfile"
 	"github.com/memspan/memspan/sharedbuf"
@@ -34,9 +35,10 @@ type work struct {
 	replica *replica // of a buffer whose bytes are sent; else nil
 	written func()   // ends the use of the replica by what was written; nil: nothing was
 	memory  *memory  // for a copy
-	key     []byte   // of an encrypted buffer; else nil
-	sealed  uint64   // the turn in which what was written was sealed; 0: in none
-	peer    int      // the guest's user; -1: not known
+	help    *blocks.Helpers
+	key     []byte // of an encrypted buffer; else nil
+	sealed  uint64 // the turn in which what was written was sealed; 0: in none
+	peer    int    // the guest's user; -1: not known
 
 	inMemory bool // what is mapped is in RAM; set by mapBuffer
 
@@ -57,7 +59,7 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, e
 	if err != nil {
 		return nil, err
 	}
-	w := &work{request: r, chain: chain, file: file, peer: who.uid}
+	w := &work{request: r, chain: chain, file: file, peer: who.uid, help: h.helpers}
 	w.uses.Store(1)
 	w.small = (file != nil || h.inRAM) && r.Size <= chunkSize/int64(max(len(chain), 1))
 	if len(chain) > maxChain {

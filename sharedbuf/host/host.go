@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/sharedfile"
@@ -75,6 +76,7 @@ type Host struct {
 
 	measuring chan struct{} // has a token while something is measured
 	memory    memory        // for copies of buffers
+	helpers   *blocks.Helpers
 
 	conns    *semaphore.Weighted // has MaxConnections
 	refusals *semaphore.Weighted // has maxRefusals
@@ -97,7 +99,7 @@ func New(config Config) (*Host, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies},
+	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}, helpers: blocks.NewHelpers(),
 		conns: semaphore.NewWeighted(int64(config.MaxConnections)), refusals: semaphore.NewWeighted(maxRefusals)}
 	var err error
 	if h.operations, err = register(config.Operations); err != nil {
