@@ -291,7 +291,9 @@ func TestEndlessManifest(t *testing.T) {
 		st.Size, st.Count = surface.MaxSize, surface.MaxSize/good.manifest.Chunk
 	}
 	endless := good.mirror(nil)
-	endless.onState = func(st *control.SurfaceState) { st.More = true }
+	endless.onState = func(st *control.SurfaceState) {
+		st.Have, st.More = []control.ChunkRun{{Count: 1}}, true
+	}
 	for name, bad := range map[string]struct {
 		host *host
 		want wire.Code
