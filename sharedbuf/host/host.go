@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/sharedfile"
@@ -73,6 +74,7 @@ type Host struct {
 
 	measuring chan struct{} // has a token while something is measured
 	memory    memory        // for copies of buffers
+	helpers   *blocks.Helpers
 
 	mu    sync.Mutex
 	conns int
@@ -95,7 +97,7 @@ func New(config Config) (*Host, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}}
+	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}, helpers: blocks.NewHelpers()}
 	var err error
 	if h.operations, err = register(config.Operations); err != nil {
 		return nil, err
