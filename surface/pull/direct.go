@@ -22,13 +22,14 @@ import (
 )
 
 // A direct is a surface's own memory, and its availability page. While it grows
-// it is read by its descriptor; once it is sealed it is mapped.
+// it is read by its descriptor; once it is sealed it is mapped, by who reads it.
 type direct struct {
 	s      *Surface
 	source *source
 	file   *os.File
-	page   *surface.Availability
-	header surface.Manifest // of a growing surface with the size that it had
+	page   *surface.Availability // nil: all was there when it was opened, and nothing changes any more
+	header surface.Manifest      // of a growing surface with the size that it had
+	root   *surface.Digest       // of one that was sealed when it was opened; else nil
 
 	mapping sync.Mutex
 	mem     []byte      // what is stored, once it was mapped
@@ -58,18 +59,30 @@ func (d *direct) take(opened control.SurfaceOpened) (err error) {
 	}
 	page, err := d.source.conn.Files.Take()
 	if err == nil {
-		d.page, err = surface.OpenAvailability(page)
-		page.Close()
-	}
-	if err == nil {
-		if _, sealed := d.size(); sealed {
-			_, err = d.all()
+		if d.complete(opened.State) {
+			d.last.Store(d.header.Size + 1)
+		} else {
+			d.page, err = surface.OpenAvailability(page)
 		}
+		page.Close()
 	}
 	if err != nil {
 		d.close()
 	}
 	return err
+}
+
+// complete reports whether a surface is in a state that does not change any more:
+// its page, which says so too, is not worth mapping then.
+func (d *direct) complete(st control.SurfaceState) bool {
+	if !st.Sealed || st.Size < 0 || st.Size > surface.MaxSize {
+		return false
+	}
+	if len(st.Root) == surface.DigestSize {
+		d.root = (*surface.Digest)(st.Root)
+	}
+	n := d.header.Count()
+	return n == 0 || len(st.Have) == 1 && st.Have[0] == control.ChunkRun{First: 0, Count: n}
 }
 
 func (d *direct) close() error {
@@ -88,16 +101,25 @@ func (d *direct) close() error {
 
 // size returns the size so far, and whether it is final.
 func (d *direct) size() (int64, bool) {
+	if last := d.last.Load(); last > 0 {
+		return last - 1, true
+	}
 	sealed := d.page.State() == surface.Sealed // then what follows is final
 	size, _ := d.page.Size()
 	size = min(max(size, 0), surface.MaxSize)
 	if sealed {
 		d.last.CompareAndSwap(0, size+1)
-	}
-	if last := d.last.Load(); last > 0 {
-		return last - 1, true
+		return d.last.Load() - 1, true
 	}
 	return size, false
+}
+
+// sequence is the page's.
+func (d *direct) sequence() uint32 {
+	if d.page == nil {
+		return 0
+	}
+	return d.page.Sequence()
 }
 
 func (d *direct) layout() surface.Manifest {
@@ -131,6 +153,10 @@ func (d *direct) all() ([]byte, error) {
 // has reports whether chunk i is there, as a whole: the last one of a surface that
 // is not sealed is not.
 func (d *direct) has(i int64) bool {
+	if d.page == nil {
+		m := d.layout()
+		return i >= 0 && i < m.Count()
+	}
 	if !d.page.Has(i) {
 		return false
 	}
@@ -142,7 +168,7 @@ func (d *direct) has(i int64) bool {
 // surface that is sealed may end before.
 func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if d.has(i) {
 			return true, nil
 		}
@@ -168,6 +194,9 @@ func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 
 // awaitAll waits for chunks [first, end), or those of them that there are.
 func (d *direct) awaitAll(ctx context.Context, first, end int64) error {
+	if _, sealed := d.size(); sealed && d.whole() {
+		return nil
+	}
 	for i := first; i < end; i++ {
 		if there, err := d.await(ctx, i); !there || err != nil {
 			return err
@@ -464,7 +493,7 @@ func (d *direct) open(p []byte, w window) error {
 // final waits until the surface is sealed.
 func (d *direct) final(ctx context.Context) (int64, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if size, sealed := d.size(); sealed {
 			return size, nil
 		}
@@ -483,6 +512,9 @@ func (d *direct) final(ctx context.Context) (int64, error) {
 // whole reports whether all chunks of a sealed surface are there. Of one that its
 // server gathers from elsewhere some may be missing.
 func (d *direct) whole() bool {
+	if d.page == nil {
+		return true
+	}
 	m := d.layout()
 	runs := d.page.Runs(0, 1)
 	return m.Count() == 0 || len(runs) == 1 && runs[0] == surface.Run{First: 0, Count: m.Count()}
@@ -558,7 +590,7 @@ func (d *direct) verify(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
 	}
-	root := d.s.ticket.Root
+	root := cmp.Or(d.s.ticket.Root, d.root)
 	if root == nil {
 		d.source.listen()
 		var state control.SurfaceState
