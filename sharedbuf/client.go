@@ -95,7 +95,7 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 		tls:     o.TLS,
 		helpers: blocks.NewHelpers(),
 		buffers: make(map[*Buffer]struct{}),
-		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true, false) },
+		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true) },
 	}
 	// A random start keeps clear of what other processes have left.
 	c.ids.Store(rand.Uint32())

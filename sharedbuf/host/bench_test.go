@@ -225,7 +225,7 @@ func takeRoom(d *sharedfile.Dir, size int64, volatile bool) error {
 	if err := f.Truncate(size); err != nil {
 		return err
 	}
-	mem, err := sharedfile.Map(f, size, true, false)
+	mem, err := sharedfile.Map(f, size, true)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -150,15 +151,20 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	} else if err := h.checkNameless(w); err != nil {
 		return nil, nil, err
 	}
-	inMemory := sharedfile.InMemory(f)
-	// Who reads memory has the kernel map sixteen pages at a fault, which is faster
-	// than all at once; who writes has it map one, and who waits for a disk in a
-	// fault keeps a processor.
-	shared, err := sharedfile.Map(f, w.sharedSize(), w.write, w.write || !inMemory)
+	shared, err := sharedfile.Map(f, w.sharedSize(), w.write)
 	if err != nil {
 		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
+	// Who reads memory has the kernel map sixteen pages at each fault, which is faster
+	// than all at once; who writes would have it map one, and who waits for a disk
+	// within a fault keeps a processor.
+	inMemory := sharedfile.InMemory(f)
+	if w.write || !inMemory {
+		if err := populate(ctx, shared); err != nil {
+			return nil, nil, errors.Join(err, unmap())
+		}
+	}
 	if w.key == nil {
 		w.inMemory = inMemory
 		return shared, unmap, nil
@@ -168,6 +174,21 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 		return nil, nil, errors.Join(err, unmap())
 	}
 	return mem, func() error { return errors.Join(sealing(), unmap()) }, nil
+}
+
+// populatedAtOnce is how many bytes are mapped between two looks whether the request
+// was given up: a disk reads them in a moment.
+const populatedAtOnce = 16 << 20
+
+// populate maps the pages of a buffer.
+func populate(ctx context.Context, shared []byte) error {
+	for piece := range slices.Chunk(shared, populatedAtOnce) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		sharedfile.Populate(piece)
+	}
+	return nil
 }
 
 // memfd returns the buffer's memory as operations may have it, if it has no name
@@ -251,7 +272,7 @@ func (h *Host) check(w *work, f *os.File, rel string) error {
 	if info.Size() != w.sharedSize() {
 		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, by buffer_size it has %d", info.Size(), w.sharedSize())}
 	}
-	record, err := sharedfile.ReadLease(h.dir, rel)
+	record, err := sharedfile.ReadLease(h.dir, rel, f)
 	if errors.Is(err, fs.ErrNotExist) && w.request.Generation == 0 { // a guest of the original system
 		return nil
 	}

@@ -113,7 +113,7 @@ func mapPass(buf *sharedbuf.Buffer) error {
 		return err
 	}
 	defer f.Close()
-	mem, err := sharedfile.Map(f, buf.Size(), false, false)
+	mem, err := sharedfile.Map(f, buf.Size(), false)
 	if err != nil {
 		return err
 	}
