@@ -4,6 +4,7 @@ package pull
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,20 +18,23 @@ import (
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
+	"golang.org/x/sync/errgroup"
 )
 
 // A direct is a surface's own memory, and its availability page. While it grows
-// it is read by its descriptor; once it is sealed it is mapped.
+// it is read by its descriptor; once it is sealed it is mapped, by who reads it.
 type direct struct {
 	s      *Surface
 	source *source
 	file   *os.File
-	page   *surface.Availability
-	header surface.Manifest // of a growing surface with the size that it had
+	page   *surface.Availability // nil: all was there when it was opened, and nothing changes any more
+	header surface.Manifest      // of a growing surface with the size that it had
+	root   *surface.Digest       // of one that was sealed when it was opened; else nil
 
 	mapping sync.Mutex
 	mem     []byte      // what is stored, once it was mapped
 	mapped  atomic.Bool // mem is set, for good
+	full    atomic.Bool // what is stored has all its pages, for good
 	// last is the size of a surface that was seen to be sealed, plus one: what
 	// the page says later does not change it.
 	last atomic.Int64
@@ -55,18 +59,30 @@ func (d *direct) take(opened control.SurfaceOpened) (err error) {
 	}
 	page, err := d.source.conn.Files.Take()
 	if err == nil {
-		d.page, err = surface.OpenAvailability(page)
-		page.Close()
-	}
-	if err == nil {
-		if _, sealed := d.size(); sealed {
-			_, err = d.all()
+		if d.complete(opened.State) {
+			d.last.Store(d.header.Size + 1)
+		} else {
+			d.page, err = surface.OpenAvailability(page)
 		}
+		page.Close()
 	}
 	if err != nil {
 		d.close()
 	}
 	return err
+}
+
+// complete reports whether a surface is in a state that does not change any more:
+// its page, which says so too, is not worth mapping then.
+func (d *direct) complete(st control.SurfaceState) bool {
+	if !st.Sealed || st.Size < 0 || st.Size > surface.MaxSize {
+		return false
+	}
+	if len(st.Root) == surface.DigestSize {
+		d.root = (*surface.Digest)(st.Root)
+	}
+	n := d.header.Count()
+	return n == 0 || len(st.Have) == 1 && st.Have[0] == control.ChunkRun{First: 0, Count: n}
 }
 
 func (d *direct) close() error {
@@ -85,16 +101,25 @@ func (d *direct) close() error {
 
 // size returns the size so far, and whether it is final.
 func (d *direct) size() (int64, bool) {
+	if last := d.last.Load(); last > 0 {
+		return last - 1, true
+	}
 	sealed := d.page.State() == surface.Sealed // then what follows is final
 	size, _ := d.page.Size()
 	size = min(max(size, 0), surface.MaxSize)
 	if sealed {
 		d.last.CompareAndSwap(0, size+1)
-	}
-	if last := d.last.Load(); last > 0 {
-		return last - 1, true
+		return d.last.Load() - 1, true
 	}
 	return size, false
+}
+
+// sequence is the page's.
+func (d *direct) sequence() uint32 {
+	if d.page == nil {
+		return 0
+	}
+	return d.page.Sequence()
 }
 
 func (d *direct) layout() surface.Manifest {
@@ -128,6 +153,10 @@ func (d *direct) all() ([]byte, error) {
 // has reports whether chunk i is there, as a whole: the last one of a surface that
 // is not sealed is not.
 func (d *direct) has(i int64) bool {
+	if d.page == nil {
+		m := d.layout()
+		return i >= 0 && i < m.Count()
+	}
 	if !d.page.Has(i) {
 		return false
 	}
@@ -139,7 +168,7 @@ func (d *direct) has(i int64) bool {
 // surface that is sealed may end before.
 func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if d.has(i) {
 			return true, nil
 		}
@@ -165,6 +194,9 @@ func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 
 // awaitAll waits for chunks [first, end), or those of them that there are.
 func (d *direct) awaitAll(ctx context.Context, first, end int64) error {
+	if _, sealed := d.size(); sealed && d.whole() {
+		return nil
+	}
 	for i := first; i < end; i++ {
 		if there, err := d.await(ctx, i); !there || err != nil {
 			return err
@@ -228,14 +260,23 @@ func (d *direct) inside(w window) error {
 	return nil
 }
 
-// stored returns what is stored of chunk i, which is there, in buf if it has to be
+// solid reports whether what is stored of m, which is sealed, has no holes: to read holes
+// where they are mapped would make them take memory, for as long as anybody has the surface.
+func (d *direct) solid(m *surface.Manifest) bool {
+	if !d.full.Load() && memfd.Solid(d.file, m.StoredSize()) {
+		d.full.Store(true)
+	}
+	return d.full.Load()
+}
+
+// stored returns what is stored of chunk i, which is there, in *buf if it has to be
 // read.
-func (d *direct) stored(m *surface.Manifest, i int64, buf []byte) ([]byte, error) {
+func (d *direct) stored(m *surface.Manifest, i int64, buf *[]byte) ([]byte, error) {
 	off, n := m.StoredRange(i)
 	if n <= 0 {
 		return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
 	}
-	if _, sealed := d.size(); sealed {
+	if _, sealed := d.size(); sealed && d.solid(m) {
 		mem, err := d.all()
 		if err != nil {
 			return nil, err
@@ -245,13 +286,14 @@ func (d *direct) stored(m *surface.Manifest, i int64, buf []byte) ([]byte, error
 		}
 		return mem[off : off+n : off+n], nil
 	}
-	if int64(cap(buf)) < n {
-		buf = make([]byte, n)
+	if int64(cap(*buf)) < n {
+		*buf = make([]byte, n)
 	}
-	if _, err := d.file.ReadAt(buf[:n], off); err != nil {
+	b := (*buf)[:n]
+	if _, err := d.file.ReadAt(b, off); err != nil {
 		return nil, err
 	}
-	return buf[:n], nil
+	return b, nil
 }
 
 // each waits for the chunks of [first, end), one after the other, and calls f with the
@@ -266,12 +308,9 @@ func (d *direct) each(ctx context.Context, first, end int64, f func(i int64, con
 			return err
 		}
 		m := d.layout()
-		b, err := d.stored(&m, i, buf)
+		b, err := d.stored(&m, i, &buf)
 		if err != nil {
 			return err
-		}
-		if !d.mapped.Load() {
-			buf = b
 		}
 		if m.Encrypted {
 			if plain, err = d.s.sealer.Open(plain[:0], i, b); err != nil {
@@ -294,11 +333,22 @@ func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bits
 			end = max(first, count)
 		}
 	}
-	zero := make([]byte, 64<<10)
 	var done int64
-	return d.each(ctx, first, end, func(i int64, content []byte) error {
-		done += int64(len(content))
-		var err error
+	arrived := func(n int64) {
+		if done += n; d.s.options.Progress == nil {
+			return
+		}
+		p := Progress{Done: done, Total: -1}
+		if size, sealed := d.size(); sealed {
+			if end >= 0 {
+				size = min(size, end*d.header.Chunk)
+			}
+			p.Total = max(0, size-first*d.header.Chunk)
+		}
+		d.s.options.Progress(p)
+	}
+	zero := make([]byte, 64<<10)
+	put := func(i int64, content []byte) (err error) {
 		switch {
 		case have.has(i):
 		case isZero(content, zero):
@@ -306,15 +356,56 @@ func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bits
 		default:
 			err = to.put(i, content)
 		}
-		if err == nil && d.s.options.Progress != nil {
-			p := Progress{Done: done, Total: -1}
-			if size, sealed := d.size(); sealed {
-				p.Total = min(size, end*d.header.Chunk) - first*d.header.Chunk
-			}
-			d.s.options.Progress(p)
-		}
+		arrived(int64(len(content)))
 		return err
-	})
+	}
+	data, err := d.data()
+	if err != nil {
+		return err
+	}
+	if data == nil {
+		return d.each(ctx, first, end, put)
+	}
+	m := d.layout()
+	skip := func(from, stop int64) error {
+		for i := from; i < stop; i++ {
+			_, n := m.ContentRange(i)
+			if err := to.hole(i, n); err != nil {
+				return err
+			}
+			arrived(n)
+		}
+		return nil
+	}
+	at := first
+	for _, r := range data {
+		from, stop := max(at, min(r[0]/m.Chunk, end)), min((r[1]-1)/m.Chunk+1, end)
+		if from >= stop {
+			continue
+		}
+		if err := skip(at, from); err != nil {
+			return err
+		}
+		if err := d.each(ctx, from, stop, put); err != nil {
+			return err
+		}
+		at = stop
+	}
+	return skip(at, end)
+}
+
+// maxExtents is how many parts of a memory with holes are told apart; what is behind is read.
+const maxExtents = 64 << 10
+
+// data returns where a surface that is all there has data, and nil where there is nothing
+// to be gained by knowing it.
+func (d *direct) data() ([][2]int64, error) {
+	m := d.layout()
+	if _, sealed := d.size(); !sealed || m.Encrypted || d.solid(&m) || !d.whole() {
+		return nil, nil
+	}
+	data, err := memfd.Data(d.file, m.Size, maxExtents)
+	return append([][2]int64{}, data...), err
 }
 
 func isZero(b, zero []byte) bool {
@@ -358,7 +449,8 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 	if d.header.Encrypted {
 		return d.open(p, w)
 	}
-	if _, sealed := d.size(); sealed {
+	size, sealed := d.size()
+	if m := d.layout(); sealed && d.solid(&m) {
 		mem, err := d.all()
 		if err != nil {
 			return err
@@ -367,6 +459,9 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 			memfd.Copy(p, mem[off:])
 		}
 		return nil
+	}
+	if sealed {
+		p = p[:min(int64(len(p)), max(0, size-off))]
 	}
 	_, err := d.file.ReadAt(p, off)
 	return err
@@ -380,7 +475,7 @@ func (d *direct) open(p []byte, w window) error {
 	for i := first; i < end; i++ {
 		content := d.s.cache.get(i)
 		if content == nil {
-			b, err := d.stored(&m, i, buf)
+			b, err := d.stored(&m, i, &buf)
 			if err == nil {
 				content, err = d.s.sealer.Open(nil, i, b)
 			}
@@ -398,7 +493,7 @@ func (d *direct) open(p []byte, w window) error {
 // final waits until the surface is sealed.
 func (d *direct) final(ctx context.Context) (int64, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if size, sealed := d.size(); sealed {
 			return size, nil
 		}
@@ -417,6 +512,9 @@ func (d *direct) final(ctx context.Context) (int64, error) {
 // whole reports whether all chunks of a sealed surface are there. Of one that its
 // server gathers from elsewhere some may be missing.
 func (d *direct) whole() bool {
+	if d.page == nil {
+		return true
+	}
 	m := d.layout()
 	runs := d.page.Runs(0, 1)
 	return m.Count() == 0 || len(runs) == 1 && runs[0] == surface.Run{First: 0, Count: m.Count()}
@@ -465,31 +563,34 @@ func (d *direct) verify(ctx context.Context) error {
 	if _, err := d.final(ctx); err != nil {
 		return err
 	}
-	mem, err := d.all()
-	if err != nil {
-		return err
-	}
 	m := d.layout()
 	count := m.Count()
-	if int64(len(mem)) != m.StoredSize() {
-		return lying("its memory has %d bytes, and its size is %d", len(mem), m.Size)
+	if has, err := memfd.Size(d.file); err != nil || has < m.StoredSize() {
+		return cmp.Or(err, lying("its memory has %d bytes, and its size is %d", has, m.Size))
 	}
 	m.Digests = make([]surface.Digest, count)
 	var next atomic.Int64
-	var work sync.WaitGroup
+	work, _ := errgroup.WithContext(ctx)
 	for range runtime.GOMAXPROCS(0) {
-		work.Go(func() {
+		work.Go(func() error {
+			var buf []byte
 			for i := next.Add(1) - 1; i < count && ctx.Err() == nil; i = next.Add(1) - 1 {
-				off, n := m.StoredRange(i)
-				m.Digests[i] = surface.Sum(mem[off : off+n])
+				b, err := d.stored(&m, i, &buf)
+				if err != nil {
+					return err
+				}
+				m.Digests[i] = surface.Sum(b)
 			}
+			return nil
 		})
 	}
-	work.Wait()
+	if err := work.Wait(); err != nil {
+		return err
+	}
 	if ctx.Err() != nil {
 		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
 	}
-	root := d.s.ticket.Root
+	root := cmp.Or(d.s.ticket.Root, d.root)
 	if root == nil {
 		d.source.listen()
 		var state control.SurfaceState

@@ -262,7 +262,7 @@ func (d *dialer) prepare(state *tls.ConnectionState) error {
 	}
 	op, args, err := d.Early(state)
 	if err == nil {
-		d.early, err = request(op, args)
+		d.early, err = control.Encode(op, args)
 	}
 	return err
 }
