@@ -79,6 +79,11 @@ func (d *Dir) openat2(rel string, flags, mode uint64) (*os.File, error) {
 	})
 	switch err {
 	case nil:
+		if flags&unix.O_NONBLOCK != 0 {
+			// It has been opened without waiting. A file that says so still is one that
+			// os asks the poller about, which cannot watch it, and that takes longer.
+			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+		}
 		return os.NewFile(uintptr(fd), filepath.Join(d.f.Name(), rel)), nil
 	case unix.EXDEV, unix.ELOOP:
 		err = fmt.Errorf("%w (%w)", ErrEscape, err)

@@ -238,6 +238,31 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	work.Wait()
 }
 
+// Terms come back whole, however long they are; longer ones are refused.
+func TestLeaseTerms(t *testing.T) {
+	d := open(t, tempDir(t))
+	file := create(t, d, "b")
+	for _, size := range []int{0, 1, 443, 444, 445, 4095, 4096} {
+		terms := make([]byte, size)
+		for i := range terms {
+			terms[i] = byte(i) | 1
+		}
+		l, err := sharedfile.TakeLease(d, "b", boot, terms)
+		if err != nil {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		if r, err := sharedfile.ReadLease(d, "b", file); err != nil || !bytes.Equal(r.Terms, terms) || r.Boot != boot {
+			t.Errorf("%d bytes: %d came, of %q, %v", size, len(r.Terms), r.Boot, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := sharedfile.TakeLease(d, "b", boot, make([]byte, 4097)); err == nil {
+		t.Error("4097 bytes were taken")
+	}
+}
+
 // What is read as a lease is one that somebody wrote, in this version or the
 // first: nothing else is, and nothing makes the reader fall over.
 func FuzzReadLease(f *testing.F) {
