@@ -50,7 +50,11 @@ var errExposerGone = errors.New("its session ended, or gave it up")
 func (s *session) addSurface(h *surfaceHandle) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.surfaces) >= s.srv.limits.Handles {
+	most := s.srv.limits.Handles
+	if s.guest {
+		most = min(most, guestSurfaces)
+	}
+	if len(s.surfaces) >= most {
 		return 0, &wire.Error{Code: wire.Limit, Op: "open", Message: fmt.Sprintf("the session has %d surfaces: close some", len(s.surfaces))}
 	}
 	id := newHandle(s.surfaces)
@@ -60,6 +64,10 @@ func (s *session) addSurface(h *surfaceHandle) (uint64, error) {
 	}
 	return id, nil
 }
+
+// guestSurfaces is how many surfaces a guest has open at a time: a puller has one, and who
+// has one ticket could otherwise fill the memory with openings of it, from all his sessions.
+const guestSurfaces = 16
 
 // surface returns what a handle means, or nil if it is none of a surface.
 func (s *session) surface(handle uint64) *surfaceHandle {
