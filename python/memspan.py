@@ -1713,7 +1713,7 @@ class Client:
                 name = source.name if name is None else name
             elif isinstance(source, (str, os.PathLike)):
                 path = os.fspath(source)
-                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))  # a pipe is refused, and not waited for
                 args.update(source="file", size=os.fstat(files[0]).st_size)
                 name = os.path.basename(path) if name is None else name
             else:

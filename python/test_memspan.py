@@ -1282,6 +1282,10 @@ class Surfaces(DaemonTest):
                 self.assertEqual(surface.manifest.name, "n")
         with self.assertRaises(FileNotFoundError):
             self.client.expose("/no/such/file")
+        with tempfile.TemporaryDirectory() as d:
+            os.mkfifo(d + "/pipe")
+            with self.assertRaises(memspan.WrongState):  # and does not wait for a writer
+                self.client.expose(d + "/pipe")
         span = self.alloc(len(content))
         span.write(0, content)
         with self.client.pull(self.expose(span)) as surface:
