@@ -35,7 +35,10 @@ type device struct {
 }
 
 // A memoryType is what matters of a VkMemoryType.
-type memoryType struct{ visible, coherent bool }
+type memoryType struct {
+	visible, coherent bool
+	heap              uint64 // how large its VkMemoryHeap is, bytes
+}
 
 // hostProcs are the addresses of functions for the host's use of memory.
 type hostProcs struct{ mapMemory, unmapMemory, flush, invalidate, imageRequirements, eventStatus uintptr }
