@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -102,14 +103,16 @@ func (c *Client) ExposeFile(ctx context.Context, f *os.File, o ExposeOptions) (*
 		return e, failed("expose", o.Name, 0, 0, err)
 	}
 	return c.exposeWritten(ctx, info.Size(), o, func(w *ExposeWriter) error {
-		if err := w.from(f, info.Size()); err != nil {
+		err := w.from(f, info.Size())
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		after, err := f.Stat()
-		if err != nil {
-			return err
+		more, _ := f.ReadAt(make([]byte, 1), info.Size())
+		after, staterr := f.Stat()
+		if staterr != nil {
+			return staterr
 		}
-		if after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime()) {
+		if err != nil || more > 0 || after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime()) {
 			return &Error{Code: ErrConflict, Message: f.Name() + " changed while it was exposed"}
 		}
 		return nil

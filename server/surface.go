@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"time"
@@ -367,13 +366,8 @@ func (s *session) openSurface(h wire.Header, args json.RawMessage) error {
 	return s.answerOpened(h, newSurfaceHandle(nil, o), a.Direct)
 }
 
-// who names who asks, for counting how often he was wrong: a machine.
-func (s *session) who() string {
-	if host, _, err := net.SplitHostPort(s.peer.Peer); err == nil {
-		return host
-	}
-	return here
-}
+// who names who asks, for counting how often he was wrong: a machine, or its network.
+func (s *session) who() string { return cmp.Or(guestAddress(s.peer.Peer), here) }
 
 // answerOpened gives an opening a handle, and the client what it needs.
 func (s *session) answerOpened(h wire.Header, sh *surfaceHandle, direct bool) error {

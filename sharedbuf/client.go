@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
@@ -62,8 +63,9 @@ type Client struct {
 	apart   bool   // the two sides of dir do not share pages
 	boot    string // of this kernel
 
-	ids  atomic.Uint32
-	mmap func(f *os.File, size int64) ([]byte, error) // replaced by tests
+	ids     atomic.Uint32
+	helpers *blocks.Helpers                              // for the blocks of encrypted buffers
+	mmap    func(f *os.File, size int64) ([]byte, error) // replaced by tests
 
 	allocs sync.WaitGroup // under way; added to under mu while not closed
 
@@ -91,8 +93,9 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 		address: address,
 		token:   Secret(o.Token),
 		tls:     o.TLS,
+		helpers: blocks.NewHelpers(),
 		buffers: make(map[*Buffer]struct{}),
-		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true, false) },
+		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true) },
 	}
 	// A random start keeps clear of what other processes have left.
 	c.ids.Store(rand.Uint32())
@@ -328,7 +331,7 @@ func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) 
 	b.mem = b.shared
 	if err == nil && b.options.Encrypted {
 		b.mem = nil
-		if b.vault, err = newVault(b.shared, b.id, b.size); err == nil {
+		if b.vault, err = newVault(b.shared, b.id, b.size, b.client.helpers); err == nil {
 			b.mem = b.vault.mem
 		}
 	}

@@ -58,6 +58,11 @@ func (e *Exposure) copyFile(ctx context.Context, file *os.File, readAt func([]by
 	if err != nil {
 		return err
 	}
+	if n, _ := readAt(make([]byte, 1), size); n > 0 {
+		err = fmt.Errorf("%w: it has more bytes than its size says", ErrChanged)
+		e.Fail(err)
+		return err
+	}
 	after, err := file.Stat()
 	if err == nil && (after.Size() != size || !after.ModTime().Equal(before.ModTime()) || !changeTime(after).Equal(changeTime(before))) {
 		err = ErrChanged

@@ -26,7 +26,7 @@ func checkShared(dir string) check {
 		return c
 	}
 	coherence := sharedbuf.CoherenceOf(system.Name)
-	c.Found = fmt.Sprintf("%s, %s free, %v", system.Name, humanSize(system.Free), coherence)
+	c.Found = fmt.Sprintf("%s, %s, %v", system.Name, roomIn(system), coherence)
 	if err := tryShared(dir); err != nil {
 		c.Reason, c.Fix = err.Error(), "choose a directory that you may write, with room"
 		return c

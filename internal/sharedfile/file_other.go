@@ -40,7 +40,10 @@ func (d *Dir) Names(string) ([]string, error) { return nil, errSystem }
 func Reserve(*os.File, int64) error { return errSystem }
 
 // Map fails on this system.
-func Map(*os.File, int64, bool, bool) ([]byte, error) { return nil, errSystem }
+func Map(*os.File, int64, bool) ([]byte, error) { return nil, errSystem }
+
+// Populate does nothing.
+func Populate([]byte) {}
 
 // Unmap fails on this system.
 func Unmap([]byte) error { return errSystem }

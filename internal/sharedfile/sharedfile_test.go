@@ -64,14 +64,15 @@ func TestMap(t *testing.T) {
 		if info, err := f.Stat(); err != nil || info.Size() != size {
 			t.Errorf("size %v, %v", info, err)
 		}
-		one, err := sharedfile.Map(f, size, true, false)
+		one, err := sharedfile.Map(f, size, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		two, err := sharedfile.Map(f, size, false, true)
+		two, err := sharedfile.Map(f, size, false)
 		if err != nil {
 			t.Fatal(err)
 		}
+		sharedfile.Populate(two)
 		sharedfile.Enlarge(f, one)
 		one[0]++
 		one[size-1] += 2
@@ -92,7 +93,7 @@ func TestMap(t *testing.T) {
 	}
 	f := create(t, open(t, tempDir(t)), "f")
 	for _, size := range []int64{-1, 0, 1 << 62} {
-		if _, err := sharedfile.Map(f, size, false, false); err == nil {
+		if _, err := sharedfile.Map(f, size, false); err == nil {
 			t.Errorf("%d bytes were mapped", size)
 		}
 	}
@@ -124,17 +125,17 @@ func TestLease(t *testing.T) {
 		}
 	}
 	l := take("b1")
-	create(t, d, "b1")
 	if _, err := sharedfile.TakeLease(d, "b1", boot, nil); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second lease: %v", err)
 	}
 	if err := l.SetGeneration(7); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := sharedfile.ReadLease(d, "b1"); err != nil || r.Generation != 7 || r.Boot != boot || string(r.Terms) != "terms" {
+	file := create(t, d, "b1")
+	if r, err := sharedfile.ReadLease(d, "b1", file); err != nil || r.Generation != 7 || r.Boot != boot || string(r.Terms) != "terms" {
 		t.Errorf("the lease says %+v, %v", r, err)
 	}
-	if _, err := sharedfile.ReadLease(d, "b2"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := sharedfile.ReadLease(d, "b2", file); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a lease: %v", err)
 	}
 	sweep(boot)
@@ -249,11 +250,16 @@ func FuzzReadLease(f *testing.F) {
 	f.Add([]byte("MSPLEAS3"))
 	path := f.TempDir()
 	d := open(f, path)
+	file, err := d.Create("b")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
 	f.Fuzz(func(t *testing.T, lease []byte) {
 		if err := os.WriteFile(filepath.Join(path, "b.lease"), lease, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := sharedfile.ReadLease(d, "b")
+		r, err := sharedfile.ReadLease(d, "b", file)
 		switch {
 		case bytes.Equal(lease, first):
 			if err != nil || r.Generation != 7 || len(r.Terms) != 0 || r.Boot != "one-kernel" {
@@ -272,6 +278,7 @@ func FuzzReadLease(f *testing.F) {
 // one that nobody holds, must not leave its maker with a lock on nothing.
 func TestLeaseRemovedBeforeItIsLocked(t *testing.T) {
 	d := open(t, t.TempDir())
+	file := create(t, d, "b")
 	stop := make(chan struct{})
 	var remover sync.WaitGroup
 	remover.Go(func() { // as RemoveAbandoned, but for young leases too
@@ -303,7 +310,7 @@ func TestLeaseRemovedBeforeItIsLocked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := sharedfile.ReadLease(d, "b"); err != nil {
+		if _, err := sharedfile.ReadLease(d, "b", file); err != nil {
 			t.Fatalf("the maker has a lock, and no lease: %v", err)
 		}
 		if err := l.Close(); err != nil {

@@ -73,11 +73,10 @@ func (c *conn) bufferTest(r *sharedbuf.Request) error {
 // drain reads a payload and returns the exclusive or of its words; the tail that
 // is none is left out.
 func (c *conn) drain(size int64) (sum uint32, err error) {
-	defer c.nc.SetReadDeadline(time.Time{})
+	defer c.within()()
 	buf := make([]byte, min(payloadChunk, size))
 	for left := size; left > 0; {
 		piece := buf[:min(left, int64(len(buf)))]
-		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
 		if _, err := io.ReadFull(c.r, piece); err != nil {
 			return 0, err
 		}

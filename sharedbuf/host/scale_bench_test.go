@@ -109,10 +109,11 @@ func mapPass(buf *sharedbuf.Buffer) error {
 		return err
 	}
 	defer f.Close()
-	mem, err := sharedfile.Map(f, buf.Size(), false, true)
+	mem, err := sharedfile.Map(f, buf.Size(), false)
 	if err != nil {
 		return err
 	}
+	sharedfile.Populate(mem)
 	pass(mem)
 	return sharedfile.Unmap(mem)
 }

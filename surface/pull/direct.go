@@ -18,6 +18,7 @@ import (
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
+	"golang.org/x/sync/errgroup"
 )
 
 // A direct is a surface's own memory, and its availability page. While it grows
@@ -33,6 +34,7 @@ type direct struct {
 	mapping sync.Mutex
 	mem     []byte      // what is stored, once it was mapped
 	mapped  atomic.Bool // mem is set, for good
+	full    atomic.Bool // what is stored has all its pages, for good
 	// last is the size of a surface that was seen to be sealed, plus one: what
 	// the page says later does not change it.
 	last atomic.Int64
@@ -258,14 +260,23 @@ func (d *direct) inside(w window) error {
 	return nil
 }
 
-// stored returns what is stored of chunk i, which is there, in buf if it has to be
+// solid reports whether what is stored of m, which is sealed, has no holes: to read holes
+// where they are mapped would make them take memory, for as long as anybody has the surface.
+func (d *direct) solid(m *surface.Manifest) bool {
+	if !d.full.Load() && memfd.Solid(d.file, m.StoredSize()) {
+		d.full.Store(true)
+	}
+	return d.full.Load()
+}
+
+// stored returns what is stored of chunk i, which is there, in *buf if it has to be
 // read.
-func (d *direct) stored(m *surface.Manifest, i int64, buf []byte) ([]byte, error) {
+func (d *direct) stored(m *surface.Manifest, i int64, buf *[]byte) ([]byte, error) {
 	off, n := m.StoredRange(i)
 	if n <= 0 {
 		return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
 	}
-	if _, sealed := d.size(); sealed {
+	if _, sealed := d.size(); sealed && d.solid(m) {
 		mem, err := d.all()
 		if err != nil {
 			return nil, err
@@ -275,13 +286,14 @@ func (d *direct) stored(m *surface.Manifest, i int64, buf []byte) ([]byte, error
 		}
 		return mem[off : off+n : off+n], nil
 	}
-	if int64(cap(buf)) < n {
-		buf = make([]byte, n)
+	if int64(cap(*buf)) < n {
+		*buf = make([]byte, n)
 	}
-	if _, err := d.file.ReadAt(buf[:n], off); err != nil {
+	b := (*buf)[:n]
+	if _, err := d.file.ReadAt(b, off); err != nil {
 		return nil, err
 	}
-	return buf[:n], nil
+	return b, nil
 }
 
 // each waits for the chunks of [first, end), one after the other, and calls f with the
@@ -296,12 +308,9 @@ func (d *direct) each(ctx context.Context, first, end int64, f func(i int64, con
 			return err
 		}
 		m := d.layout()
-		b, err := d.stored(&m, i, buf)
+		b, err := d.stored(&m, i, &buf)
 		if err != nil {
 			return err
-		}
-		if !d.mapped.Load() {
-			buf = b
 		}
 		if m.Encrypted {
 			if plain, err = d.s.sealer.Open(plain[:0], i, b); err != nil {
@@ -324,11 +333,22 @@ func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bits
 			end = max(first, count)
 		}
 	}
-	zero := make([]byte, 64<<10)
 	var done int64
-	return d.each(ctx, first, end, func(i int64, content []byte) error {
-		done += int64(len(content))
-		var err error
+	arrived := func(n int64) {
+		if done += n; d.s.options.Progress == nil {
+			return
+		}
+		p := Progress{Done: done, Total: -1}
+		if size, sealed := d.size(); sealed {
+			if end >= 0 {
+				size = min(size, end*d.header.Chunk)
+			}
+			p.Total = max(0, size-first*d.header.Chunk)
+		}
+		d.s.options.Progress(p)
+	}
+	zero := make([]byte, 64<<10)
+	put := func(i int64, content []byte) (err error) {
 		switch {
 		case have.has(i):
 		case isZero(content, zero):
@@ -336,15 +356,56 @@ func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bits
 		default:
 			err = to.put(i, content)
 		}
-		if err == nil && d.s.options.Progress != nil {
-			p := Progress{Done: done, Total: -1}
-			if size, sealed := d.size(); sealed {
-				p.Total = min(size, end*d.header.Chunk) - first*d.header.Chunk
-			}
-			d.s.options.Progress(p)
-		}
+		arrived(int64(len(content)))
 		return err
-	})
+	}
+	data, err := d.data()
+	if err != nil {
+		return err
+	}
+	if data == nil {
+		return d.each(ctx, first, end, put)
+	}
+	m := d.layout()
+	skip := func(from, stop int64) error {
+		for i := from; i < stop; i++ {
+			_, n := m.ContentRange(i)
+			if err := to.hole(i, n); err != nil {
+				return err
+			}
+			arrived(n)
+		}
+		return nil
+	}
+	at := first
+	for _, r := range data {
+		from, stop := max(at, min(r[0]/m.Chunk, end)), min((r[1]-1)/m.Chunk+1, end)
+		if from >= stop {
+			continue
+		}
+		if err := skip(at, from); err != nil {
+			return err
+		}
+		if err := d.each(ctx, from, stop, put); err != nil {
+			return err
+		}
+		at = stop
+	}
+	return skip(at, end)
+}
+
+// maxExtents is how many parts of a memory with holes are told apart; what is behind is read.
+const maxExtents = 64 << 10
+
+// data returns where a surface that is all there has data, and nil where there is nothing
+// to be gained by knowing it.
+func (d *direct) data() ([][2]int64, error) {
+	m := d.layout()
+	if _, sealed := d.size(); !sealed || m.Encrypted || d.solid(&m) || !d.whole() {
+		return nil, nil
+	}
+	data, err := memfd.Data(d.file, m.Size, maxExtents)
+	return append([][2]int64{}, data...), err
 }
 
 func isZero(b, zero []byte) bool {
@@ -388,7 +449,8 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 	if d.header.Encrypted {
 		return d.open(p, w)
 	}
-	if _, sealed := d.size(); sealed {
+	size, sealed := d.size()
+	if m := d.layout(); sealed && d.solid(&m) {
 		mem, err := d.all()
 		if err != nil {
 			return err
@@ -397,6 +459,9 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 			memfd.Copy(p, mem[off:])
 		}
 		return nil
+	}
+	if sealed {
+		p = p[:min(int64(len(p)), max(0, size-off))]
 	}
 	_, err := d.file.ReadAt(p, off)
 	return err
@@ -410,7 +475,7 @@ func (d *direct) open(p []byte, w window) error {
 	for i := first; i < end; i++ {
 		content := d.s.cache.get(i)
 		if content == nil {
-			b, err := d.stored(&m, i, buf)
+			b, err := d.stored(&m, i, &buf)
 			if err == nil {
 				content, err = d.s.sealer.Open(nil, i, b)
 			}
@@ -498,27 +563,30 @@ func (d *direct) verify(ctx context.Context) error {
 	if _, err := d.final(ctx); err != nil {
 		return err
 	}
-	mem, err := d.all()
-	if err != nil {
-		return err
-	}
 	m := d.layout()
 	count := m.Count()
-	if int64(len(mem)) != m.StoredSize() {
-		return lying("its memory has %d bytes, and its size is %d", len(mem), m.Size)
+	if has, err := memfd.Size(d.file); err != nil || has < m.StoredSize() {
+		return cmp.Or(err, lying("its memory has %d bytes, and its size is %d", has, m.Size))
 	}
 	m.Digests = make([]surface.Digest, count)
 	var next atomic.Int64
-	var work sync.WaitGroup
+	work, _ := errgroup.WithContext(ctx)
 	for range runtime.GOMAXPROCS(0) {
-		work.Go(func() {
+		work.Go(func() error {
+			var buf []byte
 			for i := next.Add(1) - 1; i < count && ctx.Err() == nil; i = next.Add(1) - 1 {
-				off, n := m.StoredRange(i)
-				m.Digests[i] = surface.Sum(mem[off : off+n])
+				b, err := d.stored(&m, i, &buf)
+				if err != nil {
+					return err
+				}
+				m.Digests[i] = surface.Sum(b)
 			}
+			return nil
 		})
 	}
-	work.Wait()
+	if err := work.Wait(); err != nil {
+		return err
+	}
 	if ctx.Err() != nil {
 		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
 	}

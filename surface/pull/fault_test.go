@@ -281,6 +281,38 @@ func TestLyingManifest(t *testing.T) {
 	}
 }
 
+// Who claims more chunks than there can be room for the digests of, or has no end of news of
+// what it has, is not listened to for ever.
+func TestEndlessManifest(t *testing.T) {
+	content := random(64 * kib)
+	good := expose(t, content, 4*kib, nil)
+	vast := good.mirror(nil)
+	vast.onState = func(st *control.SurfaceState) {
+		st.Size, st.Count = surface.MaxSize, surface.MaxSize/good.manifest.Chunk
+	}
+	endless := good.mirror(nil)
+	endless.onState = func(st *control.SurfaceState) {
+		st.Have, st.More = []control.ChunkRun{{Count: 1}}, true
+	}
+	for name, bad := range map[string]struct {
+		host *host
+		want wire.Code
+	}{"vast": {vast, wire.Limit}, "endless": {endless, wire.Invalid}} {
+		for _, ticket := range []*surface.Ticket{good.rooted(bad.host.tcp()), good.rootless(bad.host.tcp())} {
+			s, err := pull.Open(t.Context(), ticket, pull.Options{Dial: impatient})
+			if err == nil {
+				_, err = s.CopyTo(t.Context(), io.Discard, all)
+				s.Close()
+			}
+			if !errors.Is(err, bad.want) {
+				t.Errorf("%s: %v, want %v", name, err, bad.want)
+			}
+		}
+		s := open(t, good.rooted(good.tcp()), pull.Options{From: []string{bad.host.tcp()}, Dial: impatient})
+		checkTargets(t, s, content)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	h := expose(t, random(kib), 4*kib, nil)
 	address := h.tcp()
