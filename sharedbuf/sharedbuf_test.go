@@ -477,10 +477,11 @@ func TestTakenNames(t *testing.T) {
 func TestDialFails(t *testing.T) {
 	for address, want := range map[string]error{
 		"unix:" + filepath.Join(t.TempDir(), "none"): sharedbuf.ErrPeerLost,
-		"127.0.0.1:1":       sharedbuf.ErrPeerLost,
-		"udp://host:1":      sharedbuf.ErrInvalid,
-		"tls://host":        sharedbuf.ErrInvalid,
-		"tls://127.0.0.1:1": sharedbuf.ErrPeerLost,
+		"unix:/run/" + strings.Repeat("x", 200):      sharedbuf.ErrInvalid,
+		"127.0.0.1:1":                                sharedbuf.ErrPeerLost,
+		"udp://host:1":                               sharedbuf.ErrInvalid,
+		"tls://host":                                 sharedbuf.ErrInvalid,
+		"tls://127.0.0.1:1":                          sharedbuf.ErrPeerLost,
 	} {
 		if _, err := sharedbuf.Dial(t.Context(), address, sharedbuf.Options{Dir: t.TempDir()}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", address, err, want)
