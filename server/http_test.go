@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/memspan/memspan/server"
 	"github.com/memspan/memspan/surface"
@@ -149,7 +148,8 @@ func TestHTTP(t *testing.T) {
 
 // A client that takes nothing is given up, and who has no ticket keeps no connection.
 func TestHTTPStalled(t *testing.T) {
-	srv, socket, _ := listen(t, server.Config{IOTimeout: 100 * time.Millisecond})
+	t.Parallel()
+	srv, socket, _ := listen(t, server.Config{IOTimeout: impatience})
 	ended := make(chan struct{}, 3)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() { ended <- struct{}{} }()

@@ -21,8 +21,9 @@ import (
 
 // A surfaceHandle is a surface that a session writes or has open.
 type surfaceHandle struct {
-	exposure *surface.Exposure // being written, else nil
-	opening  *surface.Opening  // open, else nil
+	exposure  *surface.Exposure // being written, else nil
+	opening   *surface.Opening  // open, else nil
+	decrypter *decrypter        // of one that is opened for who reads it, else nil
 
 	gone context.Context // ends with the handle
 	end  context.CancelFunc
@@ -310,8 +311,12 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 	if err != nil {
 		return s.failData(j, err)
 	}
+	read := h.opening.ReadStored
+	if h.decrypter != nil {
+		read = h.decrypter.read
+	}
 	var unsent error // that the answer could not be written ends the connection
-	err = h.opening.ReadStored(off, n, func(data []byte) error {
+	err = read(off, n, func(data []byte) error {
 		s.bytesRead.Add(n)
 		unsent = s.answer(j, wire.AppendResult(nil, vkSuccess), data)
 		return nil
@@ -366,14 +371,15 @@ func (s *session) openSurface(h wire.Header, args json.RawMessage) error {
 	if err != nil {
 		return s.replyError(h, err)
 	}
-	return s.answerOpened(h, o, a.Direct)
+	return s.answerOpened(h, newSurfaceHandle(nil, o), a.Direct)
 }
 
 // who names who asks, for counting how often he was wrong: a machine, or its network.
 func (s *session) who() string { return cmp.Or(guestAddress(s.peer.Peer), here) }
 
 // answerOpened gives an opening a handle, and the client what it needs.
-func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) error {
+func (s *session) answerOpened(h wire.Header, sh *surfaceHandle, direct bool) error {
+	o := sh.opening
 	p, err := o.Progress()
 	var st control.SurfaceState
 	if err == nil {
@@ -389,10 +395,10 @@ func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) e
 		reply.State.Digests = nil
 	}
 	if err == nil {
-		reply.Handle, err = s.addSurface(newSurfaceHandle(nil, o))
+		reply.Handle, err = s.addSurface(sh)
 	}
 	if err != nil {
-		o.Close()
+		sh.close()
 		return s.replyError(h, err)
 	}
 	if !reply.Direct {

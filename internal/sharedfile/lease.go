@@ -32,6 +32,7 @@ const (
 	leaseSize1   = 64
 	leaseSize    = 68
 	maxTermsSize = 4 << 10
+	usualLease   = 512 // bytes that most have: each request reads one
 )
 
 // unrecorded is how long a lease may be without its record, and no longer.
@@ -129,8 +130,14 @@ func sameOwner(f, g *os.File) (bool, error) {
 
 func readLease(f *os.File) (Record, error) {
 	failed := func(err error) (Record, error) { return Record{}, fmt.Errorf("lease %s: %w", f.Name(), err) }
-	b := make([]byte, leaseSize+maxTermsSize)
+	b := make([]byte, usualLease)
 	n, err := f.ReadAt(b, 0)
+	if err == nil { // it is longer than most
+		b = append(b, make([]byte, leaseSize+maxTermsSize-len(b))...)
+		var more int
+		more, err = f.ReadAt(b[n:], int64(n))
+		n += more
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return failed(err)
 	}

@@ -153,14 +153,24 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	}
 	shared, err := sharedfile.Map(f, w.sharedSize(), w.write)
 	if err != nil {
-		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
+		code := sharedbuf.ErrFailed
+		if errors.Is(err, fs.ErrPermission) { // the descriptor is for reading alone, or what it is of is sealed
+			code = sharedbuf.ErrDenied
+		}
+		return nil, nil, &sharedbuf.Error{Code: code, Message: "the file cannot be mapped", Err: err}
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
-	if err := populate(ctx, shared); err != nil {
-		return nil, nil, errors.Join(err, unmap())
+	// Who reads memory has the kernel map sixteen pages at each fault, which is faster
+	// than all at once; who writes would have it map one, and who waits for a disk
+	// within a fault keeps a processor.
+	inMemory := sharedfile.InMemory(f)
+	if w.write || !inMemory {
+		if err := populate(ctx, shared); err != nil {
+			return nil, nil, errors.Join(err, unmap())
+		}
 	}
 	if w.key == nil {
-		w.inMemory = sharedfile.InMemory(f)
+		w.inMemory = inMemory
 		return shared, unmap, nil
 	}
 	mem, sealing, err := w.unseal(ctx, shared)
@@ -174,8 +184,7 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 // was given up: a disk reads them in a moment.
 const populatedAtOnce = 16 << 20
 
-// populate maps the pages of a buffer, which takes less than to have each mapped as
-// it is touched.
+// populate maps the pages of a buffer.
 func populate(ctx context.Context, shared []byte) error {
 	for piece := range slices.Chunk(shared, populatedAtOnce) {
 		if ctx.Err() != nil {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -230,5 +231,86 @@ func (g *rawGuest) sendWithFile(body string) {
 	message := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 	if err := fdpass.Send(g.Conn.(*net.UnixConn), message, f); err != nil {
 		g.t.Fatal(err)
+	}
+}
+
+// Beyond the connections that are allowed, and some that are told so, there are
+// none: whoever comes then is not spoken with.
+func TestStrangersAreBounded(t *testing.T) {
+	address, _ := secured(t, host.Config{Token: token, MaxConnections: 1, IOTimeout: 1 << 60}, nil)
+	hostport := strings.TrimPrefix(address[:strings.Index(address, "#")], "tls://")
+	const strangers = 1 + 64 + 1
+	ended := make(chan error, strangers)
+	for range strangers {
+		nc, err := net.Dial("tcp", hostport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.SetDeadline(time.Now().Add(patience))
+		go func() {
+			_, err := nc.Read(make([]byte, 1))
+			ended <- err
+		}()
+	}
+	if err := <-ended; errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("however many strangers say nothing, all are waited for")
+	}
+}
+
+// A guest whose descriptors are too many is told so.
+func TestTooManyDescriptors(t *testing.T) {
+	ln := unixSocket(t)
+	serve(t, ln, host.Config{})
+	g := connect(t, ln)
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	files := slices.Repeat([]*os.File{f}, fdpass.MaxFiles)
+	g.write(binary.BigEndian.AppendUint32(nil, sharedbuf.MaxRequest))
+	for err == nil { // until the host hangs up
+		err = fdpass.Send(g.Conn.(*net.UnixConn), []byte{0}, files...)
+	}
+	if r := g.reply(); r.Code != sharedbuf.ErrLimit {
+		t.Errorf("answered %+v", r)
+	}
+}
+
+// A guest who goes is noticed while nobody reads what he sends: because a request
+// without an id is carried out, or so many that the next one waits.
+func TestGoneUnread(t *testing.T) {
+	for _, listen := range []func(testing.TB) net.Listener{tcp, unixSocket} {
+		for _, ids := range [][]int{{0}, {1, 0}, {1, 2}} {
+			wait, dir := newHeld(), t.TempDir()
+			path := filepath.Join(dir, "b")
+			if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			ln := listen(t)
+			serve(t, ln, host.Config{Dir: dir, MaxInFlight: 1, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
+			g := connect(t, ln)
+			for _, id := range ids {
+				g.write(framed(t, map[string]any{"api": "shared_buffer", "request_id": id, "operation": "wait", "file_path": path, "buffer_size": 100}))
+			}
+			<-wait.begun
+			g.Close()
+			<-wait.ended
+		}
+	}
+}
+
+// A host whose translations all lead elsewhere says so at once.
+func TestTranslationsThatLeadElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	for at, good := range map[string]bool{dir: true, filepath.Dir(dir): true, filepath.Join(dir, "sub"): true, dir + "x": false, `C:\`: false} {
+		h, err := host.New(host.Config{Dir: dir, Translate: sharedbuf.Translation{{Guest: "/mnt/d", Host: `D:\`}, {Guest: "/mnt/c", Host: at}}})
+		if (err == nil) != good {
+			t.Errorf("%s: %v", at, err)
+		}
+		if err == nil {
+			h.Close()
+		}
 	}
 }

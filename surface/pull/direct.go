@@ -22,13 +22,14 @@ import (
 )
 
 // A direct is a surface's own memory, and its availability page. While it grows
-// it is read by its descriptor; once it is sealed it is mapped.
+// it is read by its descriptor; once it is sealed it is mapped, by who reads it.
 type direct struct {
 	s      *Surface
 	source *source
 	file   *os.File
-	page   *surface.Availability
-	header surface.Manifest // of a growing surface with the size that it had
+	page   *surface.Availability // nil: all was there when it was opened, and nothing changes any more
+	header surface.Manifest      // of a growing surface with the size that it had
+	root   *surface.Digest       // of one that was sealed when it was opened; else nil
 
 	mapping sync.Mutex
 	mem     []byte      // what is stored, once it was mapped
@@ -58,18 +59,30 @@ func (d *direct) take(opened control.SurfaceOpened) (err error) {
 	}
 	page, err := d.source.conn.Files.Take()
 	if err == nil {
-		d.page, err = surface.OpenAvailability(page)
-		page.Close()
-	}
-	if err == nil {
-		if _, sealed := d.size(); sealed {
-			_, err = d.all()
+		if d.complete(opened.State) {
+			d.last.Store(d.header.Size + 1)
+		} else {
+			d.page, err = surface.OpenAvailability(page)
 		}
+		page.Close()
 	}
 	if err != nil {
 		d.close()
 	}
 	return err
+}
+
+// complete reports whether a surface is in a state that does not change any more:
+// its page, which says so too, is not worth mapping then.
+func (d *direct) complete(st control.SurfaceState) bool {
+	if !st.Sealed || st.Size < 0 || st.Size > surface.MaxSize {
+		return false
+	}
+	if len(st.Root) == surface.DigestSize {
+		d.root = (*surface.Digest)(st.Root)
+	}
+	n := d.header.Count()
+	return n == 0 || len(st.Have) == 1 && st.Have[0] == control.ChunkRun{First: 0, Count: n}
 }
 
 func (d *direct) close() error {
@@ -88,16 +101,25 @@ func (d *direct) close() error {
 
 // size returns the size so far, and whether it is final.
 func (d *direct) size() (int64, bool) {
+	if last := d.last.Load(); last > 0 {
+		return last - 1, true
+	}
 	sealed := d.page.State() == surface.Sealed // then what follows is final
 	size, _ := d.page.Size()
 	size = min(max(size, 0), surface.MaxSize)
 	if sealed {
 		d.last.CompareAndSwap(0, size+1)
-	}
-	if last := d.last.Load(); last > 0 {
-		return last - 1, true
+		return d.last.Load() - 1, true
 	}
 	return size, false
+}
+
+// sequence is the page's.
+func (d *direct) sequence() uint32 {
+	if d.page == nil {
+		return 0
+	}
+	return d.page.Sequence()
 }
 
 func (d *direct) layout() surface.Manifest {
@@ -131,6 +153,10 @@ func (d *direct) all() ([]byte, error) {
 // has reports whether chunk i is there, as a whole: the last one of a surface that
 // is not sealed is not.
 func (d *direct) has(i int64) bool {
+	if d.page == nil {
+		m := d.layout()
+		return i >= 0 && i < m.Count()
+	}
 	if !d.page.Has(i) {
 		return false
 	}
@@ -142,7 +168,7 @@ func (d *direct) has(i int64) bool {
 // surface that is sealed may end before.
 func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if d.has(i) {
 			return true, nil
 		}
@@ -168,6 +194,9 @@ func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 
 // awaitAll waits for chunks [first, end), or those of them that there are.
 func (d *direct) awaitAll(ctx context.Context, first, end int64) error {
+	if _, sealed := d.size(); sealed && d.whole() {
+		return nil
+	}
 	for i := first; i < end; i++ {
 		if there, err := d.await(ctx, i); !there || err != nil {
 			return err
@@ -233,11 +262,20 @@ func (d *direct) inside(w window) error {
 
 // solid reports whether what is stored of m, which is sealed, has no holes: to read holes
 // where they are mapped would make them take memory, for as long as anybody has the surface.
-func (d *direct) solid(m *surface.Manifest) bool {
-	if !d.full.Load() && memfd.Solid(d.file, m.StoredSize()) {
-		d.full.Store(true)
+// It fails if the memory is other than the server said.
+func (d *direct) solid(m *surface.Manifest) (bool, error) {
+	size := m.StoredSize()
+	if d.full.Load() || size == 0 {
+		return true, nil
 	}
-	return d.full.Load()
+	if err := memfd.CheckSealed(d.file, size); err != nil {
+		return false, err
+	}
+	if !memfd.Solid(d.file, size) {
+		return false, nil
+	}
+	d.full.Store(true)
+	return true, nil
 }
 
 // stored returns what is stored of chunk i, which is there, in *buf if it has to be
@@ -247,15 +285,21 @@ func (d *direct) stored(m *surface.Manifest, i int64, buf *[]byte) ([]byte, erro
 	if n <= 0 {
 		return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
 	}
-	if _, sealed := d.size(); sealed && d.solid(m) {
-		mem, err := d.all()
+	if _, sealed := d.size(); sealed {
+		solid, err := d.solid(m)
 		if err != nil {
 			return nil, err
 		}
-		if off+n > int64(len(mem)) { // m is older
-			return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+		if solid {
+			mem, err := d.all()
+			if err != nil {
+				return nil, err
+			}
+			if off+n > int64(len(mem)) { // m is older
+				return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+			}
+			return mem[off : off+n : off+n], nil
 		}
-		return mem[off : off+n : off+n], nil
 	}
 	if int64(cap(*buf)) < n {
 		*buf = make([]byte, n)
@@ -372,8 +416,11 @@ const maxExtents = 64 << 10
 // to be gained by knowing it.
 func (d *direct) data() ([][2]int64, error) {
 	m := d.layout()
-	if _, sealed := d.size(); !sealed || m.Encrypted || d.solid(&m) || !d.whole() {
+	if _, sealed := d.size(); !sealed || m.Encrypted || !d.whole() {
 		return nil, nil
+	}
+	if solid, err := d.solid(&m); solid || err != nil {
+		return nil, err
 	}
 	data, err := memfd.Data(d.file, m.Size, maxExtents)
 	return append([][2]int64{}, data...), err
@@ -420,18 +467,22 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 	if d.header.Encrypted {
 		return d.open(p, w)
 	}
-	size, sealed := d.size()
-	if m := d.layout(); sealed && d.solid(&m) {
-		mem, err := d.all()
+	if size, sealed := d.size(); sealed {
+		m := d.layout()
+		solid, err := d.solid(&m)
 		if err != nil {
 			return err
 		}
-		if off < int64(len(mem)) {
-			memfd.Copy(p, mem[off:])
+		if solid {
+			mem, err := d.all()
+			if err != nil {
+				return err
+			}
+			if off < int64(len(mem)) {
+				memfd.Copy(p, mem[off:])
+			}
+			return nil
 		}
-		return nil
-	}
-	if sealed {
 		p = p[:min(int64(len(p)), max(0, size-off))]
 	}
 	_, err := d.file.ReadAt(p, off)
@@ -464,7 +515,7 @@ func (d *direct) open(p []byte, w window) error {
 // final waits until the surface is sealed.
 func (d *direct) final(ctx context.Context) (int64, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if size, sealed := d.size(); sealed {
 			return size, nil
 		}
@@ -483,6 +534,9 @@ func (d *direct) final(ctx context.Context) (int64, error) {
 // whole reports whether all chunks of a sealed surface are there. Of one that its
 // server gathers from elsewhere some may be missing.
 func (d *direct) whole() bool {
+	if d.page == nil {
+		return true
+	}
 	m := d.layout()
 	runs := d.page.Runs(0, 1)
 	return m.Count() == 0 || len(runs) == 1 && runs[0] == surface.Run{First: 0, Count: m.Count()}
@@ -558,7 +612,7 @@ func (d *direct) verify(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
 	}
-	root := d.s.ticket.Root
+	root := cmp.Or(d.s.ticket.Root, d.root)
 	if root == nil {
 		d.source.listen()
 		var state control.SurfaceState
