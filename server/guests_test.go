@@ -207,3 +207,31 @@ func TestWaitsEnd(t *testing.T) {
 }
 
 func must(b []byte, _ error) []byte { return b }
+
+// Who has one ticket cannot fill the server's memory with openings of it.
+func TestGuestHasFewOpen(t *testing.T) {
+	_, socket, tcp := listen(t, server.Config{})
+	text := exposedAt(t, socket, tcp, control.Expose{}, []byte("few"))
+	p, w, err := guest(t, "tcp", tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := surface.ParseTicket(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof := k.Proof([32]byte(w.Nonce), [32]byte{})
+	var o control.SurfaceOpened
+	opens := 0
+	for ; err == nil && opens < 1000; opens++ {
+		err = p.control(control.OpSurfaceOpen, control.SurfaceOpen{ID: k.ID.String(), Proof: proof[:]}, &o)
+	}
+	var refused *wire.Error
+	if !errors.As(err, &refused) || refused.Code != wire.Limit {
+		t.Fatalf("after %d: %v, want Limit", opens, err)
+	}
+	if err := p.control(control.OpClose, control.Handle{Handle: o.Handle}, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.openAs(w, text)
+}

@@ -159,6 +159,13 @@ func (s *session) pull(ctx context.Context, h wire.Header, args json.RawMessage)
 	if err == nil && !s.direct {
 		err = &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the server hands memory over on unix sockets alone"}
 	}
+	var key *surface.Key
+	if err == nil {
+		key, t.Key = t.Key, nil // nobody whom it is pulled from needs it
+		if a.Decrypt && key == nil {
+			err = &wire.Error{Code: wire.Invalid, Op: "pull", Message: "a ticket without a key decrypts nothing"}
+		}
+	}
 	var o *surface.Opening
 	if err == nil {
 		o, err = s.srv.replicas.open(ctx, t, pull.Options{
@@ -168,5 +175,9 @@ func (s *session) pull(ctx context.Context, h wire.Header, args json.RawMessage)
 	if err != nil {
 		return s.replyError(h, err)
 	}
-	return s.answerOpened(h, o, true)
+	sh := newSurfaceHandle(nil, o)
+	if m := o.Header(); a.Decrypt && m.Encrypted {
+		sh.decrypter = &decrypter{opening: o, sealer: surface.NewSealer(*key, m.ID)}
+	}
+	return s.answerOpened(h, sh, sh.decrypter == nil)
 }

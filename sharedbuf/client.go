@@ -275,9 +275,9 @@ func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer
 	case c.channel:
 		err = b.createChannel()
 	case c.dir == nil:
-		err = b.createNameless()
+		err = b.createNameless(ctx)
 	default:
-		err = b.createNamed()
+		err = b.createNamed(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -288,7 +288,7 @@ func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer
 	return b, nil
 }
 
-func (b *Buffer) createNameless() error {
+func (b *Buffer) createNameless(ctx context.Context) error {
 	b.id = b.client.ids.Add(1)
 	b.path = fmt.Sprintf("%s%d", MemfdPrefix, b.id)
 	if err := inRAM(b.sharedSize()); err != nil {
@@ -299,7 +299,7 @@ func (b *Buffer) createNameless() error {
 		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
 	}
 	b.region, b.file = region, region.File()
-	err = b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) })
+	err = b.mapAndReserve(ctx, true, region.Allocate)
 	if err == nil && b.options.ReadOnly {
 		if b.lent, err = region.Reopen(false); err != nil {
 			err = &Error{Code: fileCode(err), Message: "no read-only descriptor can be made", Err: err}
@@ -321,12 +321,17 @@ func inRAM(size int64) error {
 
 // mapAndReserve maps a file that has its size and takes all of its memory: large
 // pages first where it is in RAM, and what is missing by reserve.
-func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) {
+func (b *Buffer) mapAndReserve(ctx context.Context, volatile bool, reserve func(off, n int64) error) (err error) {
 	if b.shared, err = b.client.mmap(b.file, b.sharedSize()); err == nil {
 		if volatile {
-			sharedfile.Enlarge(b.file, b.shared)
+			b.enlarge(ctx)
 		}
-		err = reserve()
+		for off := int64(0); off < b.sharedSize() && err == nil; off += reservedAtOnce {
+			if ctx.Err() != nil {
+				return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
+			}
+			err = reserve(off, min(reservedAtOnce, b.sharedSize()-off))
+		}
 	}
 	b.mem = b.shared
 	if err == nil && b.options.Encrypted {
@@ -341,6 +346,20 @@ func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) 
 	return nil
 }
 
+// How many bytes are taken from the system between two looks whether they are still
+// wanted. Large pages take longer where free memory is in pieces: they are gathered.
+const (
+	reservedAtOnce = 256 << 20
+	enlargedAtOnce = 64 << 20
+)
+
+// enlarge has the buffer's memory consist of large pages, as far as there are some.
+func (b *Buffer) enlarge(ctx context.Context) {
+	for off := 0; off < len(b.shared) && ctx.Err() == nil; off += enlargedAtOnce {
+		sharedfile.Enlarge(b.file, int64(off), b.shared[off:min(off+enlargedAtOnce, len(b.shared))])
+	}
+}
+
 // sharedSize returns how many bytes of shared memory the buffer takes.
 func (b *Buffer) sharedSize() int64 {
 	if b.options.Encrypted {
@@ -349,7 +368,7 @@ func (b *Buffer) sharedSize() int64 {
 	return b.size
 }
 
-func (b *Buffer) createNamed() (err error) {
+func (b *Buffer) createNamed(ctx context.Context) (err error) {
 	c := b.client
 	system, err := durable.FileSystemOf(c.dirPath)
 	switch {
@@ -389,7 +408,7 @@ func (b *Buffer) createNamed() (err error) {
 		err = b.file.Truncate(b.sharedSize())
 	}
 	if err == nil {
-		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.sharedSize()) })
+		err = b.mapAndReserve(ctx, system.Volatile, func(off, n int64) error { return sharedfile.Reserve(b.file, off, n) })
 	}
 	if err != nil {
 		return errors.Join(err, b.remove())

@@ -161,7 +161,7 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 		return &RoomError{limitFile, limit, limits.File}
 	}
 	if limit > maxMapped {
-		return &RoomError{limitSpace, 2 * limit, 2 * maxMapped}
+		return &RoomError{limitOne, limit, maxMapped}
 	}
 	defer func() {
 		if err != nil {
@@ -240,6 +240,9 @@ func (e *Exposure) describe(count int64) error {
 
 // noSpace names the limit that made a mapping of need bytes fail, if one did.
 func (e *Exposure) noSpace(err error, need int64, limits memfd.Limits) error {
+	if outOfFiles(err) {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
 	if !outOfMemory(err) {
 		return err
 	}

@@ -30,17 +30,17 @@ func TestInPieces(t *testing.T) {
 	defer sharedfile.Unmap(mem)
 	same := func(part, want []byte) bool { return string(part) == string(want) }
 	zeros := make([]byte, 1000)
-	if at, err := inPieces(mem, zeros, same); at != -1 || err != nil {
+	if at, err := inPieces(t.Context(), mem, zeros, same); at != -1 || err != nil {
 		t.Errorf("zeros: %d, %v", at, err)
 	}
 	mem[5500] = 1
-	if at, err := inPieces(mem, zeros, same); at != 5000 || err != nil {
+	if at, err := inPieces(t.Context(), mem, zeros, same); at != 5000 || err != nil {
 		t.Errorf("a byte: %d, %v", at, err)
 	}
 	if err := f.Truncate(0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := inPieces(mem, zeros, same); !errors.Is(err, sharedbuf.ErrTruncated) {
+	if _, err := inPieces(t.Context(), mem, zeros, same); !errors.Is(err, sharedbuf.ErrTruncated) {
 		t.Errorf("what is gone: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/memspan/memspan/internal/durable"
+	"github.com/memspan/memspan/internal/unixsock"
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/sharedbuf/host"
 )
@@ -54,6 +55,9 @@ func tryShared(dir string) (err error) {
 	network, address := "unix", filepath.Join(temp, "s")
 	if !peersAreKnown {
 		network, address = "tcp", "127.0.0.1:0"
+	}
+	if err := unixsock.CheckPath(address); err != nil {
+		return err
 	}
 	ln, err := net.Listen(network, address)
 	if err != nil {

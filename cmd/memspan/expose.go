@@ -337,7 +337,10 @@ func surfaceOf(ctx context.Context, client *memspan.Client, beginning string) (i
 }
 
 func there(s memspan.SurfaceStat) string {
-	if s.Have == s.Chunks {
+	switch {
+	case s.Error != "":
+		return fmt.Sprintf("%d chunks", s.Have)
+	case s.Have == s.Chunks:
 		return "all"
 	}
 	return fmt.Sprintf("%d of %d chunks", s.Have, s.Chunks)

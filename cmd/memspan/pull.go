@@ -73,7 +73,7 @@ can map, and their number in $MEMSPAN_SURFACE_SIZE.`,
 	flags.StringVar(&f.part, "range", "", "`A:B`: only bytes from A on and before B, like 1MiB:2MiB")
 	flags.BoolVar(&f.copied, "copy", false, "ask for chunks even where the memory could be mapped")
 	flags.BoolVar(&f.populate, "populate", false, "with --map or --exec: have all pages mapped before going on")
-	flags.BoolVar(&f.lock, "lock", false, "with --map: keep all pages in RAM")
+	flags.BoolVar(&f.lock, "lock", false, "with --map or --exec: keep all pages in RAM")
 	flags.BoolVar(&f.share, "share", false, "have this machine's daemon pull, and serve what it has to others (their --from) until interrupted")
 	cmd.MarkFlagsMutuallyExclusive("output", "map", "exec")
 	cmd.MarkFlagsMutuallyExclusive("share", "copy")
@@ -109,6 +109,9 @@ const maxTicketLine = 16 << 10
 func (f *pullFlags) run(cmd *cobra.Command, opts *options, ticket *surface.Ticket) error {
 	ctx := cmd.Context()
 	var err error
+	if (f.populate || f.lock) && !f.keep && f.exec == "" {
+		return usagef("--populate and --lock are for --map and --exec: nothing else is mapped")
+	}
 	var part surface.Range
 	if f.part != "" {
 		if part, err = parseRange(f.part); err != nil {

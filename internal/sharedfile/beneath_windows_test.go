@@ -72,7 +72,7 @@ func TestOpenStaysBeneath(t *testing.T) {
 // A file cannot be cut short while it is mapped, nor mapped longer than it is.
 func TestMappedFilesStay(t *testing.T) {
 	f := create(t, open(t, t.TempDir()), "f")
-	if err := sharedfile.Reserve(f, 1<<20); err != nil {
+	if err := sharedfile.Reserve(f, 0, 1<<20); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := sharedfile.Map(f, 1<<21, true); err == nil {

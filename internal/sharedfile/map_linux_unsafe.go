@@ -79,10 +79,10 @@ func Unmap(mem []byte) error {
 	return os.NewSyscallError("munmap", unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem))))
 }
 
-// Enlarge has the memory of f, a new file in RAM of which mem is a mapping that
-// Map returned, consist of large pages as far as there are some. It takes them
-// from the system.
-func Enlarge(f *os.File, mem []byte) {
+// Enlarge has the memory of f, a new file in RAM of which mem is mapped from off on,
+// consist of large pages as far as there are some. It takes them from the system. Mem
+// is a part of what Map returned, and off a multiple of 2 MiB.
+func Enlarge(f *os.File, off int64, mem []byte) {
 	whole := len(mem) &^ (hugePage - 1)
 	if whole == 0 {
 		return
@@ -90,8 +90,8 @@ func Enlarge(f *os.File, mem []byte) {
 	// Without large pages there are small ones, and without space Reserve says
 	// so. The kernel makes a large page only where there is a small one.
 	_ = onFD(f, func(fd int) error {
-		for off := 0; off < whole; off += hugePage {
-			if err := unix.Fallocate(fd, 0, int64(off), 1); err != nil {
+		for at := 0; at < whole; at += hugePage {
+			if err := unix.Fallocate(fd, 0, off+int64(at), 1); err != nil {
 				return err
 			}
 		}

@@ -58,7 +58,7 @@ func TestMap(t *testing.T) {
 	for _, size := range []int64{1, 4096, 4097, 2<<20 - 1, 2 << 20, 5<<20 + 1} {
 		d := open(t, tempDir(t))
 		f := create(t, d, "f")
-		if err := sharedfile.Reserve(f, size); err != nil {
+		if err := errors.Join(sharedfile.Reserve(f, 0, size/2+1), sharedfile.Reserve(f, size/2, size-size/2)); err != nil {
 			t.Fatal(err)
 		}
 		if info, err := f.Stat(); err != nil || info.Size() != size {
@@ -73,7 +73,7 @@ func TestMap(t *testing.T) {
 			t.Fatal(err)
 		}
 		sharedfile.Populate(two)
-		sharedfile.Enlarge(f, one)
+		sharedfile.Enlarge(f, 0, one)
 		one[0]++
 		one[size-1] += 2
 		if int64(len(two)) != size || two[0] != one[0] || two[size-1] != one[size-1] {
@@ -98,7 +98,7 @@ func TestMap(t *testing.T) {
 		}
 	}
 	// Windows has several words for it.
-	if err := sharedfile.Reserve(f, 1<<62); err == nil || runtime.GOOS == "linux" && !errors.Is(err, sharedfile.ErrNoSpace) {
+	if err := sharedfile.Reserve(f, 0, 1<<62); err == nil || runtime.GOOS == "linux" && !errors.Is(err, sharedfile.ErrNoSpace) {
 		t.Errorf("Reserve: %v", err)
 	}
 }

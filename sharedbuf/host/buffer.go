@@ -153,7 +153,11 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	}
 	shared, err := sharedfile.Map(f, w.sharedSize(), w.write)
 	if err != nil {
-		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
+		code := sharedbuf.ErrFailed
+		if errors.Is(err, fs.ErrPermission) { // the descriptor is for reading alone, or what it is of is sealed
+			code = sharedbuf.ErrDenied
+		}
+		return nil, nil, &sharedbuf.Error{Code: code, Message: "the file cannot be mapped", Err: err}
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
 	// Who reads memory has the kernel map sixteen pages at each fault, which is faster

@@ -19,7 +19,6 @@ import (
 
 	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/fdpass"
-	"github.com/memspan/memspan/internal/loopback"
 	"github.com/memspan/memspan/sharedbuf"
 )
 
@@ -108,23 +107,6 @@ func (c *conn) serve(ctx context.Context) {
 	}
 }
 
-// finish answers what a guest has asked for who has ended his side of the
-// connection, and can be seen to live all the same: in this machine alone. Of others
-// it has to be believed that they are dead. He has a while only: he may die yet.
-func (c *conn) finish() {
-	if c.files != nil {
-		// A peer who is gone is told of even where nothing is written.
-		if _, err := c.nc.Write(nil); err != nil {
-			return
-		}
-	} else if _, err := loopback.PeerUser(c.nc); err != nil {
-		return
-	}
-	late := time.AfterFunc(c.h.config.IOTimeout, c.cancel)
-	defer late.Stop()
-	c.work.Wait()
-}
-
 // refuse answers a request that cannot be meant; nil: of which nothing is known. Its
 // error ends the connection: bytes may follow that are no request.
 func (c *conn) refuse(r *sharedbuf.Request, why error) error {
@@ -137,7 +119,7 @@ func (c *conn) refuse(r *sharedbuf.Request, why error) error {
 		return errEnd
 	}
 	if r.ID == 0 {
-		c.work.Wait()
+		c.settle()
 	}
 	c.reply(r.ID, nil, why)
 	return nil
@@ -228,7 +210,7 @@ func (c *conn) handle(r *sharedbuf.Request) error {
 		return err
 	}
 	if r.ID == 0 { // answered in order: what was asked before comes first
-		c.work.Wait()
+		c.settle()
 	}
 	if r.Blocks {
 		tookBack, err := c.takeBlocks(r)
@@ -328,6 +310,9 @@ func (c *conn) take() (*os.File, error) {
 // request is about, nil for none, it closes in the end, whether f was called or not.
 func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.Context) (any, error)) {
 	if r.ID == 0 {
+		if !w.brief() {
+			defer c.unread()()
+		}
 		result, err := f(c.ctx)
 		c.answer(c.ctx, r, w, func() {}, result, err)
 		return
@@ -364,7 +349,13 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 		return
 	}
 	if slot {
-		c.slots <- struct{}{} // requests end: there will be one
+		select {
+		case c.slots <- struct{}{}:
+		default:
+			done := c.unread()
+			c.slots <- struct{}{} // requests end: there will be one
+			done()
+		}
 	}
 	c.work.Go(func() { carryOut(slot) })
 }

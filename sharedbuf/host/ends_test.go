@@ -277,3 +277,40 @@ func TestTooManyDescriptors(t *testing.T) {
 		t.Errorf("answered %+v", r)
 	}
 }
+
+// A guest who goes is noticed while nobody reads what he sends: because a request
+// without an id is carried out, or so many that the next one waits.
+func TestGoneUnread(t *testing.T) {
+	for _, listen := range []func(testing.TB) net.Listener{tcp, unixSocket} {
+		for _, ids := range [][]int{{0}, {1, 0}, {1, 2}} {
+			wait, dir := newHeld(), t.TempDir()
+			path := filepath.Join(dir, "b")
+			if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			ln := listen(t)
+			serve(t, ln, host.Config{Dir: dir, MaxInFlight: 1, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
+			g := connect(t, ln)
+			for _, id := range ids {
+				g.write(framed(t, map[string]any{"api": "shared_buffer", "request_id": id, "operation": "wait", "file_path": path, "buffer_size": 100}))
+			}
+			<-wait.begun
+			g.Close()
+			<-wait.ended
+		}
+	}
+}
+
+// A host whose translations all lead elsewhere says so at once.
+func TestTranslationsThatLeadElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	for at, good := range map[string]bool{dir: true, filepath.Dir(dir): true, filepath.Join(dir, "sub"): true, dir + "x": false, `C:\`: false} {
+		h, err := host.New(host.Config{Dir: dir, Translate: sharedbuf.Translation{{Guest: "/mnt/d", Host: `D:\`}, {Guest: "/mnt/c", Host: at}}})
+		if (err == nil) != good {
+			t.Errorf("%s: %v", at, err)
+		}
+		if err == nil {
+			h.Close()
+		}
+	}
+}

@@ -112,6 +112,9 @@ func New(config Config) (*Host, error) {
 	if h.config.Dir, err = filepath.Abs(config.Dir); err != nil {
 		return nil, fmt.Errorf("host: shared directory %s: %w", config.Dir, err)
 	}
+	if t := config.Translate; len(t) > 0 && !slices.ContainsFunc(t, h.leadsInto) {
+		return nil, fmt.Errorf("host: no translation leads into the shared directory %s: %v", h.config.Dir, t)
+	}
 	if h.boot, err = sharedfile.BootID(); err != nil {
 		return nil, fmt.Errorf("host: %w", err)
 	}
@@ -122,6 +125,13 @@ func New(config Config) (*Host, error) {
 		return nil, fmt.Errorf("host: shared directory: %w", err)
 	}
 	return h, nil
+}
+
+// leadsInto reports whether what a rule translates may be in the shared directory.
+func (h *Host) leadsInto(r sharedbuf.Rule) bool {
+	_, above := sharedbuf.Below(r.Host, h.config.Dir)
+	_, below := sharedbuf.Below(h.config.Dir, r.Host)
+	return above == nil || below == nil
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, to T) {

@@ -33,7 +33,7 @@ type testResult struct {
 // bufferTest moves bytes over the connection itself, outside the JSON. Its error
 // ends the connection: the place in the stream is lost.
 func (c *conn) bufferTest(r *sharedbuf.Request) error {
-	c.work.Wait() // nobody's reply comes between
+	c.settle() // nobody's reply comes between
 	op, err := r.OperationNumber()
 	end := func(code sharedbuf.Code, format string, args ...any) error {
 		c.reply(r.ID, nil, &sharedbuf.Error{Code: code, Op: r.API, Message: fmt.Sprintf(format, args...)})

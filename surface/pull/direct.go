@@ -262,11 +262,20 @@ func (d *direct) inside(w window) error {
 
 // solid reports whether what is stored of m, which is sealed, has no holes: to read holes
 // where they are mapped would make them take memory, for as long as anybody has the surface.
-func (d *direct) solid(m *surface.Manifest) bool {
-	if !d.full.Load() && memfd.Solid(d.file, m.StoredSize()) {
-		d.full.Store(true)
+// It fails if the memory is other than the server said.
+func (d *direct) solid(m *surface.Manifest) (bool, error) {
+	size := m.StoredSize()
+	if d.full.Load() || size == 0 {
+		return true, nil
 	}
-	return d.full.Load()
+	if err := memfd.CheckSealed(d.file, size); err != nil {
+		return false, err
+	}
+	if !memfd.Solid(d.file, size) {
+		return false, nil
+	}
+	d.full.Store(true)
+	return true, nil
 }
 
 // stored returns what is stored of chunk i, which is there, in *buf if it has to be
@@ -276,15 +285,21 @@ func (d *direct) stored(m *surface.Manifest, i int64, buf *[]byte) ([]byte, erro
 	if n <= 0 {
 		return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
 	}
-	if _, sealed := d.size(); sealed && d.solid(m) {
-		mem, err := d.all()
+	if _, sealed := d.size(); sealed {
+		solid, err := d.solid(m)
 		if err != nil {
 			return nil, err
 		}
-		if off+n > int64(len(mem)) { // m is older
-			return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+		if solid {
+			mem, err := d.all()
+			if err != nil {
+				return nil, err
+			}
+			if off+n > int64(len(mem)) { // m is older
+				return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+			}
+			return mem[off : off+n : off+n], nil
 		}
-		return mem[off : off+n : off+n], nil
 	}
 	if int64(cap(*buf)) < n {
 		*buf = make([]byte, n)
@@ -401,8 +416,11 @@ const maxExtents = 64 << 10
 // to be gained by knowing it.
 func (d *direct) data() ([][2]int64, error) {
 	m := d.layout()
-	if _, sealed := d.size(); !sealed || m.Encrypted || d.solid(&m) || !d.whole() {
+	if _, sealed := d.size(); !sealed || m.Encrypted || !d.whole() {
 		return nil, nil
+	}
+	if solid, err := d.solid(&m); solid || err != nil {
+		return nil, err
 	}
 	data, err := memfd.Data(d.file, m.Size, maxExtents)
 	return append([][2]int64{}, data...), err
@@ -449,18 +467,22 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 	if d.header.Encrypted {
 		return d.open(p, w)
 	}
-	size, sealed := d.size()
-	if m := d.layout(); sealed && d.solid(&m) {
-		mem, err := d.all()
+	if size, sealed := d.size(); sealed {
+		m := d.layout()
+		solid, err := d.solid(&m)
 		if err != nil {
 			return err
 		}
-		if off < int64(len(mem)) {
-			memfd.Copy(p, mem[off:])
+		if solid {
+			mem, err := d.all()
+			if err != nil {
+				return err
+			}
+			if off < int64(len(mem)) {
+				memfd.Copy(p, mem[off:])
+			}
+			return nil
 		}
-		return nil
-	}
-	if sealed {
 		p = p[:min(int64(len(p)), max(0, size-off))]
 	}
 	_, err := d.file.ReadAt(p, off)

@@ -401,3 +401,19 @@ func TestFiveGiB(t *testing.T) {
 		t.Errorf("read, it takes %d bytes of memory, and took %d", after, before)
 	}
 }
+
+// A file that says less than it has, as those of /proc do, is not taken for what it says,
+// whichever way its bytes go.
+func TestFileOfMoreThanItSays(t *testing.T) {
+	d := serve(t)
+	f, err := os.Open("/proc/version")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer f.Close()
+	for _, encrypt := range []bool{false, true} {
+		if e, err := d.client.ExposeFile(t.Context(), f, memspan.ExposeOptions{Encrypt: encrypt}); !errors.Is(err, memspan.ErrConflict) {
+			t.Errorf("encrypted %v: %+v, %v; want ErrConflict", encrypt, e, err)
+		}
+	}
+}

@@ -96,6 +96,37 @@ func TestSync(t *testing.T) {
 	}
 }
 
+// TestFacts compares what applications ask before they do anything.
+func TestFacts(t *testing.T) {
+	app := program(t, "facts")
+	d := serve(t, nil)
+	for _, name := range []string{"formats", "enumerations", "requirements", "refused"} {
+		t.Run(name, func(t *testing.T) { d.same(t, app, name) })
+	}
+	t.Run("SwiftShader", func(t *testing.T) {
+		variables := swiftShader(t)
+		d := serve(t, variables)
+		native := d.runIn(t, "", variables, "native", app, "enumerations")
+		for _, transport := range transports {
+			if out := d.run(t, transport, app, "enumerations"); out != native {
+				t.Errorf("%s:\n%s", transport, difference(native, out))
+			}
+		}
+	})
+}
+
+// TestForkedChildren has processes fork that use the device, and their children
+// use one, too: each has a connection of its own.
+func TestForkedChildren(t *testing.T) {
+	app := program(t, "sync", computeShader)
+	d := serve(t, nil)
+	for _, transport := range transports {
+		if out := d.run(t, transport, app, "children"); out != "three generations\n" {
+			t.Errorf("%s: %q", transport, out)
+		}
+	}
+}
+
 // TestSignals interrupts the application all the time, by a handler that knows
 // nothing of the driver and needs room on the stack.
 func TestSignals(t *testing.T) {

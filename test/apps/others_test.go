@@ -33,20 +33,27 @@ func TestGStreamer(t *testing.T) {
 	}
 }
 
+// swiftShader returns the variables that choose SwiftShader as the GPU, which
+// Debian's Chromium has.
+func swiftShader(t *testing.T) []string {
+	t.Helper()
+	const manifest = "/usr/lib/chromium/vk_swiftshader_icd.json"
+	if _, err := os.Stat(manifest); err != nil {
+		t.Skipf("no SwiftShader (scripts/setup apps installs chromium-common): %v", err)
+	}
+	return []string{"VK_DRIVER_FILES=" + manifest, "VK_ICD_FILENAMES=" + manifest}
+}
+
 // TestWebGPU has Dawn, which is in Chromium, compute and draw. It wants more
 // than Mesa's software driver of Debian 12 has: the GPU is SwiftShader, which
 // comes with Debian's Chromium.
 func TestWebGPU(t *testing.T) {
 	wanted(t)
 	needs(t, "node", "npm")
-	const manifest = "/usr/lib/chromium/vk_swiftshader_icd.json"
-	if _, err := os.Stat(manifest); err != nil {
-		t.Skipf("no SwiftShader (scripts/setup apps installs chromium-common): %v", err)
-	}
+	variables := swiftShader(t)
 	dir := filepath.Join(built.dir, "webgpu")
 	check(t, os.CopyFS(dir, os.DirFS("testdata/webgpu")))
 	check(t, command("npm", "--prefix", dir, "install", "--ignore-scripts", "--no-audit", "--no-fund"))
-	variables := []string{"VK_DRIVER_FILES=" + manifest, "VK_ICD_FILENAMES=" + manifest}
 	d := serve(t, variables)
 	native := d.runIn(t, dir, variables, "native", "node", "work.mjs")
 	for _, transport := range transports {

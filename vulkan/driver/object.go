@@ -84,10 +84,12 @@ func (t *objects) of(kind registry.Index, handle uint64) *object {
 	if handle == 0 {
 		return nil
 	}
+	id := handle
 	if registry.Handles[kind].Dispatchable {
-		handle = idAt(handle)
+		id = idAt(handle)
 	}
-	if o := t.get(handle); o != nil && o.kind == kind {
+	// Memory that was inherited by a forked process may have an id of ours.
+	if o := t.get(id); o != nil && o.kind == kind && o.handle == handle {
 		return o
 	}
 	return nil
@@ -99,7 +101,10 @@ func (t *objects) dispatchable(handle uint64) *object {
 	if handle == 0 {
 		return nil
 	}
-	return t.get(idAt(handle))
+	if o := t.get(idAt(handle)); o != nil && o.handle == handle {
+		return o
+	}
+	return nil
 }
 
 // create makes an object. Its link and device are its parent's; who makes one

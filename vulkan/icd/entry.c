@@ -65,6 +65,7 @@ procedure vk_icdGetInstanceProcAddr(void *instance, const char *name) {
 			return (procedure)vk_icdGetInstanceProcAddr;
 		if (strcmp(name, "vk_icdGetPhysicalDeviceProcAddr") == 0)
 			return (procedure)vk_icdGetPhysicalDeviceProcAddr;
+		if (strcmp(name, carrierName) == 0) return (procedure)memspanCall;
 		return NULL;
 	}
 	return vkGetInstanceProcAddr(instance, name);

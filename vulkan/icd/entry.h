@@ -28,6 +28,24 @@ struct entry {
 extern const struct entry entries[];
 extern const size_t entryCount;
 
+// The Go side: runs the command with that index in registry.Commands.
+typedef unsigned long long (*carrier)(unsigned int command, uintptr_t args);
+#pragma GCC visibility push(default)
+extern unsigned long long memspanCall(unsigned int command, uintptr_t args);
+#pragma GCC visibility pop
+
+// Generated: the name by which another copy of this very library finds
+// memspanCall, with a sum of what the commands are.
+extern const char carrierName[];
+
+// Call the Go side, but in a forked process: child.c. begun is for commands on
+// no object.
+unsigned long long carried(unsigned int command, uintptr_t args);
+unsigned long long begun(unsigned int command, uintptr_t args);
+
+// Calls f, but in a forked process.
+void unlessForked(void (*f)(void));
+
 // Whether a device has the command of that name (it is of the version that has
 // it, or the extension is enabled): the Go side knows.
 int deviceHas(void *device, const char *name);

@@ -3,6 +3,8 @@
 // What is to be done when the process ends, as the Go runtime does not hear of
 // that.
 
+#include "entry.h"
+
 #include <stdlib.h>
 
 #pragma GCC visibility push(hidden)
@@ -11,4 +13,6 @@ void memspanAtExit(void);
 
 extern void memspanEnded(void);
 
-void memspanAtExit(void) { atexit(memspanEnded); }
+static void ended(void) { unlessForked(memspanEnded); }
+
+void memspanAtExit(void) { atexit(ended); }

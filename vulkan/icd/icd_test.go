@@ -82,7 +82,7 @@ const wantExports = "vk_icdGetInstanceProcAddr vk_icdGetPhysicalDeviceProcAddr v
 func TestEveryCommandHasAnEntry(t *testing.T) {
 	library := filepath.Join(t.TempDir(), "lib.so")
 	compile(t, "-shared", "-fPIC", "-Wl,--no-undefined", "-Wl,--version-script=exports.map",
-		"-o", library, "entry.c", "trampolines_gen.c", "testdata/stub.c")
+		"-o", library, "entry.c", "child.c", "trampolines_gen.c", "testdata/stub.c")
 	walk(t, library)
 	if got := exports(t, library); got != wantExports {
 		t.Errorf("exported: %s", got)
@@ -93,7 +93,7 @@ func TestEveryCommandHasAnEntry(t *testing.T) {
 func TestWorkersAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	library, walker := filepath.Join(dir, "lib.so"), filepath.Join(dir, "walk")
-	compile(t, "-shared", "-fPIC", "-o", library, "entry.c", "trampolines_gen.c", "testdata/stub.c")
+	compile(t, "-shared", "-fPIC", "-o", library, "entry.c", "child.c", "trampolines_gen.c", "testdata/stub.c")
 	compile(t, "-o", walker, "testdata/walk.c", "-ldl")
 	cmd := exec.Command(walker, library)
 	cmd.Env = append(os.Environ(), "MEMSPAN_WORKER=vulkan")
@@ -107,7 +107,7 @@ func TestWorkersAreRefused(t *testing.T) {
 // signed ones with their sign, floats as their bits.
 func TestArgumentsArePacked(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "pack")
-	compile(t, "-o", program, "entry.c", "trampolines_gen.c", "testdata/pack.c")
+	compile(t, "-o", program, "entry.c", "child.c", "trampolines_gen.c", "testdata/pack.c")
 	out, err := exec.Command(program).Output()
 	if err != nil {
 		t.Fatal(err)

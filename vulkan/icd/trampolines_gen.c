@@ -6,9 +6,6 @@
 
 #include <string.h>
 
-// The Go side: runs the command with that index in registry.Commands.
-extern unsigned long long memspanCall(unsigned int command, uintptr_t args);
-
 #define WORD(p) ((uint64_t)(uintptr_t)(p))
 
 static inline uint64_t floatWord(float f) {
@@ -21,7 +18,7 @@ static int32_t vkAcquireProfilingLockKHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (int32_t)memspanCall(0, (uintptr_t)a);
+	return (int32_t)carried(0, (uintptr_t)a);
 }
 
 static int32_t vkAllocateCommandBuffers(const void *p0, const void *p1, const void *p2) {
@@ -29,7 +26,7 @@ static int32_t vkAllocateCommandBuffers(const void *p0, const void *p1, const vo
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(1, (uintptr_t)a);
+	return (int32_t)carried(1, (uintptr_t)a);
 }
 
 static int32_t vkAllocateDescriptorSets(const void *p0, const void *p1, const void *p2) {
@@ -37,7 +34,7 @@ static int32_t vkAllocateDescriptorSets(const void *p0, const void *p1, const vo
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(2, (uintptr_t)a);
+	return (int32_t)carried(2, (uintptr_t)a);
 }
 
 static int32_t vkAllocateMemory(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -46,14 +43,14 @@ static int32_t vkAllocateMemory(const void *p0, const void *p1, const void *p2, 
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(3, (uintptr_t)a);
+	return (int32_t)carried(3, (uintptr_t)a);
 }
 
 static int32_t vkBeginCommandBuffer(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (int32_t)memspanCall(4, (uintptr_t)a);
+	return (int32_t)carried(4, (uintptr_t)a);
 }
 
 static int32_t vkBindBufferMemory(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3) {
@@ -62,7 +59,7 @@ static int32_t vkBindBufferMemory(const void *p0, uint64_t p1, uint64_t p2, uint
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	return (int32_t)memspanCall(5, (uintptr_t)a);
+	return (int32_t)carried(5, (uintptr_t)a);
 }
 
 static int32_t vkBindBufferMemory2(const void *p0, uint32_t p1, const void *p2) {
@@ -70,7 +67,7 @@ static int32_t vkBindBufferMemory2(const void *p0, uint32_t p1, const void *p2) 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(6, (uintptr_t)a);
+	return (int32_t)carried(6, (uintptr_t)a);
 }
 
 static int32_t vkBindBufferMemory2KHR(const void *p0, uint32_t p1, const void *p2) {
@@ -78,7 +75,7 @@ static int32_t vkBindBufferMemory2KHR(const void *p0, uint32_t p1, const void *p
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(6, (uintptr_t)a);
+	return (int32_t)carried(6, (uintptr_t)a);
 }
 
 static int32_t vkBindImageMemory(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3) {
@@ -87,7 +84,7 @@ static int32_t vkBindImageMemory(const void *p0, uint64_t p1, uint64_t p2, uint6
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	return (int32_t)memspanCall(8, (uintptr_t)a);
+	return (int32_t)carried(8, (uintptr_t)a);
 }
 
 static int32_t vkBindImageMemory2(const void *p0, uint32_t p1, const void *p2) {
@@ -95,7 +92,7 @@ static int32_t vkBindImageMemory2(const void *p0, uint32_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(9, (uintptr_t)a);
+	return (int32_t)carried(9, (uintptr_t)a);
 }
 
 static int32_t vkBindImageMemory2KHR(const void *p0, uint32_t p1, const void *p2) {
@@ -103,14 +100,14 @@ static int32_t vkBindImageMemory2KHR(const void *p0, uint32_t p1, const void *p2
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(9, (uintptr_t)a);
+	return (int32_t)carried(9, (uintptr_t)a);
 }
 
 static void vkCmdBeginConditionalRenderingEXT(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(11, (uintptr_t)a);
+	carried(11, (uintptr_t)a);
 }
 
 static void vkCmdBeginQuery(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3) {
@@ -119,7 +116,7 @@ static void vkCmdBeginQuery(const void *p0, uint64_t p1, uint32_t p2, uint32_t p
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(12, (uintptr_t)a);
+	carried(12, (uintptr_t)a);
 }
 
 static void vkCmdBeginQueryIndexedEXT(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3, uint32_t p4) {
@@ -129,7 +126,7 @@ static void vkCmdBeginQueryIndexedEXT(const void *p0, uint64_t p1, uint32_t p2, 
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(13, (uintptr_t)a);
+	carried(13, (uintptr_t)a);
 }
 
 static void vkCmdBeginRenderPass(const void *p0, const void *p1, uint32_t p2) {
@@ -137,7 +134,7 @@ static void vkCmdBeginRenderPass(const void *p0, const void *p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = p2;
-	memspanCall(14, (uintptr_t)a);
+	carried(14, (uintptr_t)a);
 }
 
 static void vkCmdBeginRenderPass2(const void *p0, const void *p1, const void *p2) {
@@ -145,7 +142,7 @@ static void vkCmdBeginRenderPass2(const void *p0, const void *p1, const void *p2
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(15, (uintptr_t)a);
+	carried(15, (uintptr_t)a);
 }
 
 static void vkCmdBeginRenderPass2KHR(const void *p0, const void *p1, const void *p2) {
@@ -153,21 +150,21 @@ static void vkCmdBeginRenderPass2KHR(const void *p0, const void *p1, const void 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(15, (uintptr_t)a);
+	carried(15, (uintptr_t)a);
 }
 
 static void vkCmdBeginRendering(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(17, (uintptr_t)a);
+	carried(17, (uintptr_t)a);
 }
 
 static void vkCmdBeginRenderingKHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(17, (uintptr_t)a);
+	carried(17, (uintptr_t)a);
 }
 
 static void vkCmdBeginTransformFeedbackEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3, const void *p4) {
@@ -177,7 +174,7 @@ static void vkCmdBeginTransformFeedbackEXT(const void *p0, uint32_t p1, uint32_t
 	a[2] = p2;
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
-	memspanCall(19, (uintptr_t)a);
+	carried(19, (uintptr_t)a);
 }
 
 static void vkCmdBindDescriptorSets(const void *p0, uint32_t p1, uint64_t p2, uint32_t p3, uint32_t p4, const void *p5, uint32_t p6, const void *p7) {
@@ -190,7 +187,7 @@ static void vkCmdBindDescriptorSets(const void *p0, uint32_t p1, uint64_t p2, ui
 	a[5] = WORD(p5);
 	a[6] = p6;
 	a[7] = WORD(p7);
-	memspanCall(20, (uintptr_t)a);
+	carried(20, (uintptr_t)a);
 }
 
 static void vkCmdBindIndexBuffer(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3) {
@@ -199,7 +196,7 @@ static void vkCmdBindIndexBuffer(const void *p0, uint64_t p1, uint64_t p2, uint3
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(21, (uintptr_t)a);
+	carried(21, (uintptr_t)a);
 }
 
 static void vkCmdBindPipeline(const void *p0, uint32_t p1, uint64_t p2) {
@@ -207,7 +204,7 @@ static void vkCmdBindPipeline(const void *p0, uint32_t p1, uint64_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(22, (uintptr_t)a);
+	carried(22, (uintptr_t)a);
 }
 
 static void vkCmdBindShadingRateImageNV(const void *p0, uint64_t p1, uint32_t p2) {
@@ -215,7 +212,7 @@ static void vkCmdBindShadingRateImageNV(const void *p0, uint64_t p1, uint32_t p2
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(23, (uintptr_t)a);
+	carried(23, (uintptr_t)a);
 }
 
 static void vkCmdBindTransformFeedbackBuffersEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3, const void *p4, const void *p5) {
@@ -226,7 +223,7 @@ static void vkCmdBindTransformFeedbackBuffersEXT(const void *p0, uint32_t p1, ui
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
 	a[5] = WORD(p5);
-	memspanCall(24, (uintptr_t)a);
+	carried(24, (uintptr_t)a);
 }
 
 static void vkCmdBindVertexBuffers(const void *p0, uint32_t p1, uint32_t p2, const void *p3, const void *p4) {
@@ -236,7 +233,7 @@ static void vkCmdBindVertexBuffers(const void *p0, uint32_t p1, uint32_t p2, con
 	a[2] = p2;
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
-	memspanCall(25, (uintptr_t)a);
+	carried(25, (uintptr_t)a);
 }
 
 static void vkCmdBindVertexBuffers2(const void *p0, uint32_t p1, uint32_t p2, const void *p3, const void *p4, const void *p5, const void *p6) {
@@ -248,7 +245,7 @@ static void vkCmdBindVertexBuffers2(const void *p0, uint32_t p1, uint32_t p2, co
 	a[4] = WORD(p4);
 	a[5] = WORD(p5);
 	a[6] = WORD(p6);
-	memspanCall(26, (uintptr_t)a);
+	carried(26, (uintptr_t)a);
 }
 
 static void vkCmdBindVertexBuffers2EXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3, const void *p4, const void *p5, const void *p6) {
@@ -260,7 +257,7 @@ static void vkCmdBindVertexBuffers2EXT(const void *p0, uint32_t p1, uint32_t p2,
 	a[4] = WORD(p4);
 	a[5] = WORD(p5);
 	a[6] = WORD(p6);
-	memspanCall(26, (uintptr_t)a);
+	carried(26, (uintptr_t)a);
 }
 
 static void vkCmdBlitImage(const void *p0, uint64_t p1, uint32_t p2, uint64_t p3, uint32_t p4, uint32_t p5, const void *p6, uint32_t p7) {
@@ -273,21 +270,21 @@ static void vkCmdBlitImage(const void *p0, uint64_t p1, uint32_t p2, uint64_t p3
 	a[5] = p5;
 	a[6] = WORD(p6);
 	a[7] = p7;
-	memspanCall(28, (uintptr_t)a);
+	carried(28, (uintptr_t)a);
 }
 
 static void vkCmdBlitImage2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(29, (uintptr_t)a);
+	carried(29, (uintptr_t)a);
 }
 
 static void vkCmdBlitImage2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(29, (uintptr_t)a);
+	carried(29, (uintptr_t)a);
 }
 
 static void vkCmdClearAttachments(const void *p0, uint32_t p1, const void *p2, uint32_t p3, const void *p4) {
@@ -297,7 +294,7 @@ static void vkCmdClearAttachments(const void *p0, uint32_t p1, const void *p2, u
 	a[2] = WORD(p2);
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(31, (uintptr_t)a);
+	carried(31, (uintptr_t)a);
 }
 
 static void vkCmdClearColorImage(const void *p0, uint64_t p1, uint32_t p2, const void *p3, uint32_t p4, const void *p5) {
@@ -308,7 +305,7 @@ static void vkCmdClearColorImage(const void *p0, uint64_t p1, uint32_t p2, const
 	a[3] = WORD(p3);
 	a[4] = p4;
 	a[5] = WORD(p5);
-	memspanCall(32, (uintptr_t)a);
+	carried(32, (uintptr_t)a);
 }
 
 static void vkCmdClearDepthStencilImage(const void *p0, uint64_t p1, uint32_t p2, const void *p3, uint32_t p4, const void *p5) {
@@ -319,7 +316,7 @@ static void vkCmdClearDepthStencilImage(const void *p0, uint64_t p1, uint32_t p2
 	a[3] = WORD(p3);
 	a[4] = p4;
 	a[5] = WORD(p5);
-	memspanCall(33, (uintptr_t)a);
+	carried(33, (uintptr_t)a);
 }
 
 static void vkCmdCopyBuffer(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, const void *p4) {
@@ -329,21 +326,21 @@ static void vkCmdCopyBuffer(const void *p0, uint64_t p1, uint64_t p2, uint32_t p
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(34, (uintptr_t)a);
+	carried(34, (uintptr_t)a);
 }
 
 static void vkCmdCopyBuffer2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(35, (uintptr_t)a);
+	carried(35, (uintptr_t)a);
 }
 
 static void vkCmdCopyBuffer2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(35, (uintptr_t)a);
+	carried(35, (uintptr_t)a);
 }
 
 static void vkCmdCopyBufferToImage(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, uint32_t p4, const void *p5) {
@@ -354,21 +351,21 @@ static void vkCmdCopyBufferToImage(const void *p0, uint64_t p1, uint64_t p2, uin
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = WORD(p5);
-	memspanCall(37, (uintptr_t)a);
+	carried(37, (uintptr_t)a);
 }
 
 static void vkCmdCopyBufferToImage2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(38, (uintptr_t)a);
+	carried(38, (uintptr_t)a);
 }
 
 static void vkCmdCopyBufferToImage2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(38, (uintptr_t)a);
+	carried(38, (uintptr_t)a);
 }
 
 static void vkCmdCopyImage(const void *p0, uint64_t p1, uint32_t p2, uint64_t p3, uint32_t p4, uint32_t p5, const void *p6) {
@@ -380,21 +377,21 @@ static void vkCmdCopyImage(const void *p0, uint64_t p1, uint32_t p2, uint64_t p3
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = WORD(p6);
-	memspanCall(40, (uintptr_t)a);
+	carried(40, (uintptr_t)a);
 }
 
 static void vkCmdCopyImage2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(41, (uintptr_t)a);
+	carried(41, (uintptr_t)a);
 }
 
 static void vkCmdCopyImage2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(41, (uintptr_t)a);
+	carried(41, (uintptr_t)a);
 }
 
 static void vkCmdCopyImageToBuffer(const void *p0, uint64_t p1, uint32_t p2, uint64_t p3, uint32_t p4, const void *p5) {
@@ -405,21 +402,21 @@ static void vkCmdCopyImageToBuffer(const void *p0, uint64_t p1, uint32_t p2, uin
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = WORD(p5);
-	memspanCall(43, (uintptr_t)a);
+	carried(43, (uintptr_t)a);
 }
 
 static void vkCmdCopyImageToBuffer2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(44, (uintptr_t)a);
+	carried(44, (uintptr_t)a);
 }
 
 static void vkCmdCopyImageToBuffer2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(44, (uintptr_t)a);
+	carried(44, (uintptr_t)a);
 }
 
 static void vkCmdCopyQueryPoolResults(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3, uint64_t p4, uint64_t p5, uint64_t p6, uint32_t p7) {
@@ -432,7 +429,7 @@ static void vkCmdCopyQueryPoolResults(const void *p0, uint64_t p1, uint32_t p2, 
 	a[5] = p5;
 	a[6] = p6;
 	a[7] = p7;
-	memspanCall(46, (uintptr_t)a);
+	carried(46, (uintptr_t)a);
 }
 
 static void vkCmdDispatch(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3) {
@@ -441,7 +438,7 @@ static void vkCmdDispatch(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3)
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(47, (uintptr_t)a);
+	carried(47, (uintptr_t)a);
 }
 
 static void vkCmdDispatchBase(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, uint32_t p5, uint32_t p6) {
@@ -453,7 +450,7 @@ static void vkCmdDispatchBase(const void *p0, uint32_t p1, uint32_t p2, uint32_t
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(48, (uintptr_t)a);
+	carried(48, (uintptr_t)a);
 }
 
 static void vkCmdDispatchBaseKHR(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, uint32_t p5, uint32_t p6) {
@@ -465,7 +462,7 @@ static void vkCmdDispatchBaseKHR(const void *p0, uint32_t p1, uint32_t p2, uint3
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(48, (uintptr_t)a);
+	carried(48, (uintptr_t)a);
 }
 
 static void vkCmdDispatchIndirect(const void *p0, uint64_t p1, uint64_t p2) {
@@ -473,7 +470,7 @@ static void vkCmdDispatchIndirect(const void *p0, uint64_t p1, uint64_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(50, (uintptr_t)a);
+	carried(50, (uintptr_t)a);
 }
 
 static void vkCmdDraw(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4) {
@@ -483,7 +480,7 @@ static void vkCmdDraw(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uin
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(51, (uintptr_t)a);
+	carried(51, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndexed(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, int32_t p4, uint32_t p5) {
@@ -494,7 +491,7 @@ static void vkCmdDrawIndexed(const void *p0, uint32_t p1, uint32_t p2, uint32_t 
 	a[3] = p3;
 	a[4] = (uint64_t)(int64_t)p4;
 	a[5] = p5;
-	memspanCall(52, (uintptr_t)a);
+	carried(52, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndexedIndirect(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, uint32_t p4) {
@@ -504,7 +501,7 @@ static void vkCmdDrawIndexedIndirect(const void *p0, uint64_t p1, uint64_t p2, u
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(53, (uintptr_t)a);
+	carried(53, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndexedIndirectCount(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -516,7 +513,7 @@ static void vkCmdDrawIndexedIndirectCount(const void *p0, uint64_t p1, uint64_t 
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(54, (uintptr_t)a);
+	carried(54, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndexedIndirectCountAMD(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -528,7 +525,7 @@ static void vkCmdDrawIndexedIndirectCountAMD(const void *p0, uint64_t p1, uint64
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(54, (uintptr_t)a);
+	carried(54, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndexedIndirectCountKHR(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -540,7 +537,7 @@ static void vkCmdDrawIndexedIndirectCountKHR(const void *p0, uint64_t p1, uint64
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(54, (uintptr_t)a);
+	carried(54, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndirect(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, uint32_t p4) {
@@ -550,7 +547,7 @@ static void vkCmdDrawIndirect(const void *p0, uint64_t p1, uint64_t p2, uint32_t
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(57, (uintptr_t)a);
+	carried(57, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndirectByteCountEXT(const void *p0, uint32_t p1, uint32_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -562,7 +559,7 @@ static void vkCmdDrawIndirectByteCountEXT(const void *p0, uint32_t p1, uint32_t 
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(58, (uintptr_t)a);
+	carried(58, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndirectCount(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -574,7 +571,7 @@ static void vkCmdDrawIndirectCount(const void *p0, uint64_t p1, uint64_t p2, uin
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(59, (uintptr_t)a);
+	carried(59, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndirectCountAMD(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -586,7 +583,7 @@ static void vkCmdDrawIndirectCountAMD(const void *p0, uint64_t p1, uint64_t p2, 
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(59, (uintptr_t)a);
+	carried(59, (uintptr_t)a);
 }
 
 static void vkCmdDrawIndirectCountKHR(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -598,7 +595,7 @@ static void vkCmdDrawIndirectCountKHR(const void *p0, uint64_t p1, uint64_t p2, 
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(59, (uintptr_t)a);
+	carried(59, (uintptr_t)a);
 }
 
 static void vkCmdDrawMeshTasksEXT(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3) {
@@ -607,7 +604,7 @@ static void vkCmdDrawMeshTasksEXT(const void *p0, uint32_t p1, uint32_t p2, uint
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(62, (uintptr_t)a);
+	carried(62, (uintptr_t)a);
 }
 
 static void vkCmdDrawMeshTasksIndirectCountEXT(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -619,7 +616,7 @@ static void vkCmdDrawMeshTasksIndirectCountEXT(const void *p0, uint64_t p1, uint
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(63, (uintptr_t)a);
+	carried(63, (uintptr_t)a);
 }
 
 static void vkCmdDrawMeshTasksIndirectCountNV(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint64_t p4, uint32_t p5, uint32_t p6) {
@@ -631,7 +628,7 @@ static void vkCmdDrawMeshTasksIndirectCountNV(const void *p0, uint64_t p1, uint6
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = p6;
-	memspanCall(64, (uintptr_t)a);
+	carried(64, (uintptr_t)a);
 }
 
 static void vkCmdDrawMeshTasksIndirectEXT(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, uint32_t p4) {
@@ -641,7 +638,7 @@ static void vkCmdDrawMeshTasksIndirectEXT(const void *p0, uint64_t p1, uint64_t 
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(65, (uintptr_t)a);
+	carried(65, (uintptr_t)a);
 }
 
 static void vkCmdDrawMeshTasksIndirectNV(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, uint32_t p4) {
@@ -651,7 +648,7 @@ static void vkCmdDrawMeshTasksIndirectNV(const void *p0, uint64_t p1, uint64_t p
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(66, (uintptr_t)a);
+	carried(66, (uintptr_t)a);
 }
 
 static void vkCmdDrawMeshTasksNV(const void *p0, uint32_t p1, uint32_t p2) {
@@ -659,7 +656,7 @@ static void vkCmdDrawMeshTasksNV(const void *p0, uint32_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(67, (uintptr_t)a);
+	carried(67, (uintptr_t)a);
 }
 
 static void vkCmdDrawMultiEXT(const void *p0, uint32_t p1, const void *p2, uint32_t p3, uint32_t p4, uint32_t p5) {
@@ -670,7 +667,7 @@ static void vkCmdDrawMultiEXT(const void *p0, uint32_t p1, const void *p2, uint3
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = p5;
-	memspanCall(68, (uintptr_t)a);
+	carried(68, (uintptr_t)a);
 }
 
 static void vkCmdDrawMultiIndexedEXT(const void *p0, uint32_t p1, const void *p2, uint32_t p3, uint32_t p4, uint32_t p5, const void *p6) {
@@ -682,13 +679,13 @@ static void vkCmdDrawMultiIndexedEXT(const void *p0, uint32_t p1, const void *p2
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = WORD(p6);
-	memspanCall(69, (uintptr_t)a);
+	carried(69, (uintptr_t)a);
 }
 
 static void vkCmdEndConditionalRenderingEXT(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	memspanCall(70, (uintptr_t)a);
+	carried(70, (uintptr_t)a);
 }
 
 static void vkCmdEndQuery(const void *p0, uint64_t p1, uint32_t p2) {
@@ -696,7 +693,7 @@ static void vkCmdEndQuery(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(71, (uintptr_t)a);
+	carried(71, (uintptr_t)a);
 }
 
 static void vkCmdEndQueryIndexedEXT(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3) {
@@ -705,39 +702,39 @@ static void vkCmdEndQueryIndexedEXT(const void *p0, uint64_t p1, uint32_t p2, ui
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(72, (uintptr_t)a);
+	carried(72, (uintptr_t)a);
 }
 
 static void vkCmdEndRenderPass(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	memspanCall(73, (uintptr_t)a);
+	carried(73, (uintptr_t)a);
 }
 
 static void vkCmdEndRenderPass2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(74, (uintptr_t)a);
+	carried(74, (uintptr_t)a);
 }
 
 static void vkCmdEndRenderPass2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(74, (uintptr_t)a);
+	carried(74, (uintptr_t)a);
 }
 
 static void vkCmdEndRendering(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	memspanCall(76, (uintptr_t)a);
+	carried(76, (uintptr_t)a);
 }
 
 static void vkCmdEndRenderingKHR(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	memspanCall(76, (uintptr_t)a);
+	carried(76, (uintptr_t)a);
 }
 
 static void vkCmdEndTransformFeedbackEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3, const void *p4) {
@@ -747,7 +744,7 @@ static void vkCmdEndTransformFeedbackEXT(const void *p0, uint32_t p1, uint32_t p
 	a[2] = p2;
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
-	memspanCall(78, (uintptr_t)a);
+	carried(78, (uintptr_t)a);
 }
 
 static void vkCmdExecuteCommands(const void *p0, uint32_t p1, const void *p2) {
@@ -755,7 +752,7 @@ static void vkCmdExecuteCommands(const void *p0, uint32_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(79, (uintptr_t)a);
+	carried(79, (uintptr_t)a);
 }
 
 static void vkCmdFillBuffer(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint32_t p4) {
@@ -765,14 +762,14 @@ static void vkCmdFillBuffer(const void *p0, uint64_t p1, uint64_t p2, uint64_t p
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	memspanCall(80, (uintptr_t)a);
+	carried(80, (uintptr_t)a);
 }
 
 static void vkCmdNextSubpass(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(81, (uintptr_t)a);
+	carried(81, (uintptr_t)a);
 }
 
 static void vkCmdNextSubpass2(const void *p0, const void *p1, const void *p2) {
@@ -780,7 +777,7 @@ static void vkCmdNextSubpass2(const void *p0, const void *p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(82, (uintptr_t)a);
+	carried(82, (uintptr_t)a);
 }
 
 static void vkCmdNextSubpass2KHR(const void *p0, const void *p1, const void *p2) {
@@ -788,7 +785,7 @@ static void vkCmdNextSubpass2KHR(const void *p0, const void *p1, const void *p2)
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(82, (uintptr_t)a);
+	carried(82, (uintptr_t)a);
 }
 
 static void vkCmdPipelineBarrier(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, const void *p5, uint32_t p6, const void *p7, uint32_t p8, const void *p9) {
@@ -803,21 +800,21 @@ static void vkCmdPipelineBarrier(const void *p0, uint32_t p1, uint32_t p2, uint3
 	a[7] = WORD(p7);
 	a[8] = p8;
 	a[9] = WORD(p9);
-	memspanCall(84, (uintptr_t)a);
+	carried(84, (uintptr_t)a);
 }
 
 static void vkCmdPipelineBarrier2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(85, (uintptr_t)a);
+	carried(85, (uintptr_t)a);
 }
 
 static void vkCmdPipelineBarrier2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(85, (uintptr_t)a);
+	carried(85, (uintptr_t)a);
 }
 
 static void vkCmdPushConstants(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3, uint32_t p4, const void *p5) {
@@ -828,7 +825,7 @@ static void vkCmdPushConstants(const void *p0, uint64_t p1, uint32_t p2, uint32_
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = WORD(p5);
-	memspanCall(87, (uintptr_t)a);
+	carried(87, (uintptr_t)a);
 }
 
 static void vkCmdPushDescriptorSetKHR(const void *p0, uint32_t p1, uint64_t p2, uint32_t p3, uint32_t p4, const void *p5) {
@@ -839,7 +836,7 @@ static void vkCmdPushDescriptorSetKHR(const void *p0, uint32_t p1, uint64_t p2, 
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = WORD(p5);
-	memspanCall(88, (uintptr_t)a);
+	carried(88, (uintptr_t)a);
 }
 
 static void vkCmdPushDescriptorSetWithTemplateKHR(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3, const void *p4) {
@@ -849,7 +846,7 @@ static void vkCmdPushDescriptorSetWithTemplateKHR(const void *p0, uint64_t p1, u
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(89, (uintptr_t)a);
+	carried(89, (uintptr_t)a);
 }
 
 static void vkCmdResetEvent(const void *p0, uint64_t p1, uint32_t p2) {
@@ -857,7 +854,7 @@ static void vkCmdResetEvent(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(90, (uintptr_t)a);
+	carried(90, (uintptr_t)a);
 }
 
 static void vkCmdResetEvent2(const void *p0, uint64_t p1, uint64_t p2) {
@@ -865,7 +862,7 @@ static void vkCmdResetEvent2(const void *p0, uint64_t p1, uint64_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(91, (uintptr_t)a);
+	carried(91, (uintptr_t)a);
 }
 
 static void vkCmdResetEvent2KHR(const void *p0, uint64_t p1, uint64_t p2) {
@@ -873,7 +870,7 @@ static void vkCmdResetEvent2KHR(const void *p0, uint64_t p1, uint64_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(91, (uintptr_t)a);
+	carried(91, (uintptr_t)a);
 }
 
 static void vkCmdResetQueryPool(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3) {
@@ -882,7 +879,7 @@ static void vkCmdResetQueryPool(const void *p0, uint64_t p1, uint32_t p2, uint32
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(93, (uintptr_t)a);
+	carried(93, (uintptr_t)a);
 }
 
 static void vkCmdResolveImage(const void *p0, uint64_t p1, uint32_t p2, uint64_t p3, uint32_t p4, uint32_t p5, const void *p6) {
@@ -894,42 +891,42 @@ static void vkCmdResolveImage(const void *p0, uint64_t p1, uint32_t p2, uint64_t
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = WORD(p6);
-	memspanCall(94, (uintptr_t)a);
+	carried(94, (uintptr_t)a);
 }
 
 static void vkCmdResolveImage2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(95, (uintptr_t)a);
+	carried(95, (uintptr_t)a);
 }
 
 static void vkCmdResolveImage2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(95, (uintptr_t)a);
+	carried(95, (uintptr_t)a);
 }
 
 static void vkCmdSetAlphaToCoverageEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(97, (uintptr_t)a);
+	carried(97, (uintptr_t)a);
 }
 
 static void vkCmdSetAlphaToOneEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(98, (uintptr_t)a);
+	carried(98, (uintptr_t)a);
 }
 
 static void vkCmdSetBlendConstants(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(99, (uintptr_t)a);
+	carried(99, (uintptr_t)a);
 }
 
 static void vkCmdSetCoarseSampleOrderNV(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -938,7 +935,7 @@ static void vkCmdSetCoarseSampleOrderNV(const void *p0, uint32_t p1, uint32_t p2
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(100, (uintptr_t)a);
+	carried(100, (uintptr_t)a);
 }
 
 static void vkCmdSetColorBlendAdvancedEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -947,7 +944,7 @@ static void vkCmdSetColorBlendAdvancedEXT(const void *p0, uint32_t p1, uint32_t 
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(101, (uintptr_t)a);
+	carried(101, (uintptr_t)a);
 }
 
 static void vkCmdSetColorBlendEnableEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -956,7 +953,7 @@ static void vkCmdSetColorBlendEnableEXT(const void *p0, uint32_t p1, uint32_t p2
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(102, (uintptr_t)a);
+	carried(102, (uintptr_t)a);
 }
 
 static void vkCmdSetColorBlendEquationEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -965,7 +962,7 @@ static void vkCmdSetColorBlendEquationEXT(const void *p0, uint32_t p1, uint32_t 
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(103, (uintptr_t)a);
+	carried(103, (uintptr_t)a);
 }
 
 static void vkCmdSetColorWriteEnableEXT(const void *p0, uint32_t p1, const void *p2) {
@@ -973,7 +970,7 @@ static void vkCmdSetColorWriteEnableEXT(const void *p0, uint32_t p1, const void 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(104, (uintptr_t)a);
+	carried(104, (uintptr_t)a);
 }
 
 static void vkCmdSetColorWriteMaskEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -982,28 +979,28 @@ static void vkCmdSetColorWriteMaskEXT(const void *p0, uint32_t p1, uint32_t p2, 
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(105, (uintptr_t)a);
+	carried(105, (uintptr_t)a);
 }
 
 static void vkCmdSetConservativeRasterizationModeEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(106, (uintptr_t)a);
+	carried(106, (uintptr_t)a);
 }
 
 static void vkCmdSetCoverageModulationModeNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(107, (uintptr_t)a);
+	carried(107, (uintptr_t)a);
 }
 
 static void vkCmdSetCoverageModulationTableEnableNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(108, (uintptr_t)a);
+	carried(108, (uintptr_t)a);
 }
 
 static void vkCmdSetCoverageModulationTableNV(const void *p0, uint32_t p1, const void *p2) {
@@ -1011,42 +1008,42 @@ static void vkCmdSetCoverageModulationTableNV(const void *p0, uint32_t p1, const
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(109, (uintptr_t)a);
+	carried(109, (uintptr_t)a);
 }
 
 static void vkCmdSetCoverageReductionModeNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(110, (uintptr_t)a);
+	carried(110, (uintptr_t)a);
 }
 
 static void vkCmdSetCoverageToColorEnableNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(111, (uintptr_t)a);
+	carried(111, (uintptr_t)a);
 }
 
 static void vkCmdSetCoverageToColorLocationNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(112, (uintptr_t)a);
+	carried(112, (uintptr_t)a);
 }
 
 static void vkCmdSetCullMode(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(113, (uintptr_t)a);
+	carried(113, (uintptr_t)a);
 }
 
 static void vkCmdSetCullModeEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(113, (uintptr_t)a);
+	carried(113, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthBias(const void *p0, float p1, float p2, float p3) {
@@ -1055,21 +1052,21 @@ static void vkCmdSetDepthBias(const void *p0, float p1, float p2, float p3) {
 	a[1] = floatWord(p1);
 	a[2] = floatWord(p2);
 	a[3] = floatWord(p3);
-	memspanCall(115, (uintptr_t)a);
+	carried(115, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthBiasEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(116, (uintptr_t)a);
+	carried(116, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthBiasEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(116, (uintptr_t)a);
+	carried(116, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthBounds(const void *p0, float p1, float p2) {
@@ -1077,98 +1074,98 @@ static void vkCmdSetDepthBounds(const void *p0, float p1, float p2) {
 	a[0] = WORD(p0);
 	a[1] = floatWord(p1);
 	a[2] = floatWord(p2);
-	memspanCall(118, (uintptr_t)a);
+	carried(118, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthBoundsTestEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(119, (uintptr_t)a);
+	carried(119, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthBoundsTestEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(119, (uintptr_t)a);
+	carried(119, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthClampEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(121, (uintptr_t)a);
+	carried(121, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthClipEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(122, (uintptr_t)a);
+	carried(122, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthClipNegativeOneToOneEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(123, (uintptr_t)a);
+	carried(123, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthCompareOp(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(124, (uintptr_t)a);
+	carried(124, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthCompareOpEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(124, (uintptr_t)a);
+	carried(124, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthTestEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(126, (uintptr_t)a);
+	carried(126, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthTestEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(126, (uintptr_t)a);
+	carried(126, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthWriteEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(128, (uintptr_t)a);
+	carried(128, (uintptr_t)a);
 }
 
 static void vkCmdSetDepthWriteEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(128, (uintptr_t)a);
+	carried(128, (uintptr_t)a);
 }
 
 static void vkCmdSetDeviceMask(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(130, (uintptr_t)a);
+	carried(130, (uintptr_t)a);
 }
 
 static void vkCmdSetDeviceMaskKHR(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(130, (uintptr_t)a);
+	carried(130, (uintptr_t)a);
 }
 
 static void vkCmdSetDiscardRectangleEXT(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1177,7 +1174,7 @@ static void vkCmdSetDiscardRectangleEXT(const void *p0, uint32_t p1, uint32_t p2
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(132, (uintptr_t)a);
+	carried(132, (uintptr_t)a);
 }
 
 static void vkCmdSetEvent(const void *p0, uint64_t p1, uint32_t p2) {
@@ -1185,7 +1182,7 @@ static void vkCmdSetEvent(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(133, (uintptr_t)a);
+	carried(133, (uintptr_t)a);
 }
 
 static void vkCmdSetEvent2(const void *p0, uint64_t p1, const void *p2) {
@@ -1193,7 +1190,7 @@ static void vkCmdSetEvent2(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(134, (uintptr_t)a);
+	carried(134, (uintptr_t)a);
 }
 
 static void vkCmdSetEvent2KHR(const void *p0, uint64_t p1, const void *p2) {
@@ -1201,7 +1198,7 @@ static void vkCmdSetEvent2KHR(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(134, (uintptr_t)a);
+	carried(134, (uintptr_t)a);
 }
 
 static void vkCmdSetExclusiveScissorNV(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1210,14 +1207,14 @@ static void vkCmdSetExclusiveScissorNV(const void *p0, uint32_t p1, uint32_t p2,
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(136, (uintptr_t)a);
+	carried(136, (uintptr_t)a);
 }
 
 static void vkCmdSetExtraPrimitiveOverestimationSizeEXT(const void *p0, float p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = floatWord(p1);
-	memspanCall(137, (uintptr_t)a);
+	carried(137, (uintptr_t)a);
 }
 
 static void vkCmdSetFragmentShadingRateEnumNV(const void *p0, uint32_t p1, const void *p2) {
@@ -1225,7 +1222,7 @@ static void vkCmdSetFragmentShadingRateEnumNV(const void *p0, uint32_t p1, const
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(138, (uintptr_t)a);
+	carried(138, (uintptr_t)a);
 }
 
 static void vkCmdSetFragmentShadingRateKHR(const void *p0, const void *p1, const void *p2) {
@@ -1233,28 +1230,28 @@ static void vkCmdSetFragmentShadingRateKHR(const void *p0, const void *p1, const
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(139, (uintptr_t)a);
+	carried(139, (uintptr_t)a);
 }
 
 static void vkCmdSetFrontFace(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(140, (uintptr_t)a);
+	carried(140, (uintptr_t)a);
 }
 
 static void vkCmdSetFrontFaceEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(140, (uintptr_t)a);
+	carried(140, (uintptr_t)a);
 }
 
 static void vkCmdSetLineRasterizationModeEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(142, (uintptr_t)a);
+	carried(142, (uintptr_t)a);
 }
 
 static void vkCmdSetLineStippleEXT(const void *p0, uint32_t p1, uint16_t p2) {
@@ -1262,133 +1259,133 @@ static void vkCmdSetLineStippleEXT(const void *p0, uint32_t p1, uint16_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(143, (uintptr_t)a);
+	carried(143, (uintptr_t)a);
 }
 
 static void vkCmdSetLineStippleEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(144, (uintptr_t)a);
+	carried(144, (uintptr_t)a);
 }
 
 static void vkCmdSetLineWidth(const void *p0, float p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = floatWord(p1);
-	memspanCall(145, (uintptr_t)a);
+	carried(145, (uintptr_t)a);
 }
 
 static void vkCmdSetLogicOpEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(146, (uintptr_t)a);
+	carried(146, (uintptr_t)a);
 }
 
 static void vkCmdSetLogicOpEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(147, (uintptr_t)a);
+	carried(147, (uintptr_t)a);
 }
 
 static void vkCmdSetPatchControlPointsEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(148, (uintptr_t)a);
+	carried(148, (uintptr_t)a);
 }
 
 static void vkCmdSetPolygonModeEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(149, (uintptr_t)a);
+	carried(149, (uintptr_t)a);
 }
 
 static void vkCmdSetPrimitiveRestartEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(150, (uintptr_t)a);
+	carried(150, (uintptr_t)a);
 }
 
 static void vkCmdSetPrimitiveRestartEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(150, (uintptr_t)a);
+	carried(150, (uintptr_t)a);
 }
 
 static void vkCmdSetPrimitiveTopology(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(152, (uintptr_t)a);
+	carried(152, (uintptr_t)a);
 }
 
 static void vkCmdSetPrimitiveTopologyEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(152, (uintptr_t)a);
+	carried(152, (uintptr_t)a);
 }
 
 static void vkCmdSetProvokingVertexModeEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(154, (uintptr_t)a);
+	carried(154, (uintptr_t)a);
 }
 
 static void vkCmdSetRasterizationSamplesEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(155, (uintptr_t)a);
+	carried(155, (uintptr_t)a);
 }
 
 static void vkCmdSetRasterizationStreamEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(156, (uintptr_t)a);
+	carried(156, (uintptr_t)a);
 }
 
 static void vkCmdSetRasterizerDiscardEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(157, (uintptr_t)a);
+	carried(157, (uintptr_t)a);
 }
 
 static void vkCmdSetRasterizerDiscardEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(157, (uintptr_t)a);
+	carried(157, (uintptr_t)a);
 }
 
 static void vkCmdSetRepresentativeFragmentTestEnableNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(159, (uintptr_t)a);
+	carried(159, (uintptr_t)a);
 }
 
 static void vkCmdSetSampleLocationsEXT(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(160, (uintptr_t)a);
+	carried(160, (uintptr_t)a);
 }
 
 static void vkCmdSetSampleLocationsEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(161, (uintptr_t)a);
+	carried(161, (uintptr_t)a);
 }
 
 static void vkCmdSetSampleMaskEXT(const void *p0, uint32_t p1, const void *p2) {
@@ -1396,7 +1393,7 @@ static void vkCmdSetSampleMaskEXT(const void *p0, uint32_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(162, (uintptr_t)a);
+	carried(162, (uintptr_t)a);
 }
 
 static void vkCmdSetScissor(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1405,7 +1402,7 @@ static void vkCmdSetScissor(const void *p0, uint32_t p1, uint32_t p2, const void
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(163, (uintptr_t)a);
+	carried(163, (uintptr_t)a);
 }
 
 static void vkCmdSetScissorWithCount(const void *p0, uint32_t p1, const void *p2) {
@@ -1413,7 +1410,7 @@ static void vkCmdSetScissorWithCount(const void *p0, uint32_t p1, const void *p2
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(164, (uintptr_t)a);
+	carried(164, (uintptr_t)a);
 }
 
 static void vkCmdSetScissorWithCountEXT(const void *p0, uint32_t p1, const void *p2) {
@@ -1421,14 +1418,14 @@ static void vkCmdSetScissorWithCountEXT(const void *p0, uint32_t p1, const void 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(164, (uintptr_t)a);
+	carried(164, (uintptr_t)a);
 }
 
 static void vkCmdSetShadingRateImageEnableNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(166, (uintptr_t)a);
+	carried(166, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilCompareMask(const void *p0, uint32_t p1, uint32_t p2) {
@@ -1436,7 +1433,7 @@ static void vkCmdSetStencilCompareMask(const void *p0, uint32_t p1, uint32_t p2)
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(167, (uintptr_t)a);
+	carried(167, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilOp(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, uint32_t p5) {
@@ -1447,7 +1444,7 @@ static void vkCmdSetStencilOp(const void *p0, uint32_t p1, uint32_t p2, uint32_t
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = p5;
-	memspanCall(168, (uintptr_t)a);
+	carried(168, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilOpEXT(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, uint32_t p5) {
@@ -1458,7 +1455,7 @@ static void vkCmdSetStencilOpEXT(const void *p0, uint32_t p1, uint32_t p2, uint3
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = p5;
-	memspanCall(168, (uintptr_t)a);
+	carried(168, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilReference(const void *p0, uint32_t p1, uint32_t p2) {
@@ -1466,21 +1463,21 @@ static void vkCmdSetStencilReference(const void *p0, uint32_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(170, (uintptr_t)a);
+	carried(170, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilTestEnable(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(171, (uintptr_t)a);
+	carried(171, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilTestEnableEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(171, (uintptr_t)a);
+	carried(171, (uintptr_t)a);
 }
 
 static void vkCmdSetStencilWriteMask(const void *p0, uint32_t p1, uint32_t p2) {
@@ -1488,14 +1485,14 @@ static void vkCmdSetStencilWriteMask(const void *p0, uint32_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(173, (uintptr_t)a);
+	carried(173, (uintptr_t)a);
 }
 
 static void vkCmdSetTessellationDomainOriginEXT(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(174, (uintptr_t)a);
+	carried(174, (uintptr_t)a);
 }
 
 static void vkCmdSetVertexInputEXT(const void *p0, uint32_t p1, const void *p2, uint32_t p3, const void *p4) {
@@ -1505,7 +1502,7 @@ static void vkCmdSetVertexInputEXT(const void *p0, uint32_t p1, const void *p2, 
 	a[2] = WORD(p2);
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(175, (uintptr_t)a);
+	carried(175, (uintptr_t)a);
 }
 
 static void vkCmdSetViewport(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1514,7 +1511,7 @@ static void vkCmdSetViewport(const void *p0, uint32_t p1, uint32_t p2, const voi
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(176, (uintptr_t)a);
+	carried(176, (uintptr_t)a);
 }
 
 static void vkCmdSetViewportShadingRatePaletteNV(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1523,7 +1520,7 @@ static void vkCmdSetViewportShadingRatePaletteNV(const void *p0, uint32_t p1, ui
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(177, (uintptr_t)a);
+	carried(177, (uintptr_t)a);
 }
 
 static void vkCmdSetViewportSwizzleNV(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1532,14 +1529,14 @@ static void vkCmdSetViewportSwizzleNV(const void *p0, uint32_t p1, uint32_t p2, 
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(178, (uintptr_t)a);
+	carried(178, (uintptr_t)a);
 }
 
 static void vkCmdSetViewportWScalingEnableNV(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(179, (uintptr_t)a);
+	carried(179, (uintptr_t)a);
 }
 
 static void vkCmdSetViewportWScalingNV(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -1548,7 +1545,7 @@ static void vkCmdSetViewportWScalingNV(const void *p0, uint32_t p1, uint32_t p2,
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(180, (uintptr_t)a);
+	carried(180, (uintptr_t)a);
 }
 
 static void vkCmdSetViewportWithCount(const void *p0, uint32_t p1, const void *p2) {
@@ -1556,7 +1553,7 @@ static void vkCmdSetViewportWithCount(const void *p0, uint32_t p1, const void *p
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(181, (uintptr_t)a);
+	carried(181, (uintptr_t)a);
 }
 
 static void vkCmdSetViewportWithCountEXT(const void *p0, uint32_t p1, const void *p2) {
@@ -1564,7 +1561,7 @@ static void vkCmdSetViewportWithCountEXT(const void *p0, uint32_t p1, const void
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(181, (uintptr_t)a);
+	carried(181, (uintptr_t)a);
 }
 
 static void vkCmdUpdateBuffer(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, const void *p4) {
@@ -1574,7 +1571,7 @@ static void vkCmdUpdateBuffer(const void *p0, uint64_t p1, uint64_t p2, uint64_t
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(183, (uintptr_t)a);
+	carried(183, (uintptr_t)a);
 }
 
 static void vkCmdWaitEvents(const void *p0, uint32_t p1, const void *p2, uint32_t p3, uint32_t p4, uint32_t p5, const void *p6, uint32_t p7, const void *p8, uint32_t p9, const void *p10) {
@@ -1590,7 +1587,7 @@ static void vkCmdWaitEvents(const void *p0, uint32_t p1, const void *p2, uint32_
 	a[8] = WORD(p8);
 	a[9] = p9;
 	a[10] = WORD(p10);
-	memspanCall(184, (uintptr_t)a);
+	carried(184, (uintptr_t)a);
 }
 
 static void vkCmdWaitEvents2(const void *p0, uint32_t p1, const void *p2, const void *p3) {
@@ -1599,7 +1596,7 @@ static void vkCmdWaitEvents2(const void *p0, uint32_t p1, const void *p2, const 
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(185, (uintptr_t)a);
+	carried(185, (uintptr_t)a);
 }
 
 static void vkCmdWaitEvents2KHR(const void *p0, uint32_t p1, const void *p2, const void *p3) {
@@ -1608,7 +1605,7 @@ static void vkCmdWaitEvents2KHR(const void *p0, uint32_t p1, const void *p2, con
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(185, (uintptr_t)a);
+	carried(185, (uintptr_t)a);
 }
 
 static void vkCmdWriteTimestamp(const void *p0, uint32_t p1, uint64_t p2, uint32_t p3) {
@@ -1617,7 +1614,7 @@ static void vkCmdWriteTimestamp(const void *p0, uint32_t p1, uint64_t p2, uint32
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(187, (uintptr_t)a);
+	carried(187, (uintptr_t)a);
 }
 
 static void vkCmdWriteTimestamp2(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3) {
@@ -1626,7 +1623,7 @@ static void vkCmdWriteTimestamp2(const void *p0, uint64_t p1, uint64_t p2, uint3
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(188, (uintptr_t)a);
+	carried(188, (uintptr_t)a);
 }
 
 static void vkCmdWriteTimestamp2KHR(const void *p0, uint64_t p1, uint64_t p2, uint32_t p3) {
@@ -1635,7 +1632,7 @@ static void vkCmdWriteTimestamp2KHR(const void *p0, uint64_t p1, uint64_t p2, ui
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(188, (uintptr_t)a);
+	carried(188, (uintptr_t)a);
 }
 
 static int32_t vkCreateBuffer(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1644,7 +1641,7 @@ static int32_t vkCreateBuffer(const void *p0, const void *p1, const void *p2, co
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(190, (uintptr_t)a);
+	return (int32_t)carried(190, (uintptr_t)a);
 }
 
 static int32_t vkCreateBufferView(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1653,7 +1650,7 @@ static int32_t vkCreateBufferView(const void *p0, const void *p1, const void *p2
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(191, (uintptr_t)a);
+	return (int32_t)carried(191, (uintptr_t)a);
 }
 
 static int32_t vkCreateCommandPool(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1662,7 +1659,7 @@ static int32_t vkCreateCommandPool(const void *p0, const void *p1, const void *p
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(192, (uintptr_t)a);
+	return (int32_t)carried(192, (uintptr_t)a);
 }
 
 static int32_t vkCreateComputePipelines(const void *p0, uint64_t p1, uint32_t p2, const void *p3, const void *p4, const void *p5) {
@@ -1673,7 +1670,7 @@ static int32_t vkCreateComputePipelines(const void *p0, uint64_t p1, uint32_t p2
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
 	a[5] = WORD(p5);
-	return (int32_t)memspanCall(193, (uintptr_t)a);
+	return (int32_t)carried(193, (uintptr_t)a);
 }
 
 static int32_t vkCreateDescriptorPool(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1682,7 +1679,7 @@ static int32_t vkCreateDescriptorPool(const void *p0, const void *p1, const void
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(194, (uintptr_t)a);
+	return (int32_t)carried(194, (uintptr_t)a);
 }
 
 static int32_t vkCreateDescriptorSetLayout(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1691,7 +1688,7 @@ static int32_t vkCreateDescriptorSetLayout(const void *p0, const void *p1, const
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(195, (uintptr_t)a);
+	return (int32_t)carried(195, (uintptr_t)a);
 }
 
 static int32_t vkCreateDescriptorUpdateTemplate(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1700,7 +1697,7 @@ static int32_t vkCreateDescriptorUpdateTemplate(const void *p0, const void *p1, 
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(196, (uintptr_t)a);
+	return (int32_t)carried(196, (uintptr_t)a);
 }
 
 static int32_t vkCreateDescriptorUpdateTemplateKHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1709,7 +1706,7 @@ static int32_t vkCreateDescriptorUpdateTemplateKHR(const void *p0, const void *p
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(196, (uintptr_t)a);
+	return (int32_t)carried(196, (uintptr_t)a);
 }
 
 static int32_t vkCreateDevice(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1718,7 +1715,7 @@ static int32_t vkCreateDevice(const void *p0, const void *p1, const void *p2, co
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(198, (uintptr_t)a);
+	return (int32_t)carried(198, (uintptr_t)a);
 }
 
 static int32_t vkCreateEvent(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1727,7 +1724,7 @@ static int32_t vkCreateEvent(const void *p0, const void *p1, const void *p2, con
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(199, (uintptr_t)a);
+	return (int32_t)carried(199, (uintptr_t)a);
 }
 
 static int32_t vkCreateFence(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1736,7 +1733,7 @@ static int32_t vkCreateFence(const void *p0, const void *p1, const void *p2, con
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(200, (uintptr_t)a);
+	return (int32_t)carried(200, (uintptr_t)a);
 }
 
 static int32_t vkCreateFramebuffer(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1745,7 +1742,7 @@ static int32_t vkCreateFramebuffer(const void *p0, const void *p1, const void *p
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(201, (uintptr_t)a);
+	return (int32_t)carried(201, (uintptr_t)a);
 }
 
 static int32_t vkCreateGraphicsPipelines(const void *p0, uint64_t p1, uint32_t p2, const void *p3, const void *p4, const void *p5) {
@@ -1756,7 +1753,7 @@ static int32_t vkCreateGraphicsPipelines(const void *p0, uint64_t p1, uint32_t p
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
 	a[5] = WORD(p5);
-	return (int32_t)memspanCall(202, (uintptr_t)a);
+	return (int32_t)carried(202, (uintptr_t)a);
 }
 
 static int32_t vkCreateImage(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1765,7 +1762,7 @@ static int32_t vkCreateImage(const void *p0, const void *p1, const void *p2, con
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(203, (uintptr_t)a);
+	return (int32_t)carried(203, (uintptr_t)a);
 }
 
 static int32_t vkCreateImageView(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1774,7 +1771,7 @@ static int32_t vkCreateImageView(const void *p0, const void *p1, const void *p2,
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(204, (uintptr_t)a);
+	return (int32_t)carried(204, (uintptr_t)a);
 }
 
 static int32_t vkCreateInstance(const void *p0, const void *p1, const void *p2) {
@@ -1782,7 +1779,7 @@ static int32_t vkCreateInstance(const void *p0, const void *p1, const void *p2) 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(205, (uintptr_t)a);
+	return (int32_t)begun(205, (uintptr_t)a);
 }
 
 static int32_t vkCreatePipelineCache(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1791,7 +1788,7 @@ static int32_t vkCreatePipelineCache(const void *p0, const void *p1, const void 
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(206, (uintptr_t)a);
+	return (int32_t)carried(206, (uintptr_t)a);
 }
 
 static int32_t vkCreatePipelineLayout(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1800,7 +1797,7 @@ static int32_t vkCreatePipelineLayout(const void *p0, const void *p1, const void
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(207, (uintptr_t)a);
+	return (int32_t)carried(207, (uintptr_t)a);
 }
 
 static int32_t vkCreatePrivateDataSlot(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1809,7 +1806,7 @@ static int32_t vkCreatePrivateDataSlot(const void *p0, const void *p1, const voi
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(208, (uintptr_t)a);
+	return (int32_t)carried(208, (uintptr_t)a);
 }
 
 static int32_t vkCreatePrivateDataSlotEXT(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1818,7 +1815,7 @@ static int32_t vkCreatePrivateDataSlotEXT(const void *p0, const void *p1, const 
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(208, (uintptr_t)a);
+	return (int32_t)carried(208, (uintptr_t)a);
 }
 
 static int32_t vkCreateQueryPool(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1827,7 +1824,7 @@ static int32_t vkCreateQueryPool(const void *p0, const void *p1, const void *p2,
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(210, (uintptr_t)a);
+	return (int32_t)carried(210, (uintptr_t)a);
 }
 
 static int32_t vkCreateRenderPass(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1836,7 +1833,7 @@ static int32_t vkCreateRenderPass(const void *p0, const void *p1, const void *p2
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(211, (uintptr_t)a);
+	return (int32_t)carried(211, (uintptr_t)a);
 }
 
 static int32_t vkCreateRenderPass2(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1845,7 +1842,7 @@ static int32_t vkCreateRenderPass2(const void *p0, const void *p1, const void *p
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(212, (uintptr_t)a);
+	return (int32_t)carried(212, (uintptr_t)a);
 }
 
 static int32_t vkCreateRenderPass2KHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1854,7 +1851,7 @@ static int32_t vkCreateRenderPass2KHR(const void *p0, const void *p1, const void
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(212, (uintptr_t)a);
+	return (int32_t)carried(212, (uintptr_t)a);
 }
 
 static int32_t vkCreateSampler(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1863,7 +1860,7 @@ static int32_t vkCreateSampler(const void *p0, const void *p1, const void *p2, c
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(214, (uintptr_t)a);
+	return (int32_t)carried(214, (uintptr_t)a);
 }
 
 static int32_t vkCreateSamplerYcbcrConversion(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1872,7 +1869,7 @@ static int32_t vkCreateSamplerYcbcrConversion(const void *p0, const void *p1, co
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(215, (uintptr_t)a);
+	return (int32_t)carried(215, (uintptr_t)a);
 }
 
 static int32_t vkCreateSamplerYcbcrConversionKHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1881,7 +1878,7 @@ static int32_t vkCreateSamplerYcbcrConversionKHR(const void *p0, const void *p1,
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(215, (uintptr_t)a);
+	return (int32_t)carried(215, (uintptr_t)a);
 }
 
 static int32_t vkCreateSemaphore(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1890,7 +1887,7 @@ static int32_t vkCreateSemaphore(const void *p0, const void *p1, const void *p2,
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(217, (uintptr_t)a);
+	return (int32_t)carried(217, (uintptr_t)a);
 }
 
 static int32_t vkCreateShaderModule(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -1899,7 +1896,7 @@ static int32_t vkCreateShaderModule(const void *p0, const void *p1, const void *
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(218, (uintptr_t)a);
+	return (int32_t)carried(218, (uintptr_t)a);
 }
 
 static void vkDestroyBuffer(const void *p0, uint64_t p1, const void *p2) {
@@ -1907,7 +1904,7 @@ static void vkDestroyBuffer(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(219, (uintptr_t)a);
+	carried(219, (uintptr_t)a);
 }
 
 static void vkDestroyBufferView(const void *p0, uint64_t p1, const void *p2) {
@@ -1915,7 +1912,7 @@ static void vkDestroyBufferView(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(220, (uintptr_t)a);
+	carried(220, (uintptr_t)a);
 }
 
 static void vkDestroyCommandPool(const void *p0, uint64_t p1, const void *p2) {
@@ -1923,7 +1920,7 @@ static void vkDestroyCommandPool(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(221, (uintptr_t)a);
+	carried(221, (uintptr_t)a);
 }
 
 static void vkDestroyDescriptorPool(const void *p0, uint64_t p1, const void *p2) {
@@ -1931,7 +1928,7 @@ static void vkDestroyDescriptorPool(const void *p0, uint64_t p1, const void *p2)
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(222, (uintptr_t)a);
+	carried(222, (uintptr_t)a);
 }
 
 static void vkDestroyDescriptorSetLayout(const void *p0, uint64_t p1, const void *p2) {
@@ -1939,7 +1936,7 @@ static void vkDestroyDescriptorSetLayout(const void *p0, uint64_t p1, const void
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(223, (uintptr_t)a);
+	carried(223, (uintptr_t)a);
 }
 
 static void vkDestroyDescriptorUpdateTemplate(const void *p0, uint64_t p1, const void *p2) {
@@ -1947,7 +1944,7 @@ static void vkDestroyDescriptorUpdateTemplate(const void *p0, uint64_t p1, const
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(224, (uintptr_t)a);
+	carried(224, (uintptr_t)a);
 }
 
 static void vkDestroyDescriptorUpdateTemplateKHR(const void *p0, uint64_t p1, const void *p2) {
@@ -1955,14 +1952,14 @@ static void vkDestroyDescriptorUpdateTemplateKHR(const void *p0, uint64_t p1, co
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(224, (uintptr_t)a);
+	carried(224, (uintptr_t)a);
 }
 
 static void vkDestroyDevice(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(226, (uintptr_t)a);
+	carried(226, (uintptr_t)a);
 }
 
 static void vkDestroyEvent(const void *p0, uint64_t p1, const void *p2) {
@@ -1970,7 +1967,7 @@ static void vkDestroyEvent(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(227, (uintptr_t)a);
+	carried(227, (uintptr_t)a);
 }
 
 static void vkDestroyFence(const void *p0, uint64_t p1, const void *p2) {
@@ -1978,7 +1975,7 @@ static void vkDestroyFence(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(228, (uintptr_t)a);
+	carried(228, (uintptr_t)a);
 }
 
 static void vkDestroyFramebuffer(const void *p0, uint64_t p1, const void *p2) {
@@ -1986,7 +1983,7 @@ static void vkDestroyFramebuffer(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(229, (uintptr_t)a);
+	carried(229, (uintptr_t)a);
 }
 
 static void vkDestroyImage(const void *p0, uint64_t p1, const void *p2) {
@@ -1994,7 +1991,7 @@ static void vkDestroyImage(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(230, (uintptr_t)a);
+	carried(230, (uintptr_t)a);
 }
 
 static void vkDestroyImageView(const void *p0, uint64_t p1, const void *p2) {
@@ -2002,14 +1999,14 @@ static void vkDestroyImageView(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(231, (uintptr_t)a);
+	carried(231, (uintptr_t)a);
 }
 
 static void vkDestroyInstance(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(232, (uintptr_t)a);
+	carried(232, (uintptr_t)a);
 }
 
 static void vkDestroyPipeline(const void *p0, uint64_t p1, const void *p2) {
@@ -2017,7 +2014,7 @@ static void vkDestroyPipeline(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(233, (uintptr_t)a);
+	carried(233, (uintptr_t)a);
 }
 
 static void vkDestroyPipelineCache(const void *p0, uint64_t p1, const void *p2) {
@@ -2025,7 +2022,7 @@ static void vkDestroyPipelineCache(const void *p0, uint64_t p1, const void *p2) 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(234, (uintptr_t)a);
+	carried(234, (uintptr_t)a);
 }
 
 static void vkDestroyPipelineLayout(const void *p0, uint64_t p1, const void *p2) {
@@ -2033,7 +2030,7 @@ static void vkDestroyPipelineLayout(const void *p0, uint64_t p1, const void *p2)
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(235, (uintptr_t)a);
+	carried(235, (uintptr_t)a);
 }
 
 static void vkDestroyPrivateDataSlot(const void *p0, uint64_t p1, const void *p2) {
@@ -2041,7 +2038,7 @@ static void vkDestroyPrivateDataSlot(const void *p0, uint64_t p1, const void *p2
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(236, (uintptr_t)a);
+	carried(236, (uintptr_t)a);
 }
 
 static void vkDestroyPrivateDataSlotEXT(const void *p0, uint64_t p1, const void *p2) {
@@ -2049,7 +2046,7 @@ static void vkDestroyPrivateDataSlotEXT(const void *p0, uint64_t p1, const void 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(236, (uintptr_t)a);
+	carried(236, (uintptr_t)a);
 }
 
 static void vkDestroyQueryPool(const void *p0, uint64_t p1, const void *p2) {
@@ -2057,7 +2054,7 @@ static void vkDestroyQueryPool(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(238, (uintptr_t)a);
+	carried(238, (uintptr_t)a);
 }
 
 static void vkDestroyRenderPass(const void *p0, uint64_t p1, const void *p2) {
@@ -2065,7 +2062,7 @@ static void vkDestroyRenderPass(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(239, (uintptr_t)a);
+	carried(239, (uintptr_t)a);
 }
 
 static void vkDestroySampler(const void *p0, uint64_t p1, const void *p2) {
@@ -2073,7 +2070,7 @@ static void vkDestroySampler(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(240, (uintptr_t)a);
+	carried(240, (uintptr_t)a);
 }
 
 static void vkDestroySamplerYcbcrConversion(const void *p0, uint64_t p1, const void *p2) {
@@ -2081,7 +2078,7 @@ static void vkDestroySamplerYcbcrConversion(const void *p0, uint64_t p1, const v
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(241, (uintptr_t)a);
+	carried(241, (uintptr_t)a);
 }
 
 static void vkDestroySamplerYcbcrConversionKHR(const void *p0, uint64_t p1, const void *p2) {
@@ -2089,7 +2086,7 @@ static void vkDestroySamplerYcbcrConversionKHR(const void *p0, uint64_t p1, cons
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(241, (uintptr_t)a);
+	carried(241, (uintptr_t)a);
 }
 
 static void vkDestroySemaphore(const void *p0, uint64_t p1, const void *p2) {
@@ -2097,7 +2094,7 @@ static void vkDestroySemaphore(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(243, (uintptr_t)a);
+	carried(243, (uintptr_t)a);
 }
 
 static void vkDestroyShaderModule(const void *p0, uint64_t p1, const void *p2) {
@@ -2105,19 +2102,19 @@ static void vkDestroyShaderModule(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(244, (uintptr_t)a);
+	carried(244, (uintptr_t)a);
 }
 
 static int32_t vkDeviceWaitIdle(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	return (int32_t)memspanCall(245, (uintptr_t)a);
+	return (int32_t)carried(245, (uintptr_t)a);
 }
 
 static int32_t vkEndCommandBuffer(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	return (int32_t)memspanCall(246, (uintptr_t)a);
+	return (int32_t)carried(246, (uintptr_t)a);
 }
 
 static int32_t vkEnumerateDeviceExtensionProperties(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2126,7 +2123,7 @@ static int32_t vkEnumerateDeviceExtensionProperties(const void *p0, const void *
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(247, (uintptr_t)a);
+	return (int32_t)carried(247, (uintptr_t)a);
 }
 
 static int32_t vkEnumerateDeviceLayerProperties(const void *p0, const void *p1, const void *p2) {
@@ -2134,7 +2131,7 @@ static int32_t vkEnumerateDeviceLayerProperties(const void *p0, const void *p1, 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(248, (uintptr_t)a);
+	return (int32_t)carried(248, (uintptr_t)a);
 }
 
 static int32_t vkEnumerateInstanceExtensionProperties(const void *p0, const void *p1, const void *p2) {
@@ -2142,20 +2139,20 @@ static int32_t vkEnumerateInstanceExtensionProperties(const void *p0, const void
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(249, (uintptr_t)a);
+	return (int32_t)begun(249, (uintptr_t)a);
 }
 
 static int32_t vkEnumerateInstanceLayerProperties(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (int32_t)memspanCall(250, (uintptr_t)a);
+	return (int32_t)begun(250, (uintptr_t)a);
 }
 
 static int32_t vkEnumerateInstanceVersion(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	return (int32_t)memspanCall(251, (uintptr_t)a);
+	return (int32_t)begun(251, (uintptr_t)a);
 }
 
 static int32_t vkEnumeratePhysicalDeviceGroups(const void *p0, const void *p1, const void *p2) {
@@ -2163,7 +2160,7 @@ static int32_t vkEnumeratePhysicalDeviceGroups(const void *p0, const void *p1, c
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(252, (uintptr_t)a);
+	return (int32_t)carried(252, (uintptr_t)a);
 }
 
 static int32_t vkEnumeratePhysicalDeviceGroupsKHR(const void *p0, const void *p1, const void *p2) {
@@ -2171,7 +2168,7 @@ static int32_t vkEnumeratePhysicalDeviceGroupsKHR(const void *p0, const void *p1
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(252, (uintptr_t)a);
+	return (int32_t)carried(252, (uintptr_t)a);
 }
 
 static int32_t vkEnumeratePhysicalDeviceQueueFamilyPerformanceQueryCountersKHR(const void *p0, uint32_t p1, const void *p2, const void *p3, const void *p4) {
@@ -2181,7 +2178,7 @@ static int32_t vkEnumeratePhysicalDeviceQueueFamilyPerformanceQueryCountersKHR(c
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
-	return (int32_t)memspanCall(254, (uintptr_t)a);
+	return (int32_t)carried(254, (uintptr_t)a);
 }
 
 static int32_t vkEnumeratePhysicalDevices(const void *p0, const void *p1, const void *p2) {
@@ -2189,7 +2186,7 @@ static int32_t vkEnumeratePhysicalDevices(const void *p0, const void *p1, const 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(255, (uintptr_t)a);
+	return (int32_t)carried(255, (uintptr_t)a);
 }
 
 static int32_t vkFlushMappedMemoryRanges(const void *p0, uint32_t p1, const void *p2) {
@@ -2197,7 +2194,7 @@ static int32_t vkFlushMappedMemoryRanges(const void *p0, uint32_t p1, const void
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(256, (uintptr_t)a);
+	return (int32_t)carried(256, (uintptr_t)a);
 }
 
 static void vkFreeCommandBuffers(const void *p0, uint64_t p1, uint32_t p2, const void *p3) {
@@ -2206,7 +2203,7 @@ static void vkFreeCommandBuffers(const void *p0, uint64_t p1, uint32_t p2, const
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(257, (uintptr_t)a);
+	carried(257, (uintptr_t)a);
 }
 
 static int32_t vkFreeDescriptorSets(const void *p0, uint64_t p1, uint32_t p2, const void *p3) {
@@ -2215,7 +2212,7 @@ static int32_t vkFreeDescriptorSets(const void *p0, uint64_t p1, uint32_t p2, co
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(258, (uintptr_t)a);
+	return (int32_t)carried(258, (uintptr_t)a);
 }
 
 static void vkFreeMemory(const void *p0, uint64_t p1, const void *p2) {
@@ -2223,28 +2220,28 @@ static void vkFreeMemory(const void *p0, uint64_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(259, (uintptr_t)a);
+	carried(259, (uintptr_t)a);
 }
 
 static uint64_t vkGetBufferDeviceAddress(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(260, (uintptr_t)a);
+	return (uint64_t)carried(260, (uintptr_t)a);
 }
 
 static uint64_t vkGetBufferDeviceAddressEXT(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(260, (uintptr_t)a);
+	return (uint64_t)carried(260, (uintptr_t)a);
 }
 
 static uint64_t vkGetBufferDeviceAddressKHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(260, (uintptr_t)a);
+	return (uint64_t)carried(260, (uintptr_t)a);
 }
 
 static void vkGetBufferMemoryRequirements(const void *p0, uint64_t p1, const void *p2) {
@@ -2252,7 +2249,7 @@ static void vkGetBufferMemoryRequirements(const void *p0, uint64_t p1, const voi
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(263, (uintptr_t)a);
+	carried(263, (uintptr_t)a);
 }
 
 static void vkGetBufferMemoryRequirements2(const void *p0, const void *p1, const void *p2) {
@@ -2260,7 +2257,7 @@ static void vkGetBufferMemoryRequirements2(const void *p0, const void *p1, const
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(264, (uintptr_t)a);
+	carried(264, (uintptr_t)a);
 }
 
 static void vkGetBufferMemoryRequirements2KHR(const void *p0, const void *p1, const void *p2) {
@@ -2268,21 +2265,21 @@ static void vkGetBufferMemoryRequirements2KHR(const void *p0, const void *p1, co
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(264, (uintptr_t)a);
+	carried(264, (uintptr_t)a);
 }
 
 static uint64_t vkGetBufferOpaqueCaptureAddress(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(266, (uintptr_t)a);
+	return (uint64_t)carried(266, (uintptr_t)a);
 }
 
 static uint64_t vkGetBufferOpaqueCaptureAddressKHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(266, (uintptr_t)a);
+	return (uint64_t)carried(266, (uintptr_t)a);
 }
 
 static int32_t vkGetCalibratedTimestampsEXT(const void *p0, uint32_t p1, const void *p2, const void *p3, const void *p4) {
@@ -2292,7 +2289,7 @@ static int32_t vkGetCalibratedTimestampsEXT(const void *p0, uint32_t p1, const v
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
 	a[4] = WORD(p4);
-	return (int32_t)memspanCall(268, (uintptr_t)a);
+	return (int32_t)carried(268, (uintptr_t)a);
 }
 
 static void vkGetDescriptorSetLayoutSupport(const void *p0, const void *p1, const void *p2) {
@@ -2300,7 +2297,7 @@ static void vkGetDescriptorSetLayoutSupport(const void *p0, const void *p1, cons
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(269, (uintptr_t)a);
+	carried(269, (uintptr_t)a);
 }
 
 static void vkGetDescriptorSetLayoutSupportKHR(const void *p0, const void *p1, const void *p2) {
@@ -2308,7 +2305,7 @@ static void vkGetDescriptorSetLayoutSupportKHR(const void *p0, const void *p1, c
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(269, (uintptr_t)a);
+	carried(269, (uintptr_t)a);
 }
 
 static void vkGetDeviceBufferMemoryRequirements(const void *p0, const void *p1, const void *p2) {
@@ -2316,7 +2313,7 @@ static void vkGetDeviceBufferMemoryRequirements(const void *p0, const void *p1, 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(271, (uintptr_t)a);
+	carried(271, (uintptr_t)a);
 }
 
 static void vkGetDeviceBufferMemoryRequirementsKHR(const void *p0, const void *p1, const void *p2) {
@@ -2324,7 +2321,7 @@ static void vkGetDeviceBufferMemoryRequirementsKHR(const void *p0, const void *p
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(271, (uintptr_t)a);
+	carried(271, (uintptr_t)a);
 }
 
 static void vkGetDeviceGroupPeerMemoryFeatures(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, const void *p4) {
@@ -2334,7 +2331,7 @@ static void vkGetDeviceGroupPeerMemoryFeatures(const void *p0, uint32_t p1, uint
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(273, (uintptr_t)a);
+	carried(273, (uintptr_t)a);
 }
 
 static void vkGetDeviceGroupPeerMemoryFeaturesKHR(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, const void *p4) {
@@ -2344,7 +2341,7 @@ static void vkGetDeviceGroupPeerMemoryFeaturesKHR(const void *p0, uint32_t p1, u
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(273, (uintptr_t)a);
+	carried(273, (uintptr_t)a);
 }
 
 static void vkGetDeviceImageMemoryRequirements(const void *p0, const void *p1, const void *p2) {
@@ -2352,7 +2349,7 @@ static void vkGetDeviceImageMemoryRequirements(const void *p0, const void *p1, c
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(275, (uintptr_t)a);
+	carried(275, (uintptr_t)a);
 }
 
 static void vkGetDeviceImageMemoryRequirementsKHR(const void *p0, const void *p1, const void *p2) {
@@ -2360,7 +2357,7 @@ static void vkGetDeviceImageMemoryRequirementsKHR(const void *p0, const void *p1
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(275, (uintptr_t)a);
+	carried(275, (uintptr_t)a);
 }
 
 static void vkGetDeviceImageSparseMemoryRequirements(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2369,7 +2366,7 @@ static void vkGetDeviceImageSparseMemoryRequirements(const void *p0, const void 
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(277, (uintptr_t)a);
+	carried(277, (uintptr_t)a);
 }
 
 static void vkGetDeviceImageSparseMemoryRequirementsKHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2378,7 +2375,7 @@ static void vkGetDeviceImageSparseMemoryRequirementsKHR(const void *p0, const vo
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(277, (uintptr_t)a);
+	carried(277, (uintptr_t)a);
 }
 
 static void vkGetDeviceMemoryCommitment(const void *p0, uint64_t p1, const void *p2) {
@@ -2386,21 +2383,21 @@ static void vkGetDeviceMemoryCommitment(const void *p0, uint64_t p1, const void 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(279, (uintptr_t)a);
+	carried(279, (uintptr_t)a);
 }
 
 static uint64_t vkGetDeviceMemoryOpaqueCaptureAddress(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(280, (uintptr_t)a);
+	return (uint64_t)carried(280, (uintptr_t)a);
 }
 
 static uint64_t vkGetDeviceMemoryOpaqueCaptureAddressKHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (uint64_t)memspanCall(280, (uintptr_t)a);
+	return (uint64_t)carried(280, (uintptr_t)a);
 }
 
 static void vkGetDeviceQueue(const void *p0, uint32_t p1, uint32_t p2, const void *p3) {
@@ -2409,7 +2406,7 @@ static void vkGetDeviceQueue(const void *p0, uint32_t p1, uint32_t p2, const voi
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(283, (uintptr_t)a);
+	carried(283, (uintptr_t)a);
 }
 
 static void vkGetDeviceQueue2(const void *p0, const void *p1, const void *p2) {
@@ -2417,21 +2414,21 @@ static void vkGetDeviceQueue2(const void *p0, const void *p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(284, (uintptr_t)a);
+	carried(284, (uintptr_t)a);
 }
 
 static int32_t vkGetEventStatus(const void *p0, uint64_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	return (int32_t)memspanCall(285, (uintptr_t)a);
+	return (int32_t)carried(285, (uintptr_t)a);
 }
 
 static int32_t vkGetFenceStatus(const void *p0, uint64_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	return (int32_t)memspanCall(286, (uintptr_t)a);
+	return (int32_t)carried(286, (uintptr_t)a);
 }
 
 static void vkGetImageMemoryRequirements(const void *p0, uint64_t p1, const void *p2) {
@@ -2439,7 +2436,7 @@ static void vkGetImageMemoryRequirements(const void *p0, uint64_t p1, const void
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(287, (uintptr_t)a);
+	carried(287, (uintptr_t)a);
 }
 
 static void vkGetImageMemoryRequirements2(const void *p0, const void *p1, const void *p2) {
@@ -2447,7 +2444,7 @@ static void vkGetImageMemoryRequirements2(const void *p0, const void *p1, const 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(288, (uintptr_t)a);
+	carried(288, (uintptr_t)a);
 }
 
 static void vkGetImageMemoryRequirements2KHR(const void *p0, const void *p1, const void *p2) {
@@ -2455,7 +2452,7 @@ static void vkGetImageMemoryRequirements2KHR(const void *p0, const void *p1, con
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(288, (uintptr_t)a);
+	carried(288, (uintptr_t)a);
 }
 
 static void vkGetImageSparseMemoryRequirements(const void *p0, uint64_t p1, const void *p2, const void *p3) {
@@ -2464,7 +2461,7 @@ static void vkGetImageSparseMemoryRequirements(const void *p0, uint64_t p1, cons
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(290, (uintptr_t)a);
+	carried(290, (uintptr_t)a);
 }
 
 static void vkGetImageSparseMemoryRequirements2(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2473,7 +2470,7 @@ static void vkGetImageSparseMemoryRequirements2(const void *p0, const void *p1, 
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(291, (uintptr_t)a);
+	carried(291, (uintptr_t)a);
 }
 
 static void vkGetImageSparseMemoryRequirements2KHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2482,7 +2479,7 @@ static void vkGetImageSparseMemoryRequirements2KHR(const void *p0, const void *p
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(291, (uintptr_t)a);
+	carried(291, (uintptr_t)a);
 }
 
 static void vkGetImageSubresourceLayout(const void *p0, uint64_t p1, const void *p2, const void *p3) {
@@ -2491,7 +2488,7 @@ static void vkGetImageSubresourceLayout(const void *p0, uint64_t p1, const void 
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(293, (uintptr_t)a);
+	carried(293, (uintptr_t)a);
 }
 
 static void vkGetImageSubresourceLayout2EXT(const void *p0, uint64_t p1, const void *p2, const void *p3) {
@@ -2500,7 +2497,7 @@ static void vkGetImageSubresourceLayout2EXT(const void *p0, uint64_t p1, const v
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(294, (uintptr_t)a);
+	carried(294, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceCalibrateableTimeDomainsEXT(const void *p0, const void *p1, const void *p2) {
@@ -2508,7 +2505,7 @@ static int32_t vkGetPhysicalDeviceCalibrateableTimeDomainsEXT(const void *p0, co
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(296, (uintptr_t)a);
+	return (int32_t)carried(296, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceCooperativeMatrixPropertiesNV(const void *p0, const void *p1, const void *p2) {
@@ -2516,7 +2513,7 @@ static int32_t vkGetPhysicalDeviceCooperativeMatrixPropertiesNV(const void *p0, 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(297, (uintptr_t)a);
+	return (int32_t)carried(297, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceExternalBufferProperties(const void *p0, const void *p1, const void *p2) {
@@ -2524,7 +2521,7 @@ static void vkGetPhysicalDeviceExternalBufferProperties(const void *p0, const vo
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(298, (uintptr_t)a);
+	carried(298, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceExternalBufferPropertiesKHR(const void *p0, const void *p1, const void *p2) {
@@ -2532,7 +2529,7 @@ static void vkGetPhysicalDeviceExternalBufferPropertiesKHR(const void *p0, const
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(298, (uintptr_t)a);
+	carried(298, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceExternalFenceProperties(const void *p0, const void *p1, const void *p2) {
@@ -2540,7 +2537,7 @@ static void vkGetPhysicalDeviceExternalFenceProperties(const void *p0, const voi
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(300, (uintptr_t)a);
+	carried(300, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceExternalFencePropertiesKHR(const void *p0, const void *p1, const void *p2) {
@@ -2548,7 +2545,7 @@ static void vkGetPhysicalDeviceExternalFencePropertiesKHR(const void *p0, const 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(300, (uintptr_t)a);
+	carried(300, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceExternalSemaphoreProperties(const void *p0, const void *p1, const void *p2) {
@@ -2556,7 +2553,7 @@ static void vkGetPhysicalDeviceExternalSemaphoreProperties(const void *p0, const
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(302, (uintptr_t)a);
+	carried(302, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceExternalSemaphorePropertiesKHR(const void *p0, const void *p1, const void *p2) {
@@ -2564,28 +2561,28 @@ static void vkGetPhysicalDeviceExternalSemaphorePropertiesKHR(const void *p0, co
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(302, (uintptr_t)a);
+	carried(302, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceFeatures(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(304, (uintptr_t)a);
+	carried(304, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceFeatures2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(305, (uintptr_t)a);
+	carried(305, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceFeatures2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(305, (uintptr_t)a);
+	carried(305, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceFormatProperties(const void *p0, uint32_t p1, const void *p2) {
@@ -2593,7 +2590,7 @@ static void vkGetPhysicalDeviceFormatProperties(const void *p0, uint32_t p1, con
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(307, (uintptr_t)a);
+	carried(307, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceFormatProperties2(const void *p0, uint32_t p1, const void *p2) {
@@ -2601,7 +2598,7 @@ static void vkGetPhysicalDeviceFormatProperties2(const void *p0, uint32_t p1, co
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(308, (uintptr_t)a);
+	carried(308, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceFormatProperties2KHR(const void *p0, uint32_t p1, const void *p2) {
@@ -2609,7 +2606,7 @@ static void vkGetPhysicalDeviceFormatProperties2KHR(const void *p0, uint32_t p1,
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(308, (uintptr_t)a);
+	carried(308, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceFragmentShadingRatesKHR(const void *p0, const void *p1, const void *p2) {
@@ -2617,7 +2614,7 @@ static int32_t vkGetPhysicalDeviceFragmentShadingRatesKHR(const void *p0, const 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(310, (uintptr_t)a);
+	return (int32_t)carried(310, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceImageFormatProperties(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, uint32_t p5, const void *p6) {
@@ -2629,7 +2626,7 @@ static int32_t vkGetPhysicalDeviceImageFormatProperties(const void *p0, uint32_t
 	a[4] = p4;
 	a[5] = p5;
 	a[6] = WORD(p6);
-	return (int32_t)memspanCall(311, (uintptr_t)a);
+	return (int32_t)carried(311, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceImageFormatProperties2(const void *p0, const void *p1, const void *p2) {
@@ -2637,7 +2634,7 @@ static int32_t vkGetPhysicalDeviceImageFormatProperties2(const void *p0, const v
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(312, (uintptr_t)a);
+	return (int32_t)carried(312, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceImageFormatProperties2KHR(const void *p0, const void *p1, const void *p2) {
@@ -2645,28 +2642,28 @@ static int32_t vkGetPhysicalDeviceImageFormatProperties2KHR(const void *p0, cons
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(312, (uintptr_t)a);
+	return (int32_t)carried(312, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceMemoryProperties(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(314, (uintptr_t)a);
+	carried(314, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceMemoryProperties2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(315, (uintptr_t)a);
+	carried(315, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceMemoryProperties2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(315, (uintptr_t)a);
+	carried(315, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceMultisamplePropertiesEXT(const void *p0, uint32_t p1, const void *p2) {
@@ -2674,28 +2671,28 @@ static void vkGetPhysicalDeviceMultisamplePropertiesEXT(const void *p0, uint32_t
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(317, (uintptr_t)a);
+	carried(317, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceProperties(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(318, (uintptr_t)a);
+	carried(318, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceProperties2(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(319, (uintptr_t)a);
+	carried(319, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceProperties2KHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	memspanCall(319, (uintptr_t)a);
+	carried(319, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceQueueFamilyPerformanceQueryPassesKHR(const void *p0, const void *p1, const void *p2) {
@@ -2703,7 +2700,7 @@ static void vkGetPhysicalDeviceQueueFamilyPerformanceQueryPassesKHR(const void *
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(321, (uintptr_t)a);
+	carried(321, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceQueueFamilyProperties(const void *p0, const void *p1, const void *p2) {
@@ -2711,7 +2708,7 @@ static void vkGetPhysicalDeviceQueueFamilyProperties(const void *p0, const void 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(322, (uintptr_t)a);
+	carried(322, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceQueueFamilyProperties2(const void *p0, const void *p1, const void *p2) {
@@ -2719,7 +2716,7 @@ static void vkGetPhysicalDeviceQueueFamilyProperties2(const void *p0, const void
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(323, (uintptr_t)a);
+	carried(323, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceQueueFamilyProperties2KHR(const void *p0, const void *p1, const void *p2) {
@@ -2727,7 +2724,7 @@ static void vkGetPhysicalDeviceQueueFamilyProperties2KHR(const void *p0, const v
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(323, (uintptr_t)a);
+	carried(323, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceSparseImageFormatProperties(const void *p0, uint32_t p1, uint32_t p2, uint32_t p3, uint32_t p4, uint32_t p5, const void *p6, const void *p7) {
@@ -2740,7 +2737,7 @@ static void vkGetPhysicalDeviceSparseImageFormatProperties(const void *p0, uint3
 	a[5] = p5;
 	a[6] = WORD(p6);
 	a[7] = WORD(p7);
-	memspanCall(325, (uintptr_t)a);
+	carried(325, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceSparseImageFormatProperties2(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2749,7 +2746,7 @@ static void vkGetPhysicalDeviceSparseImageFormatProperties2(const void *p0, cons
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(326, (uintptr_t)a);
+	carried(326, (uintptr_t)a);
 }
 
 static void vkGetPhysicalDeviceSparseImageFormatProperties2KHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2758,7 +2755,7 @@ static void vkGetPhysicalDeviceSparseImageFormatProperties2KHR(const void *p0, c
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	memspanCall(326, (uintptr_t)a);
+	carried(326, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceSupportedFramebufferMixedSamplesCombinationsNV(const void *p0, const void *p1, const void *p2) {
@@ -2766,7 +2763,7 @@ static int32_t vkGetPhysicalDeviceSupportedFramebufferMixedSamplesCombinationsNV
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(328, (uintptr_t)a);
+	return (int32_t)carried(328, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceToolProperties(const void *p0, const void *p1, const void *p2) {
@@ -2774,7 +2771,7 @@ static int32_t vkGetPhysicalDeviceToolProperties(const void *p0, const void *p1,
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(329, (uintptr_t)a);
+	return (int32_t)carried(329, (uintptr_t)a);
 }
 
 static int32_t vkGetPhysicalDeviceToolPropertiesEXT(const void *p0, const void *p1, const void *p2) {
@@ -2782,7 +2779,7 @@ static int32_t vkGetPhysicalDeviceToolPropertiesEXT(const void *p0, const void *
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(329, (uintptr_t)a);
+	return (int32_t)carried(329, (uintptr_t)a);
 }
 
 static int32_t vkGetPipelineCacheData(const void *p0, uint64_t p1, const void *p2, const void *p3) {
@@ -2791,7 +2788,7 @@ static int32_t vkGetPipelineCacheData(const void *p0, uint64_t p1, const void *p
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(331, (uintptr_t)a);
+	return (int32_t)carried(331, (uintptr_t)a);
 }
 
 static int32_t vkGetPipelineExecutableInternalRepresentationsKHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2800,7 +2797,7 @@ static int32_t vkGetPipelineExecutableInternalRepresentationsKHR(const void *p0,
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(332, (uintptr_t)a);
+	return (int32_t)carried(332, (uintptr_t)a);
 }
 
 static int32_t vkGetPipelineExecutablePropertiesKHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2809,7 +2806,7 @@ static int32_t vkGetPipelineExecutablePropertiesKHR(const void *p0, const void *
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(333, (uintptr_t)a);
+	return (int32_t)carried(333, (uintptr_t)a);
 }
 
 static int32_t vkGetPipelineExecutableStatisticsKHR(const void *p0, const void *p1, const void *p2, const void *p3) {
@@ -2818,7 +2815,7 @@ static int32_t vkGetPipelineExecutableStatisticsKHR(const void *p0, const void *
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(334, (uintptr_t)a);
+	return (int32_t)carried(334, (uintptr_t)a);
 }
 
 static void vkGetPrivateData(const void *p0, uint32_t p1, uint64_t p2, uint64_t p3, const void *p4) {
@@ -2828,7 +2825,7 @@ static void vkGetPrivateData(const void *p0, uint32_t p1, uint64_t p2, uint64_t 
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(335, (uintptr_t)a);
+	carried(335, (uintptr_t)a);
 }
 
 static void vkGetPrivateDataEXT(const void *p0, uint32_t p1, uint64_t p2, uint64_t p3, const void *p4) {
@@ -2838,7 +2835,7 @@ static void vkGetPrivateDataEXT(const void *p0, uint32_t p1, uint64_t p2, uint64
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(335, (uintptr_t)a);
+	carried(335, (uintptr_t)a);
 }
 
 static int32_t vkGetQueryPoolResults(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3, size_t p4, const void *p5, uint64_t p6, uint32_t p7) {
@@ -2851,7 +2848,7 @@ static int32_t vkGetQueryPoolResults(const void *p0, uint64_t p1, uint32_t p2, u
 	a[5] = WORD(p5);
 	a[6] = p6;
 	a[7] = p7;
-	return (int32_t)memspanCall(337, (uintptr_t)a);
+	return (int32_t)carried(337, (uintptr_t)a);
 }
 
 static void vkGetRenderAreaGranularity(const void *p0, uint64_t p1, const void *p2) {
@@ -2859,7 +2856,7 @@ static void vkGetRenderAreaGranularity(const void *p0, uint64_t p1, const void *
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(338, (uintptr_t)a);
+	carried(338, (uintptr_t)a);
 }
 
 static int32_t vkGetSemaphoreCounterValue(const void *p0, uint64_t p1, const void *p2) {
@@ -2867,7 +2864,7 @@ static int32_t vkGetSemaphoreCounterValue(const void *p0, uint64_t p1, const voi
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(339, (uintptr_t)a);
+	return (int32_t)carried(339, (uintptr_t)a);
 }
 
 static int32_t vkGetSemaphoreCounterValueKHR(const void *p0, uint64_t p1, const void *p2) {
@@ -2875,7 +2872,7 @@ static int32_t vkGetSemaphoreCounterValueKHR(const void *p0, uint64_t p1, const 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(339, (uintptr_t)a);
+	return (int32_t)carried(339, (uintptr_t)a);
 }
 
 static int32_t vkGetShaderInfoAMD(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3, const void *p4, const void *p5) {
@@ -2886,7 +2883,7 @@ static int32_t vkGetShaderInfoAMD(const void *p0, uint64_t p1, uint32_t p2, uint
 	a[3] = p3;
 	a[4] = WORD(p4);
 	a[5] = WORD(p5);
-	return (int32_t)memspanCall(341, (uintptr_t)a);
+	return (int32_t)carried(341, (uintptr_t)a);
 }
 
 static void vkGetShaderModuleCreateInfoIdentifierEXT(const void *p0, const void *p1, const void *p2) {
@@ -2894,7 +2891,7 @@ static void vkGetShaderModuleCreateInfoIdentifierEXT(const void *p0, const void 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = WORD(p2);
-	memspanCall(342, (uintptr_t)a);
+	carried(342, (uintptr_t)a);
 }
 
 static void vkGetShaderModuleIdentifierEXT(const void *p0, uint64_t p1, const void *p2) {
@@ -2902,7 +2899,7 @@ static void vkGetShaderModuleIdentifierEXT(const void *p0, uint64_t p1, const vo
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	memspanCall(343, (uintptr_t)a);
+	carried(343, (uintptr_t)a);
 }
 
 static int32_t vkInvalidateMappedMemoryRanges(const void *p0, uint32_t p1, const void *p2) {
@@ -2910,7 +2907,7 @@ static int32_t vkInvalidateMappedMemoryRanges(const void *p0, uint32_t p1, const
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(344, (uintptr_t)a);
+	return (int32_t)carried(344, (uintptr_t)a);
 }
 
 static int32_t vkMapMemory(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3, uint32_t p4, const void *p5) {
@@ -2921,7 +2918,7 @@ static int32_t vkMapMemory(const void *p0, uint64_t p1, uint64_t p2, uint64_t p3
 	a[3] = p3;
 	a[4] = p4;
 	a[5] = WORD(p5);
-	return (int32_t)memspanCall(345, (uintptr_t)a);
+	return (int32_t)carried(345, (uintptr_t)a);
 }
 
 static int32_t vkMergePipelineCaches(const void *p0, uint64_t p1, uint32_t p2, const void *p3) {
@@ -2930,7 +2927,7 @@ static int32_t vkMergePipelineCaches(const void *p0, uint64_t p1, uint32_t p2, c
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	return (int32_t)memspanCall(346, (uintptr_t)a);
+	return (int32_t)carried(346, (uintptr_t)a);
 }
 
 static int32_t vkQueueBindSparse(const void *p0, uint32_t p1, const void *p2, uint64_t p3) {
@@ -2939,7 +2936,7 @@ static int32_t vkQueueBindSparse(const void *p0, uint32_t p1, const void *p2, ui
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = p3;
-	return (int32_t)memspanCall(347, (uintptr_t)a);
+	return (int32_t)carried(347, (uintptr_t)a);
 }
 
 static int32_t vkQueueSubmit(const void *p0, uint32_t p1, const void *p2, uint64_t p3) {
@@ -2948,7 +2945,7 @@ static int32_t vkQueueSubmit(const void *p0, uint32_t p1, const void *p2, uint64
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = p3;
-	return (int32_t)memspanCall(348, (uintptr_t)a);
+	return (int32_t)carried(348, (uintptr_t)a);
 }
 
 static int32_t vkQueueSubmit2(const void *p0, uint32_t p1, const void *p2, uint64_t p3) {
@@ -2957,7 +2954,7 @@ static int32_t vkQueueSubmit2(const void *p0, uint32_t p1, const void *p2, uint6
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = p3;
-	return (int32_t)memspanCall(349, (uintptr_t)a);
+	return (int32_t)carried(349, (uintptr_t)a);
 }
 
 static int32_t vkQueueSubmit2KHR(const void *p0, uint32_t p1, const void *p2, uint64_t p3) {
@@ -2966,26 +2963,26 @@ static int32_t vkQueueSubmit2KHR(const void *p0, uint32_t p1, const void *p2, ui
 	a[1] = p1;
 	a[2] = WORD(p2);
 	a[3] = p3;
-	return (int32_t)memspanCall(349, (uintptr_t)a);
+	return (int32_t)carried(349, (uintptr_t)a);
 }
 
 static int32_t vkQueueWaitIdle(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	return (int32_t)memspanCall(351, (uintptr_t)a);
+	return (int32_t)carried(351, (uintptr_t)a);
 }
 
 static void vkReleaseProfilingLockKHR(const void *p0) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
-	memspanCall(352, (uintptr_t)a);
+	carried(352, (uintptr_t)a);
 }
 
 static int32_t vkResetCommandBuffer(const void *p0, uint32_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	return (int32_t)memspanCall(353, (uintptr_t)a);
+	return (int32_t)carried(353, (uintptr_t)a);
 }
 
 static int32_t vkResetCommandPool(const void *p0, uint64_t p1, uint32_t p2) {
@@ -2993,7 +2990,7 @@ static int32_t vkResetCommandPool(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	return (int32_t)memspanCall(354, (uintptr_t)a);
+	return (int32_t)carried(354, (uintptr_t)a);
 }
 
 static int32_t vkResetDescriptorPool(const void *p0, uint64_t p1, uint32_t p2) {
@@ -3001,14 +2998,14 @@ static int32_t vkResetDescriptorPool(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	return (int32_t)memspanCall(355, (uintptr_t)a);
+	return (int32_t)carried(355, (uintptr_t)a);
 }
 
 static int32_t vkResetEvent(const void *p0, uint64_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	return (int32_t)memspanCall(356, (uintptr_t)a);
+	return (int32_t)carried(356, (uintptr_t)a);
 }
 
 static int32_t vkResetFences(const void *p0, uint32_t p1, const void *p2) {
@@ -3016,7 +3013,7 @@ static int32_t vkResetFences(const void *p0, uint32_t p1, const void *p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = WORD(p2);
-	return (int32_t)memspanCall(357, (uintptr_t)a);
+	return (int32_t)carried(357, (uintptr_t)a);
 }
 
 static void vkResetQueryPool(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3) {
@@ -3025,7 +3022,7 @@ static void vkResetQueryPool(const void *p0, uint64_t p1, uint32_t p2, uint32_t 
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(358, (uintptr_t)a);
+	carried(358, (uintptr_t)a);
 }
 
 static void vkResetQueryPoolEXT(const void *p0, uint64_t p1, uint32_t p2, uint32_t p3) {
@@ -3034,7 +3031,7 @@ static void vkResetQueryPoolEXT(const void *p0, uint64_t p1, uint32_t p2, uint32
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = p3;
-	memspanCall(358, (uintptr_t)a);
+	carried(358, (uintptr_t)a);
 }
 
 static void vkSetDeviceMemoryPriorityEXT(const void *p0, uint64_t p1, float p2) {
@@ -3042,14 +3039,14 @@ static void vkSetDeviceMemoryPriorityEXT(const void *p0, uint64_t p1, float p2) 
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = floatWord(p2);
-	memspanCall(360, (uintptr_t)a);
+	carried(360, (uintptr_t)a);
 }
 
 static int32_t vkSetEvent(const void *p0, uint64_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	return (int32_t)memspanCall(361, (uintptr_t)a);
+	return (int32_t)carried(361, (uintptr_t)a);
 }
 
 static int32_t vkSetPrivateData(const void *p0, uint32_t p1, uint64_t p2, uint64_t p3, uint64_t p4) {
@@ -3059,7 +3056,7 @@ static int32_t vkSetPrivateData(const void *p0, uint32_t p1, uint64_t p2, uint64
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	return (int32_t)memspanCall(362, (uintptr_t)a);
+	return (int32_t)carried(362, (uintptr_t)a);
 }
 
 static int32_t vkSetPrivateDataEXT(const void *p0, uint32_t p1, uint64_t p2, uint64_t p3, uint64_t p4) {
@@ -3069,21 +3066,21 @@ static int32_t vkSetPrivateDataEXT(const void *p0, uint32_t p1, uint64_t p2, uin
 	a[2] = p2;
 	a[3] = p3;
 	a[4] = p4;
-	return (int32_t)memspanCall(362, (uintptr_t)a);
+	return (int32_t)carried(362, (uintptr_t)a);
 }
 
 static int32_t vkSignalSemaphore(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (int32_t)memspanCall(364, (uintptr_t)a);
+	return (int32_t)carried(364, (uintptr_t)a);
 }
 
 static int32_t vkSignalSemaphoreKHR(const void *p0, const void *p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
-	return (int32_t)memspanCall(364, (uintptr_t)a);
+	return (int32_t)carried(364, (uintptr_t)a);
 }
 
 static void vkTrimCommandPool(const void *p0, uint64_t p1, uint32_t p2) {
@@ -3091,7 +3088,7 @@ static void vkTrimCommandPool(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(366, (uintptr_t)a);
+	carried(366, (uintptr_t)a);
 }
 
 static void vkTrimCommandPoolKHR(const void *p0, uint64_t p1, uint32_t p2) {
@@ -3099,14 +3096,14 @@ static void vkTrimCommandPoolKHR(const void *p0, uint64_t p1, uint32_t p2) {
 	a[0] = WORD(p0);
 	a[1] = p1;
 	a[2] = p2;
-	memspanCall(366, (uintptr_t)a);
+	carried(366, (uintptr_t)a);
 }
 
 static void vkUnmapMemory(const void *p0, uint64_t p1) {
 	uint64_t a[16];
 	a[0] = WORD(p0);
 	a[1] = p1;
-	memspanCall(368, (uintptr_t)a);
+	carried(368, (uintptr_t)a);
 }
 
 static void vkUpdateDescriptorSetWithTemplate(const void *p0, uint64_t p1, uint64_t p2, const void *p3) {
@@ -3115,7 +3112,7 @@ static void vkUpdateDescriptorSetWithTemplate(const void *p0, uint64_t p1, uint6
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(369, (uintptr_t)a);
+	carried(369, (uintptr_t)a);
 }
 
 static void vkUpdateDescriptorSetWithTemplateKHR(const void *p0, uint64_t p1, uint64_t p2, const void *p3) {
@@ -3124,7 +3121,7 @@ static void vkUpdateDescriptorSetWithTemplateKHR(const void *p0, uint64_t p1, ui
 	a[1] = p1;
 	a[2] = p2;
 	a[3] = WORD(p3);
-	memspanCall(369, (uintptr_t)a);
+	carried(369, (uintptr_t)a);
 }
 
 static void vkUpdateDescriptorSets(const void *p0, uint32_t p1, const void *p2, uint32_t p3, const void *p4) {
@@ -3134,7 +3131,7 @@ static void vkUpdateDescriptorSets(const void *p0, uint32_t p1, const void *p2, 
 	a[2] = WORD(p2);
 	a[3] = p3;
 	a[4] = WORD(p4);
-	memspanCall(371, (uintptr_t)a);
+	carried(371, (uintptr_t)a);
 }
 
 static int32_t vkWaitForFences(const void *p0, uint32_t p1, const void *p2, uint32_t p3, uint64_t p4) {
@@ -3144,7 +3141,7 @@ static int32_t vkWaitForFences(const void *p0, uint32_t p1, const void *p2, uint
 	a[2] = WORD(p2);
 	a[3] = p3;
 	a[4] = p4;
-	return (int32_t)memspanCall(372, (uintptr_t)a);
+	return (int32_t)carried(372, (uintptr_t)a);
 }
 
 static int32_t vkWaitSemaphores(const void *p0, const void *p1, uint64_t p2) {
@@ -3152,7 +3149,7 @@ static int32_t vkWaitSemaphores(const void *p0, const void *p1, uint64_t p2) {
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = p2;
-	return (int32_t)memspanCall(373, (uintptr_t)a);
+	return (int32_t)carried(373, (uintptr_t)a);
 }
 
 static int32_t vkWaitSemaphoresKHR(const void *p0, const void *p1, uint64_t p2) {
@@ -3160,8 +3157,10 @@ static int32_t vkWaitSemaphoresKHR(const void *p0, const void *p1, uint64_t p2) 
 	a[0] = WORD(p0);
 	a[1] = WORD(p1);
 	a[2] = p2;
-	return (int32_t)memspanCall(373, (uintptr_t)a);
+	return (int32_t)carried(373, (uintptr_t)a);
 }
+
+const char carrierName[] = "vk_icdMemspanCall4806e21c143171ca";
 
 const struct entry entries[] = {
 	{"vkAcquireProfilingLockKHR", (procedure)vkAcquireProfilingLockKHR, DEVICE, 0},
@@ -3547,5 +3546,5 @@ int deviceHas(void *device, const char *name) {
 	uint64_t a[16];
 	a[0] = WORD(device);
 	a[1] = WORD(name);
-	return memspanCall(282, (uintptr_t)a) != 0;
+	return carried(282, (uintptr_t)a) == 1;
 }

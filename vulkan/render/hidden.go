@@ -42,6 +42,16 @@ const queueFlags = 0xf
 
 // queueFamilies tells what the families of queues can do.
 func (r *renderer) queueFamilies(c *call) error {
+	if array, count := c.args[2], structure(c.args[1]); array != 0 {
+		// SwiftShader says that it has as many as there is room for.
+		room := count.u32(0)
+		c.args[2] = 0
+		if _, err := r.invoke(c); err != nil {
+			return r.refuse(c, err)
+		}
+		count.set32(0, min(room, count.u32(0)))
+		c.args[2] = array
+	}
 	result, err := r.invoke(c)
 	if err != nil {
 		return r.refuse(c, err)

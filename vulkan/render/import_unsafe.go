@@ -293,6 +293,11 @@ func (r *renderer) canImport(d *device, s structure, info *importInfo) bool {
 	if int(kind) >= len(d.types) || !d.types[kind].visible || !d.types[kind].coherent {
 		return false
 	}
+	// The host's pages cost nothing before they are touched: it is the driver who
+	// says that there is not so much.
+	if size > d.types[kind].heap {
+		return false
+	}
 	info.pointer = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
 	if info.pointer%x.alignment != 0 {
 		return false

@@ -69,8 +69,8 @@ func (r *renderer) describeMemory(d *device, physical *object) {
 		hideCoherent(s)
 	}
 	for i := range min(s.u32(0), 32) {
-		flags := s.add(i, 8).u32(4)
-		d.types = append(d.types, memoryType{flags&hostVisible != 0, flags&hostCoherent != 0})
+		flags, heap := s.add(i, 8).u32(4), s.add(i, 8).u32(8)
+		d.types = append(d.types, memoryType{flags&hostVisible != 0, flags&hostCoherent != 0, s.add(min(heap, 15), 16).u64(264)})
 	}
 	runtime.KeepAlive(properties)
 	limits := new([103]uint64) // VkPhysicalDeviceProperties

@@ -319,6 +319,60 @@ static void forks(App *a) {
 	drop_job(a, &j);
 }
 
+// What a job of so many rounds computes.
+static uint64_t computed(App *a, uint32_t rounds) {
+	Job j = make_job(a, rounds);
+	submit(a, j.cb, VK_NULL_HANDLE);
+	OK(vkQueueWaitIdle(a->queue));
+	uint64_t all = sum(map(a, &j.to), N * 4);
+	drop_job(a, &j);
+	return all;
+}
+
+// Waits for a child, which must have succeeded.
+static void reap(pid_t child) {
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+// Children that execute no other program open a GPU of their own, and so do
+// theirs; what their parent has goes on. (Mesa's software driver hangs here.)
+static void children(App *a) {
+	uint64_t mine = computed(a, 100), yours = computed(a, 7);
+	Job j = make_job(a, 1000);
+	for (int i = 0; i < 2; i++) {
+		submit(a, j.cb, VK_NULL_HANDLE);
+		pid_t child = fork();
+		CHECK(child >= 0);
+		if (child == 0) {
+			CHECK(vkQueueWaitIdle(a->queue) == VK_ERROR_DEVICE_LOST); // it is the parent's
+			App own = open_app();
+			CHECK(computed(&own, 100) == mine);
+			pid_t grandchild = fork();
+			CHECK(grandchild >= 0);
+			if (grandchild == 0) {
+				App third = open_app();
+				CHECK(computed(&third, 7) == yours);
+				close_app(&third);
+				exit(0);
+			}
+			reap(grandchild);
+			CHECK(computed(&own, 7) == yours);
+			if (i == 0) // in no good order
+				exit(0);
+			vkDestroyDevice(a->device, NULL); // none of its business, and nothing comes of it
+			CHECK(computed(&own, 100) == mine);
+			close_app(&own);
+			exit(0);
+		}
+		reap(child);
+		OK(vkQueueWaitIdle(a->queue));
+		CHECK(computed(a, 7) == yours);
+	}
+	drop_job(a, &j);
+	printf("three generations\n");
+}
+
 // Says how waiting for a fence ended that is not signalled in time.
 static void wait_in_vain(App *a, VkFence fence) {
 	printf("waiting\n");
@@ -381,6 +435,6 @@ static void hang(App *a) {
 
 int main(int argc, char **argv) {
 	const Case cases[] = {{"fences", fences}, {"polling", polling}, {"timeline", timeline}, {"turns", turns}, {"semaphores", semaphores},
-		{"events", events}, {"devices", devices}, {"forks", forks}, {"lost", lost}, {"submissions", submissions}, {"hang", hang}};
+		{"events", events}, {"devices", devices}, {"forks", forks}, {"children", children}, {"lost", lost}, {"submissions", submissions}, {"hang", hang}};
 	return run_case(argc, argv, cases, sizeof cases / sizeof *cases);
 }

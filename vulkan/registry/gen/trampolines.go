@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"hash/fnv"
 	"strings"
 )
 
@@ -18,9 +19,6 @@ func (t *tables) cFile() ([]byte, error) {
 	out.WriteString(`#include "entry.h"
 
 #include <string.h>
-
-// The Go side: runs the command with that index in registry.Commands.
-extern unsigned long long memspanCall(unsigned int command, uintptr_t args);
 
 #define WORD(p) ((uint64_t)(uintptr_t)(p))
 
@@ -73,13 +71,22 @@ static inline uint64_t floatWord(float f) {
 		for _, w := range words {
 			fmt.Fprintf(&out, "\t%s\n", w)
 		}
-		call := fmt.Sprintf("memspanCall(%d, (uintptr_t)a)", target)
+		carry := "carried"
+		if c.first == none {
+			carry = "begun"
+		}
+		call := fmt.Sprintf("%s(%d, (uintptr_t)a)", carry, target)
 		if result == "void" {
 			fmt.Fprintf(&out, "\t%s;\n}\n", call)
 		} else {
 			fmt.Fprintf(&out, "\treturn (%s)%s;\n}\n", result, call)
 		}
 	}
+	names := fnv.New64a()
+	for _, c := range t.commands {
+		fmt.Fprintln(names, c.name)
+	}
+	fmt.Fprintf(&out, "\nconst char carrierName[] = \"vk_icdMemspanCall%016x\";\n", names.Sum64())
 	out.WriteString("\nconst struct entry entries[] = {\n")
 	for _, c := range t.commands {
 		level := "DEVICE"
@@ -108,7 +115,7 @@ int deviceHas(void *device, const char *name) {
 	uint64_t a[16];
 	a[0] = WORD(device);
 	a[1] = WORD(name);
-	return memspanCall(%d, (uintptr_t)a) != 0;
+	return carried(%d, (uintptr_t)a) == 1;
 }
 `, i)
 		}
