@@ -289,7 +289,7 @@ func TestParentDies(t *testing.T) {
 		t.Fatal(s.err)
 	}
 	defer s.conn.Close()
-	s.conn.SetDeadline(time.Now().Add(30 * time.Second))
+	s.conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	bufio.NewReader(s.conn).ReadString('\n') // an error if the signal came first
 	var exit *exec.ExitError
 	if err := s.cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
