@@ -5,6 +5,7 @@ package host_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -281,22 +282,25 @@ func TestTooManyDescriptors(t *testing.T) {
 // A guest who goes is noticed while nobody reads what he sends: because a request
 // without an id is carried out, or so many that the next one waits.
 func TestGoneUnread(t *testing.T) {
-	for _, listen := range []func(testing.TB) net.Listener{tcp, unixSocket} {
+	for network, listen := range map[string]func(testing.TB) net.Listener{"tcp": tcp, "unix": unixSocket} {
 		for _, ids := range [][]int{{0}, {1, 0}, {1, 2}} {
-			wait, dir := newHeld(), t.TempDir()
-			path := filepath.Join(dir, "b")
-			if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			ln := listen(t)
-			serve(t, ln, host.Config{Dir: dir, MaxInFlight: 1, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
-			g := connect(t, ln)
-			for _, id := range ids {
-				g.write(framed(t, map[string]any{"api": "shared_buffer", "request_id": id, "operation": "wait", "file_path": path, "buffer_size": 100}))
-			}
-			<-wait.begun
-			g.Close()
-			<-wait.ended
+			t.Run(fmt.Sprint(network, ids), func(t *testing.T) {
+				t.Parallel() // each waits for the host to look
+				wait, dir := newHeld(), t.TempDir()
+				path := filepath.Join(dir, "b")
+				if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				ln := listen(t)
+				serve(t, ln, host.Config{Dir: dir, MaxInFlight: 1, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
+				g := connect(t, ln)
+				for _, id := range ids {
+					g.write(framed(t, map[string]any{"api": "shared_buffer", "request_id": id, "operation": "wait", "file_path": path, "buffer_size": 100}))
+				}
+				<-wait.begun
+				g.Close()
+				<-wait.ended
+			})
 		}
 	}
 }
