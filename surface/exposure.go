@@ -47,7 +47,6 @@ type Exposure struct {
 
 	copied, given  atomic.Int64 // bytes
 	pulls, directs atomic.Int64
-	missed         atomic.Int64 // reads of chunks that were not there
 	waiting        atomic.Int32 // now
 
 	life context.Context // canceled when it ends
@@ -472,7 +471,6 @@ type Stat struct {
 	ReadOnce bool  // see Spec
 	Pullers  int   // that have it open
 	Waiting  int   // of them: that wait for chunks
-	Missed   int64 // reads of chunks that were not there
 	Pulls    int64 // openings since it was made
 	Direct   int64 // of them: that got the memory itself
 	Given    int64 // bytes that were read
@@ -486,7 +484,7 @@ func (e *Exposure) Stat() Stat {
 	defer e.mu.Unlock()
 	st := Stat{
 		Manifest: e.header, State: e.state, Have: e.have, Replica: e.replica != nil, ReadOnce: e.readOnce,
-		Pullers: e.pullers, Waiting: int(e.waiting.Load()), Missed: e.missed.Load(), Pulls: e.pulls.Load(),
+		Pullers: e.pullers, Waiting: int(e.waiting.Load()), Pulls: e.pulls.Load(),
 		Direct: e.directs.Load(), Given: e.given.Load(), Copied: e.copied.Load(),
 	}
 	st.Chunks = st.Count()

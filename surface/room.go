@@ -31,7 +31,7 @@ const (
 	limitBudget  = "the budget for surfaces"
 	limitMachine = "the machine's memory"
 	limitGroup   = "the control group's memory"
-	limitOne     = "what one surface may store"
+	limitOne     = "the address space for one surface"
 	limitFile    = "RLIMIT_FSIZE (ulimit -f)"
 	limitSpace   = "the process's address space (RLIMIT_AS, ulimit -v)"
 	limitStream  = "what there was when the stream began" // its address space is for that
