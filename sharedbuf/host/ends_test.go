@@ -205,6 +205,13 @@ func TestRefusedAndInStep(t *testing.T) {
 			t.Errorf("without a descriptor: %+v", r)
 		}
 	}
+	// Several requests in one message, the first of which has a descriptor.
+	g.sendWithFile(`{"api":"shared_buffer","request_id":11,"operation":"process","file_path":"memfd:1","buffer_size":1,"buffer_id":1}`, `{"api":"echo","input":""}`)
+	for range 2 {
+		if r := g.reply(); r.ID == 11 && r.Code != sharedbuf.ErrSize {
+			t.Errorf("with what is no memory: %+v", r)
+		}
+	}
 	// Not known is it here: bytes may follow.
 	for _, request := range []string{
 		`{"api":"buffer_test","request_id":7,"operation":2,"payload_size":"8"}`,
@@ -222,14 +229,18 @@ func TestRefusedAndInStep(t *testing.T) {
 	}
 }
 
-func (g *rawGuest) sendWithFile(body string) {
+// sendWithFile sends requests in one message, and a descriptor with it.
+func (g *rawGuest) sendWithFile(bodies ...string) {
 	g.t.Helper()
 	f, err := os.Open(os.DevNull)
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	defer f.Close()
-	message := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	var message []byte
+	for _, body := range bodies {
+		message = append(binary.BigEndian.AppendUint32(message, uint32(len(body))), body...)
+	}
 	if err := fdpass.Send(g.Conn.(*net.UnixConn), message, f); err != nil {
 		g.t.Fatal(err)
 	}
