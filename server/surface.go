@@ -330,8 +330,9 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 // maxRuns is how many runs of chunks one answer has.
 const maxRuns = 4096
 
-// surfaceState tells what is there, from a chunk on.
-func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.SurfaceState, error) {
+// surfaceState tells what is there, from a chunk on, with its first digests unless the
+// memory is handed over.
+func surfaceState(o *surface.Opening, p surface.Progress, from int64, direct bool) (control.SurfaceState, error) {
 	runs, more, err := o.Runs(from, maxRuns)
 	st := control.SurfaceState{Sequence: p.Sequence, Sealed: p.State == surface.Sealed, Size: p.Size, Count: p.Count, More: more}
 	for _, r := range runs {
@@ -341,7 +342,7 @@ func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.S
 		st.Root = p.Root[:]
 	}
 	// Whoever learns of a chunk asks for its digest next.
-	if err == nil && len(runs) > 0 && runs[0].First == from {
+	if err == nil && !direct && len(runs) > 0 && runs[0].First == from {
 		st.Digests, err = o.Digests(nil, from, min(runs[0].Count, maxUnasked))
 	}
 	return st, err
@@ -380,19 +381,17 @@ func (s *session) who() string { return cmp.Or(guestAddress(s.peer.Peer), here) 
 // answerOpened gives an opening a handle, and the client what it needs.
 func (s *session) answerOpened(h wire.Header, sh *surfaceHandle, direct bool) error {
 	o := sh.opening
+	direct = direct && s.direct && o.Direct()
 	p, err := o.Progress()
 	var st control.SurfaceState
 	if err == nil {
-		st, err = surfaceState(o, p, 0)
+		st, err = surfaceState(o, p, 0, direct)
 	}
 	header := o.Header()
 	reply := control.SurfaceOpened{
-		Direct: direct && s.direct && o.Direct(), ReadOnce: o.ReadOnce(),
+		Direct: direct, ReadOnce: o.ReadOnce(),
 		Header: header.AppendHeader(nil),
 		State:  st,
-	}
-	if reply.Direct {
-		reply.State.Digests = nil
 	}
 	if err == nil {
 		reply.Handle, err = s.addSurface(sh)
@@ -432,7 +431,7 @@ func (s *session) waitSurface(ctx context.Context, a control.SurfaceWait) (contr
 	if err != nil {
 		return control.SurfaceState{}, err
 	}
-	return surfaceState(h.opening, p, a.From)
+	return surfaceState(h.opening, p, a.From, false)
 }
 
 // maxDigests is how many digests one answer has.

@@ -15,14 +15,20 @@ import (
 type sight int
 
 const (
-	unseen sight = iota // he is on another machine
+	unseen sight = iota // nothing: he may be on another machine
 	living
 	gone // nobody has the other end of the connection
 )
 
 func (c *conn) see() sight {
 	if c.files != nil {
-		// Who is gone is told of even where nothing is written.
+		if !c.writeMu.TryLock() { // he is being written to, and that says it
+			return unseen
+		}
+		defer c.writeMu.Unlock()
+		// Who is gone is told of even where nothing is written. The last reply's
+		// deadline may be over.
+		c.nc.SetWriteDeadline(time.Time{})
 		if _, err := c.nc.Write(nil); err != nil {
 			return gone
 		}

@@ -230,9 +230,9 @@ func takeRoom(d *sharedfile.Dir, size int64, volatile bool) error {
 		return err
 	}
 	if volatile {
-		sharedfile.Enlarge(f, mem)
+		sharedfile.Enlarge(f, 0, mem)
 	}
-	return errors.Join(sharedfile.Reserve(f, size), sharedfile.Unmap(mem), d.Remove(name))
+	return errors.Join(sharedfile.Reserve(f, 0, size), sharedfile.Unmap(mem), d.Remove(name))
 }
 
 // BenchmarkPool takes buffers from a pool and puts them back, against making and

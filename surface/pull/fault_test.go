@@ -26,7 +26,7 @@ import (
 
 // impatient gives a source that owes something up soon, but not one that merely
 // shares a busy machine.
-var impatient = dial.Options{IOTimeout: 500 * time.Millisecond}
+var impatient = dial.Options{IOTimeout: 2 * time.Second}
 
 // A vice is what a host does wrong: after the first reads, or from the first.
 type vice func(h *host, after int64)
@@ -106,6 +106,7 @@ func TestVices(t *testing.T) {
 	content := random(4*mib + 99)
 	for name, v := range vices {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			good := expose(t, content, 256*kib, nil)
 			bad := good.mirror(nil)
 			v.vice(bad, 2)
