@@ -10,6 +10,9 @@ GO          ?= go
 STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME    ?= 20s
+# How long the tests of one package may take: never reached but by a hang, also where
+# two slow processors test all packages at once.
+PATIENCE    ?= 30m
 PAIRS       ?= 11
 BUILD        = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
@@ -57,7 +60,7 @@ test-apps: build
 	MEMSPAN_BINARY=$(CURDIR)/bin/memspan MEMSPAN_TEST_APPS=1 $(GO) test -count=1 -v -timeout 30m ./test/apps
 
 race:
-	$(GO) test -race ./...
+	$(GO) test -race -timeout $(PATIENCE) ./...
 
 # All states of the coherency protocol; under the race detector the largest
 # machine stops early.
@@ -66,8 +69,8 @@ search:
 
 # The command and the whole once more, with the binaries that are shipped.
 e2e: build build-static
-	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 ./cmd/memspan ./test/e2e ./test/apps
-	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 ./cmd/memspan ./test/e2e
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan $(GO) test -count=1 -timeout $(PATIENCE) ./cmd/memspan ./test/e2e ./test/apps
+	MEMSPAN_BINARY=$(CURDIR)/bin/memspan-static MEMSPAN_TEST_NO_VULKAN=1 $(GO) test -count=1 -timeout $(PATIENCE) ./cmd/memspan ./test/e2e
 
 # What takes minutes of waiting: 1 GiB over a link of 10 MB/s, 50 clients, a
 # minute of Vulkan in four threads.

@@ -48,6 +48,12 @@ func TestBadAddress(t *testing.T) {
 			t.Errorf("Dial(%q) = %v", address, err)
 		}
 	}
+	for _, long := range []string{"unix:/run/" + strings.Repeat("x", 200), "/run/" + strings.Repeat("x", 200)} {
+		_, err := memspan.Dial(t.Context(), long, nil)
+		if !errors.Is(err, memspan.ErrInvalid) || !strings.Contains(err.Error(), "has 205 bytes") {
+			t.Errorf("Dial(%q) = %v", long, err)
+		}
+	}
 	if _, err := memspan.Dial(t.Context(), "tcp://192.0.2.1:1", nil); !errors.Is(err, memspan.ErrInvalid) || !strings.Contains(err.Error(), "tls://") {
 		t.Errorf("plain TCP off loopback: %v", err)
 	}

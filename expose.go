@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -101,19 +102,27 @@ func (c *Client) ExposeFile(ctx context.Context, f *os.File, o ExposeOptions) (*
 		e, err := c.exposeFile(ctx, f, control.ExposeFile, info.Size(), o)
 		return e, failed("expose", o.Name, 0, 0, err)
 	}
-	return c.exposeWritten(ctx, info.Size(), o, func(w *ExposeWriter) error {
-		if err := w.from(f, info.Size()); err != nil {
-			return err
+	size, unchanged, err := surface.Settled(ctx, f)
+	if err != nil {
+		return nil, failed("expose", o.Name, 0, 0, sourceError(f, err))
+	}
+	return c.exposeWritten(ctx, size, o, func(w *ExposeWriter) error {
+		err := w.from(f, size)
+		if errors.Is(err, io.EOF) {
+			err = surface.ErrChanged // cut short
+		} else if err == nil {
+			err = unchanged()
 		}
-		after, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		if after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime()) {
-			return &Error{Code: ErrConflict, Message: f.Name() + " changed while it was exposed"}
-		}
-		return nil
+		return sourceError(f, err)
 	})
+}
+
+// sourceError is err as it is told of a file that was to be exposed.
+func sourceError(f *os.File, err error) error {
+	if errors.Is(err, surface.ErrChanged) {
+		return &Error{Code: ErrConflict, Message: f.Name() + " changed while it was exposed", Err: err}
+	}
+	return err
 }
 
 func (c *Client) exposeFile(ctx context.Context, f *os.File, source control.ExposeSource, size int64, o ExposeOptions) (*Exposed, error) {

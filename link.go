@@ -328,7 +328,7 @@ func (l *link) controlWith(ctx context.Context, write func(h wire.Header, prefix
 	if ctx.Err() != nil {
 		return nil, canceled(ctx)
 	}
-	payload, err := marshalRequest(op, args)
+	payload, err := control.Encode(op, args)
 	if err != nil {
 		return nil, err
 	}
@@ -347,18 +347,6 @@ func (l *link) controlWith(ctx context.Context, write func(h wire.Header, prefix
 	return c.data, c.err
 }
 
-func marshalRequest(op control.Op, args any) ([]byte, error) {
-	req := control.Request{Op: op}
-	if args != nil {
-		raw, err := json.Marshal(args)
-		if err != nil {
-			return nil, err
-		}
-		req.Args = raw
-	}
-	return json.Marshal(req)
-}
-
 // cancel asks the server to give c up and waits for its answer. A server that
 // does not give one within the timeout is as good as gone.
 func (l *link) cancel(c *call) {
@@ -375,7 +363,7 @@ func (l *link) cancel(c *call) {
 
 // notify sends a control request whose answer does not matter.
 func (l *link) notify(op control.Op, args any) {
-	payload, err := marshalRequest(op, args)
+	payload, err := control.Encode(op, args)
 	if err != nil {
 		return
 	}

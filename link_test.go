@@ -10,7 +10,6 @@ import (
 	"io"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/wire"
@@ -354,53 +353,6 @@ func TestCancelRequest(t *testing.T) {
 				}
 			} else if !errors.Is(err, context.Canceled) {
 				t.Fatal(err)
-			}
-		})
-	}
-}
-
-// Requests may take their time as long as the server shows that it lives.
-func TestSlowRequest(t *testing.T) {
-	c := play(t, &memspan.Options{IOTimeout: 20 * time.Millisecond}, func(p *peer) {
-		var slow frame
-		signs := 0
-		p.serve(func(f frame) bool {
-			if p.request(f, nil) == control.OpStats {
-				slow = f
-				return true
-			}
-			p.reply(f, struct{}{})
-			if signs++; signs == 5 {
-				p.reply(slow, control.Stats{Sessions: 1})
-			}
-			return true
-		})
-	})
-	if _, err := c.Stats(t.Context()); err != nil {
-		t.Errorf("a slow request of a server that lives: %v", err)
-	}
-}
-
-func TestStalledServer(t *testing.T) {
-	for name, call := range map[string]func(s *memspan.Span) error{
-		"control": func(s *memspan.Span) error { return second(s.Stat(t.Context())) },
-		"read":    func(s *memspan.Span) error { return second(s.ReadAt(t.Context(), make([]byte, 9000), 0)) },
-		"cancel": func(s *memspan.Span) error {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-			defer cancel()
-			return second(s.Lock(ctx, 0, 1, memspan.Shared))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := play(t, &memspan.Options{IOTimeout: 20 * time.Millisecond}, func(p *peer) {
-				f, _ := p.next()
-				p.reply(f, opened)
-				for ok := true; ok; {
-					_, ok = p.next()
-				}
-			})
-			if err := call(open(t, c)); !errors.Is(err, memspan.ErrPeerLost) || !errors.Is(err, memspan.ErrStalled) {
-				t.Errorf("a server that is silent: %v", err)
 			}
 		})
 	}

@@ -1415,8 +1415,10 @@ class Surface:
                 self.manifest = Manifest.parse(_base64(call.reply["header"]), header=True)
             except Invalid as e:
                 raise _broken(str(e)) from None
-            if self.manifest.encrypted:
-                raise Unsupported("the surface is encrypted, and Python's library cannot decrypt it: use memspan pull")
+            if self.manifest.encrypted and not ticket.encrypted:
+                raise Invalid("the surface is encrypted, and the ticket has no key to it: pull it by one that has")
+            if self.manifest.encrypted and self._direct:
+                raise _broken("the memory of an encrypted surface instead of its content")
             if self._direct:
                 if len(call.files) != 2:
                     raise _broken("a surface without its memory")
@@ -1511,8 +1513,8 @@ class Surface:
         return memoryview(memory)[lead:lead + n]
 
     def _fetched(self, n: int) -> memoryview:
-        """Bytes that the daemon gives by copy: those of a read-once surface, and
-        those for which a ticket for a range is good."""
+        """Bytes that the daemon gives by copy: those of a read-once surface, those
+        that it decrypts, and those for which a ticket for a range is good."""
         buffer, have = self._memory or (None, 0)
         if have < n:
             grown = mmap.mmap(-1, n)
@@ -1713,7 +1715,7 @@ class Client:
                 name = source.name if name is None else name
             elif isinstance(source, (str, os.PathLike)):
                 path = os.fspath(source)
-                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))  # a pipe is refused, and not waited for
                 args.update(source="file", size=os.fstat(files[0]).st_size)
                 name = os.path.basename(path) if name is None else name
             else:
@@ -1731,16 +1733,19 @@ class Client:
 
     def pull(self, ticket: str, *, stream: bool = False, timeout: Optional[float] = None) -> Surface:
         """Opens a surface by its ticket. One of this daemon is mapped where it is;
-        the daemon fetches another's, and verifies each chunk.
+        the daemon fetches another's, and verifies each chunk. An encrypted one it
+        decrypts for this connection, with the ticket's key, and gives by copy:
+        Corrupt if the key is not the surface's.
 
         It returns when all is there, or raises Canceled after ``timeout`` seconds;
         with ``stream`` it returns at once, and :meth:`Surface.wait` waits for as
         much as is needed: of a surface that is still written, too."""
         end = None if timeout is None else time.monotonic() + timeout
         ticket = Ticket(ticket)
+        args: Dict[str, Any] = {"ticket": str(ticket)}
         if ticket.encrypted:
-            raise Unsupported("the surface is encrypted, and Python's library cannot decrypt it: use memspan pull", op="pull")
-        call = self._link.ask("pull", {"ticket": str(ticket)}, {"handle": str, "direct": bool, "header": str, "state": dict},
+            args["decrypt"] = True
+        call = self._link.ask("pull", args, {"handle": str, "direct": bool, "header": str, "state": dict},
                               timeout=timeout, undo=("close", "handle"), passes=True)
         surface = Surface(self, ticket, call)
         try:

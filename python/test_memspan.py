@@ -1282,6 +1282,10 @@ class Surfaces(DaemonTest):
                 self.assertEqual(surface.manifest.name, "n")
         with self.assertRaises(FileNotFoundError):
             self.client.expose("/no/such/file")
+        with tempfile.TemporaryDirectory() as d:
+            os.mkfifo(d + "/pipe")
+            with self.assertRaises(memspan.WrongState):  # and does not wait for a writer
+                self.client.expose(d + "/pipe")
         span = self.alloc(len(content))
         span.write(0, content)
         with self.client.pull(self.expose(span)) as surface:
@@ -1366,12 +1370,9 @@ class Surfaces(DaemonTest):
         with self.assertRaises(memspan.Invalid):
             self.client.pull("mst1nonsense")
 
-    def test_encrypted_is_refused(self):
-        text = [t for t in Formats.tickets(Formats()) if "key" in t][0]["text"]
-        with self.assertRaisesRegex(memspan.Unsupported, "memspan pull"):
-            self.client.pull(text)
-        handle, ticket = self.written(encrypted=True)  # the ticket has not even a key
-        with self.assertRaises(memspan.Unsupported):
+    def test_encrypted_without_a_key(self):
+        handle, ticket = self.written(encrypted=True)
+        with self.assertRaisesRegex(memspan.Invalid, "no key"):
             self.client.pull(ticket, stream=True)
         self.client._link.ask("close", {"handle": handle}, {})
 
@@ -1461,6 +1462,61 @@ class AnothersSurface(unittest.TestCase):
         with memspan.connect() as client, client.pull(ticket) as surface:
             self.assertEqual(hashlib.sha256(surface.view).hexdigest(), os.environ["MEMSPAN_TEST_SHA256"])
             self.assertTrue([s for s in client.surfaces() if s["id"] == surface.manifest.id][0]["replica"])
+
+
+class Encrypted(unittest.TestCase):
+    """Pulls what is encrypted: the daemon at $MEMSPAN_SOCKET decrypts it."""
+
+    def setUp(self):
+        if "MEMSPAN_TEST_KEYED" not in os.environ:
+            self.skipTest("MEMSPAN_TEST_KEYED is no ticket with a key")
+        self.ticket = memspan.Ticket(os.environ["MEMSPAN_TEST_KEYED"])
+        self.client = memspan.connect()
+        self.addCleanup(self.client.close)
+
+    def changed(self, change):
+        """The ticket with another body: what is behind its secret."""
+        data = base64.urlsafe_b64decode(self.ticket[4:] + "=" * (-len(self.ticket) % 4))[:-4]
+        data = data[:49] + change(data[49:])
+        data += struct.pack("<I", memspan._crc32c(data))
+        return memspan.Ticket("mst1" + base64.urlsafe_b64encode(data).decode().rstrip("="))
+
+    @staticmethod
+    def key(body):
+        """Where the key stands."""
+        return body.index(b"\x04\x20")
+
+    def test_pull(self):
+        before = descriptors()
+        with self.client.pull(self.ticket) as surface:
+            self.assertEqual(hashlib.sha256(surface.view).hexdigest(), os.environ["MEMSPAN_TEST_SHA256"])
+            self.assertTrue(surface.view.readonly)
+            self.assertTrue(surface.manifest.encrypted)
+            self.assertTrue(surface.complete)
+            self.assertLessEqual(descriptors(), before)
+
+    def test_stream(self):
+        with self.client.pull(self.ticket, stream=True) as surface:
+            size = surface.manifest.size
+            self.assertEqual(surface.wait(timeout=30), size)
+            self.assertEqual(hashlib.sha256(surface.array()).hexdigest(), os.environ["MEMSPAN_TEST_SHA256"])
+
+    def test_another_key(self):
+        def other(body):
+            at = self.key(body) + 2
+            return body[:at] + bytes([body[at] ^ 1]) + body[at + 1:]
+        with self.assertRaisesRegex(memspan.Corrupt, "key"):
+            self.client.pull(self.changed(other))
+        self.test_pull()  # nothing is left of it
+
+    def test_no_key(self):
+        with self.assertRaisesRegex(memspan.Invalid, "no key"):
+            self.client.pull(self.changed(lambda body: body[:self.key(body)] + body[self.key(body) + 34:]))
+
+    def test_keys_do_not_leave_the_machine(self):
+        for address in ("tls://127.0.0.1:1#" + "0" * 64, "tcp://127.0.0.1:1"):
+            with self.assertRaises(memspan.Unsupported):
+                memspan.connect(address)
 
 
 class Killed(unittest.TestCase):

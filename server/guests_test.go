@@ -24,7 +24,7 @@ import (
 func guest(t *testing.T, network, address string) (*peer, control.Welcome, error) {
 	t.Helper()
 	p := connect(t, network, address)
-	p.raw.SetReadDeadline(time.Now().Add(20 * time.Second)) // for tests that fail
+	p.raw.SetReadDeadline(time.Now().Add(time.Minute)) // for tests that fail
 	hello, _ := json.Marshal(control.Hello{Protocol: wire.Version, Guest: true})
 	var w control.Welcome
 	reply, err := p.ask(wire.KindHello, nil, hello)
@@ -51,8 +51,9 @@ func (p *peer) openAs(w control.Welcome, text string) (o control.SurfaceOpened) 
 // A guest that opens nothing, or has closed what it opened, makes room for others; one
 // with a surface open stays.
 func TestGuestsIdle(t *testing.T) {
+	t.Parallel()
 	srv, socket, _ := listen(t, server.Config{})
-	srv.SetGuestTime(100 * time.Millisecond)
+	srv.SetGuestTime(impatience)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +193,7 @@ func TestWaitsEnd(t *testing.T) {
 	}
 	mine := of.openAs(w, ticket)
 	of.begin(control.OpSurfaceWait, control.SurfaceWait{Handle: mine.Handle, Sequence: mine.State.Sequence})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // of a Shutdown that waits
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // of a Shutdown that waits
 	defer cancel()
 	if err := srv.Shutdown(ctx); err != nil {
 		t.Error(err)
@@ -206,3 +207,31 @@ func TestWaitsEnd(t *testing.T) {
 }
 
 func must(b []byte, _ error) []byte { return b }
+
+// Who has one ticket cannot fill the server's memory with openings of it.
+func TestGuestHasFewOpen(t *testing.T) {
+	_, socket, tcp := listen(t, server.Config{})
+	text := exposedAt(t, socket, tcp, control.Expose{}, []byte("few"))
+	p, w, err := guest(t, "tcp", tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := surface.ParseTicket(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof := k.Proof([32]byte(w.Nonce), [32]byte{})
+	var o control.SurfaceOpened
+	opens := 0
+	for ; err == nil && opens < 1000; opens++ {
+		err = p.control(control.OpSurfaceOpen, control.SurfaceOpen{ID: k.ID.String(), Proof: proof[:]}, &o)
+	}
+	var refused *wire.Error
+	if !errors.As(err, &refused) || refused.Code != wire.Limit {
+		t.Fatalf("after %d: %v, want Limit", opens, err)
+	}
+	if err := p.control(control.OpClose, control.Handle{Handle: o.Handle}, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.openAs(w, text)
+}

@@ -64,6 +64,10 @@ func listen(t testing.TB, cfg server.Config) (srv *server.Server, socket, tcp st
 	return srv, socket, tcp
 }
 
+// impatience is how long a server waits for a peer that a test has stall. It is
+// more than a busy machine lets those wait for their turn who do not.
+const impatience = 2 * time.Second
+
 // A peer is a client that may say anything.
 type peer struct {
 	t    testing.TB
@@ -180,7 +184,7 @@ func (p *peer) transfer(handle, off uint64, data []byte) error {
 // ended checks that the server closes the connection.
 func (p *peer) ended(why string) {
 	p.t.Helper()
-	p.raw.SetReadDeadline(time.Now().Add(10 * time.Second))
+	p.raw.SetReadDeadline(time.Now().Add(time.Minute)) // for tests that fail
 	if _, err := io.Copy(io.Discard, p.raw); errors.Is(err, os.ErrDeadlineExceeded) {
 		p.t.Errorf("%s: the connection goes on", why)
 	}
@@ -436,7 +440,8 @@ func TestCutLinkLeavesBlocksWhole(t *testing.T) {
 
 // A peer that stops in the middle of a frame is ended; one that is idle is not.
 func TestStalledPeer(t *testing.T) {
-	_, socket, _ := listen(t, server.Config{IOTimeout: 100 * time.Millisecond})
+	t.Parallel()
+	_, socket, _ := listen(t, server.Config{IOTimeout: impatience})
 	idle := connect(t, "unix", socket).greet()
 	p := connect(t, "unix", socket).greet()
 	p.raw.Write(wire.Header{Kind: wire.KindTransfer, Length: 100, Raw: 72, Prefix: 28}.Append(nil))
@@ -446,7 +451,8 @@ func TestStalledPeer(t *testing.T) {
 
 // A peer that asks and does not read holds up nobody, and is ended.
 func TestPeerThatDoesNotRead(t *testing.T) {
-	_, socket, tcp := listen(t, server.Config{IOTimeout: 200 * time.Millisecond})
+	t.Parallel()
+	_, socket, tcp := listen(t, server.Config{IOTimeout: impatience})
 	good := connect(t, "unix", socket).greet()
 	h := good.alloc("s", 1<<20)
 	if err := good.transfer(h, 0, make([]byte, 1<<20)); err != nil {

@@ -3,13 +3,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
-	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/memspan/memspan/surface"
@@ -82,11 +83,7 @@ func (srv *Server) serveSurface(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "private, no-store")
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		host = r.RemoteAddr
-	}
-	o, err := srv.openTicket(r.PathValue("ticket"), host)
+	o, err := srv.openTicket(r.PathValue("ticket"), cmp.Or(guestAddress(r.RemoteAddr), r.RemoteAddr))
 	if err != nil {
 		we := wireError(err)
 		status, ok := httpStatus[we.Code]
@@ -112,6 +109,10 @@ func (srv *Server) serveSurface(w http.ResponseWriter, r *http.Request) {
 	if p, err := o.Progress(); err == nil && p.Root != nil {
 		h.Set("ETag", fmt.Sprintf("%q", p.Root))
 		content.off, content.size = part.Offset, max(min(part.Length, p.Size-part.Offset), 0)
+		// Of units that are not known, and where there is nothing, package http makes errors.
+		if content.size == 0 || !strings.HasPrefix(r.Header.Get("Range"), "bytes=") {
+			r.Header.Del("Range")
+		}
 		http.ServeContent(w, r, "", time.Time{}, content)
 		return
 	}

@@ -5,13 +5,13 @@ package server_test
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/memspan/memspan/server"
 	"github.com/memspan/memspan/surface"
@@ -148,7 +148,8 @@ func TestHTTP(t *testing.T) {
 
 // A client that takes nothing is given up, and who has no ticket keeps no connection.
 func TestHTTPStalled(t *testing.T) {
-	srv, socket, _ := listen(t, server.Config{IOTimeout: 100 * time.Millisecond})
+	t.Parallel()
+	srv, socket, _ := listen(t, server.Config{IOTimeout: impatience})
 	ended := make(chan struct{}, 3)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() { ended <- struct{}{} }()
@@ -182,5 +183,51 @@ func TestHTTPStalled(t *testing.T) {
 		if _, err := io.ReadAll(ask(request)); err != nil {
 			t.Errorf("%q: %v", request, err)
 		}
+	}
+}
+
+// Ranges of units that nobody knows are no ranges, and nothing has none.
+func TestHTTPOddRanges(t *testing.T) {
+	srv, socket, tcp := listen(t, server.Config{})
+	for _, content := range []string{"", "surface"} {
+		text := exposedAt(t, socket, tcp, control.Expose{}, []byte(content))
+		for _, part := range []string{"chunks=0-1", "bytes=-1", "bytes=0-0,0-0"} {
+			r := httptest.NewRequestWithContext(t.Context(), "GET", server.SurfacePath+text, nil)
+			r.Header.Set("Range", part)
+			w := httptest.NewRecorder()
+			srv.Handler().ServeHTTP(w, r)
+			whole := content == "" || part[0] == 'c'
+			if whole && (w.Code != http.StatusOK || w.Body.String() != content) || !whole && w.Code != http.StatusPartialContent {
+				t.Errorf("%s of %q: %d, %q", part, content, w.Code, w.Body)
+			}
+		}
+	}
+}
+
+// Who is wrong too often is told so at all addresses of his network.
+func TestWrongFromManyAddresses(t *testing.T) {
+	srv, socket, tcp := listen(t, server.Config{})
+	ticket, err := surface.ParseTicket(exposedAt(t, socket, tcp, control.Expose{}, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticket.Secret = surface.Secret{}
+	text, err := ticket.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := 0
+	for i := range 10_000 { // more than there are new tries in the time that this takes
+		r := httptest.NewRequestWithContext(t.Context(), "GET", server.SurfacePath+text, nil)
+		r.RemoteAddr = fmt.Sprintf("[2001:db8:1:2::%x]:1", i)
+		w := httptest.NewRecorder()
+		srv.Handler().ServeHTTP(w, r)
+		if w.Code == http.StatusTooManyRequests {
+			busy++
+			break
+		}
+	}
+	if busy == 0 {
+		t.Error("10,000 wrong proofs from one network, and never busy")
 	}
 }

@@ -195,28 +195,38 @@ func kernelWorker(g *guestTest) *os.Process {
 func TestCanceledWhileCompiling(t *testing.T) {
 	g := hostBuffers(t, withVRAM(t))
 	worker := kernelWorker(g)
-	if err := worker.Signal(syscall.SIGSTOP); err != nil { // it compiles for long
+	code := slices.Clone(compiled(t, "affine"))
+	var buffers []*sharedbuf.Buffer
+	for range 12 { // more than can be under way, of two for each kernel
+		buffers = append(buffers, g.alloc(4096))
+	}
+	// It compiles for long, but for less than makes it one that has stalled: what is
+	// done meanwhile is done at once.
+	if err := worker.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	var jobs []*sharedbuf.Job
-	code := slices.Clone(compiled(t, "affine"))
-	for i := range 12 { // more than can be under way, of two for each kernel
+	for i, b := range buffers {
 		code[8] = byte(i / 2)
-		job, err := g.alloc(4096).Start(t.Context(), transform(code, 3, 1))
+		job, err := b.Start(t.Context(), transform(code, 3, 1))
 		if err != nil {
 			t.Fatal(err)
 		}
 		jobs = append(jobs, job)
 	}
+	var work errgroup.Group
 	for i, job := range jobs {
-		if err := job.Cancel(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := job.Wait(t.Context()); !errors.Is(err, sharedbuf.ErrCanceled) {
-			t.Errorf("job %d: %v", i, err)
-		}
+		work.Go(func() error {
+			if err := job.Cancel(t.Context()); err != nil {
+				return err
+			}
+			if _, err := job.Wait(t.Context()); !errors.Is(err, sharedbuf.ErrCanceled) {
+				return fmt.Errorf("job %d: %w", i, err)
+			}
+			return nil
+		})
 	}
-	if err := worker.Signal(syscall.SIGCONT); err != nil {
+	if err := errors.Join(work.Wait(), worker.Signal(syscall.SIGCONT)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 6 {

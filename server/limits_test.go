@@ -252,7 +252,7 @@ func (p *peer) asks(n int, op control.Op, args any) (ids []uint64) {
 // has none.
 func (p *peer) answer(result any) (id uint64, err error) {
 	p.t.Helper()
-	p.raw.SetReadDeadline(time.Now().Add(20 * time.Second)) // for tests that fail
+	p.raw.SetReadDeadline(time.Now().Add(time.Minute)) // for tests that fail
 	h, data, err := p.receive()
 	if err != nil {
 		p.t.Fatal(err)

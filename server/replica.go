@@ -126,10 +126,27 @@ const here = "unix"
 func openOwn(store *surface.Store, t *surface.Ticket, who string) (*surface.Opening, error) {
 	var nonce, binding [32]byte
 	rand.Read(nonce[:])
-	return store.Open(surface.Request{
+	o, err := store.Open(surface.Request{
 		Who: who, ID: t.ID, Caveats: t.EncodedCaveats(), Proof: t.Proof(nonce, binding), Nonce: nonce, Binding: binding,
 	})
+	if err != nil {
+		return nil, err
+	}
+	// A replica that was gathered by a ticket without a root is what that ticket's servers
+	// said, who may be anybody's: and whoever has a ticket can make such a one of it.
+	p, err := o.Progress()
+	if err == nil && t.Root != nil && p.Root != nil && *p.Root != *t.Root {
+		err = errOtherRoot
+	}
+	if err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
 }
+
+var errOtherRoot = &wire.Error{Code: wire.Corrupt, Op: "pull", Message: "what the server has by this surface's id is not what the ticket was made for, perhaps of a ticket that says " +
+	"another address: pull it without going through the server (no --share)"}
 
 // pull answers OpPull.
 func (s *session) pull(ctx context.Context, h wire.Header, args json.RawMessage) error {
@@ -142,6 +159,13 @@ func (s *session) pull(ctx context.Context, h wire.Header, args json.RawMessage)
 	if err == nil && !s.direct {
 		err = &wire.Error{Code: wire.Unsupported, Op: "pull", Message: "the server hands memory over on unix sockets alone"}
 	}
+	var key *surface.Key
+	if err == nil {
+		key, t.Key = t.Key, nil // nobody whom it is pulled from needs it
+		if a.Decrypt && key == nil {
+			err = &wire.Error{Code: wire.Invalid, Op: "pull", Message: "a ticket without a key decrypts nothing"}
+		}
+	}
 	var o *surface.Opening
 	if err == nil {
 		o, err = s.srv.replicas.open(ctx, t, pull.Options{
@@ -151,5 +175,9 @@ func (s *session) pull(ctx context.Context, h wire.Header, args json.RawMessage)
 	if err != nil {
 		return s.replyError(h, err)
 	}
-	return s.answerOpened(h, o, true)
+	sh := newSurfaceHandle(nil, o)
+	if m := o.Header(); a.Decrypt && m.Encrypted {
+		sh.decrypter = &decrypter{opening: o, sealer: surface.NewSealer(*key, m.ID)}
+	}
+	return s.answerOpened(h, sh, sh.decrypter == nil)
 }

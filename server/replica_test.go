@@ -182,6 +182,49 @@ func TestReplicaIsRevokedWithItsOrigin(t *testing.T) {
 	}
 }
 
+// What was gathered by a ticket without a root, from wherever that says, is not given to who
+// has a ticket with the root of something else: who holds a ticket could make the other.
+func TestReplicaIsOfTheTicketsRoot(t *testing.T) {
+	_, socket, tcp := listen(t, server.Config{})
+	relay, relaySocket, _ := listen(t, server.Config{})
+	ticket, err := surface.ParseTicket(exposedAt(t, socket, tcp, control.Expose{Chunk: 4096}, []byte("planted")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := func(root *surface.Digest) string {
+		t.Helper()
+		other := *ticket
+		other.Root = root
+		s, err := other.Text()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	p := connect(t, "unix", relaySocket).greet()
+	if err := p.control(control.OpPull, control.SurfacePull{Ticket: text(nil)}, new(control.SurfaceOpened)); err != nil {
+		t.Fatal(err)
+	}
+	honest := text(&surface.Digest{1})
+	var refused *wire.Error
+	if err := p.control(control.OpPull, control.SurfacePull{Ticket: honest}, new(control.SurfaceOpened)); !errors.As(err, &refused) || refused.Code != wire.Corrupt {
+		t.Errorf("pulled: %v, want Corrupt", err)
+	}
+	web := httptest.NewServer(relay.Handler())
+	defer web.Close()
+	resp, err := web.Client().Get(web.URL + server.SurfacePath + honest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		t.Error("served over HTTP")
+	}
+	if err := p.control(control.OpPull, control.SurfacePull{Ticket: text(ticket.Root)}, new(control.SurfaceOpened)); err != nil {
+		t.Errorf("by the root that it has: %v", err)
+	}
+}
+
 // gathering reports whether what was read of a replica is not there yet.
 func gathering(err error) bool {
 	we, ok := err.(*wire.Error)

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"time"
@@ -22,8 +21,9 @@ import (
 
 // A surfaceHandle is a surface that a session writes or has open.
 type surfaceHandle struct {
-	exposure *surface.Exposure // being written, else nil
-	opening  *surface.Opening  // open, else nil
+	exposure  *surface.Exposure // being written, else nil
+	opening   *surface.Opening  // open, else nil
+	decrypter *decrypter        // of one that is opened for who reads it, else nil
 
 	gone context.Context // ends with the handle
 	end  context.CancelFunc
@@ -51,7 +51,11 @@ var errExposerGone = errors.New("its session ended, or gave it up")
 func (s *session) addSurface(h *surfaceHandle) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.surfaces) >= s.srv.limits.Handles {
+	most := s.srv.limits.Handles
+	if s.guest {
+		most = min(most, guestSurfaces)
+	}
+	if len(s.surfaces) >= most {
 		return 0, &wire.Error{Code: wire.Limit, Op: "open", Message: fmt.Sprintf("the session has %d surfaces: close some", len(s.surfaces))}
 	}
 	id := newHandle(s.surfaces)
@@ -61,6 +65,10 @@ func (s *session) addSurface(h *surfaceHandle) (uint64, error) {
 	}
 	return id, nil
 }
+
+// guestSurfaces is how many surfaces a guest has open at a time: a puller has one, and who
+// has one ticket could otherwise fill the memory with openings of it, from all his sessions.
+const guestSurfaces = 16
 
 // surface returns what a handle means, or nil if it is none of a surface.
 func (s *session) surface(handle uint64) *surfaceHandle {
@@ -303,8 +311,12 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 	if err != nil {
 		return s.failData(j, err)
 	}
+	read := h.opening.ReadStored
+	if h.decrypter != nil {
+		read = h.decrypter.read
+	}
 	var unsent error // that the answer could not be written ends the connection
-	err = h.opening.ReadStored(off, n, func(data []byte) error {
+	err = read(off, n, func(data []byte) error {
 		s.bytesRead.Add(n)
 		unsent = s.answer(j, wire.AppendResult(nil, vkSuccess), data)
 		return nil
@@ -318,8 +330,9 @@ func (s *session) readSurface(j *dataJob, h *surfaceHandle) error {
 // maxRuns is how many runs of chunks one answer has.
 const maxRuns = 4096
 
-// surfaceState tells what is there, from a chunk on.
-func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.SurfaceState, error) {
+// surfaceState tells what is there, from a chunk on, with its first digests unless the
+// memory is handed over.
+func surfaceState(o *surface.Opening, p surface.Progress, from int64, direct bool) (control.SurfaceState, error) {
 	runs, more, err := o.Runs(from, maxRuns)
 	st := control.SurfaceState{Sequence: p.Sequence, Sealed: p.State == surface.Sealed, Size: p.Size, Count: p.Count, More: more}
 	for _, r := range runs {
@@ -329,7 +342,7 @@ func surfaceState(o *surface.Opening, p surface.Progress, from int64) (control.S
 		st.Root = p.Root[:]
 	}
 	// Whoever learns of a chunk asks for its digest next.
-	if err == nil && len(runs) > 0 && runs[0].First == from {
+	if err == nil && !direct && len(runs) > 0 && runs[0].First == from {
 		st.Digests, err = o.Digests(nil, from, min(runs[0].Count, maxUnasked))
 	}
 	return st, err
@@ -359,38 +372,32 @@ func (s *session) openSurface(h wire.Header, args json.RawMessage) error {
 	if err != nil {
 		return s.replyError(h, err)
 	}
-	return s.answerOpened(h, o, a.Direct)
+	return s.answerOpened(h, newSurfaceHandle(nil, o), a.Direct)
 }
 
-// who names who asks, for counting how often he was wrong: a machine.
-func (s *session) who() string {
-	if host, _, err := net.SplitHostPort(s.peer.Peer); err == nil {
-		return host
-	}
-	return here
-}
+// who names who asks, for counting how often he was wrong: a machine, or its network.
+func (s *session) who() string { return cmp.Or(guestAddress(s.peer.Peer), here) }
 
 // answerOpened gives an opening a handle, and the client what it needs.
-func (s *session) answerOpened(h wire.Header, o *surface.Opening, direct bool) error {
+func (s *session) answerOpened(h wire.Header, sh *surfaceHandle, direct bool) error {
+	o := sh.opening
+	direct = direct && s.direct && o.Direct()
 	p, err := o.Progress()
 	var st control.SurfaceState
 	if err == nil {
-		st, err = surfaceState(o, p, 0)
+		st, err = surfaceState(o, p, 0, direct)
 	}
 	header := o.Header()
 	reply := control.SurfaceOpened{
-		Direct: direct && s.direct && o.Direct(), ReadOnce: o.ReadOnce(),
+		Direct: direct, ReadOnce: o.ReadOnce(),
 		Header: header.AppendHeader(nil),
 		State:  st,
 	}
-	if reply.Direct {
-		reply.State.Digests = nil
-	}
 	if err == nil {
-		reply.Handle, err = s.addSurface(newSurfaceHandle(nil, o))
+		reply.Handle, err = s.addSurface(sh)
 	}
 	if err != nil {
-		o.Close()
+		sh.close()
 		return s.replyError(h, err)
 	}
 	if !reply.Direct {
@@ -424,7 +431,7 @@ func (s *session) waitSurface(ctx context.Context, a control.SurfaceWait) (contr
 	if err != nil {
 		return control.SurfaceState{}, err
 	}
-	return surfaceState(h.opening, p, a.From)
+	return surfaceState(h.opening, p, a.From, false)
 }
 
 // maxDigests is how many digests one answer has.
@@ -444,19 +451,24 @@ func (s *session) surfaceDigests(_ context.Context, a control.SurfaceDigests) (c
 }
 
 func (s *session) listSurfaces(_ context.Context, a control.SurfaceList) (control.Surfaces, error) {
-	all := s.srv.surfaces.List()
-	slices.SortFunc(all, func(x, y surface.Stat) int { return cmp.Compare(listPlace(x), listPlace(y)) })
-	next, seen := slices.BinarySearchFunc(all, a.After, func(st surface.Stat, after string) int { return cmp.Compare(listPlace(st), after) })
-	if seen {
-		next++
+	type placed struct {
+		place string
+		surface.Stat
 	}
-	all = all[next:]
+	var all []placed
+	for _, st := range s.srv.surfaces.List() {
+		if place := listPlace(st); place > a.After {
+			all = append(all, placed{place, st})
+		}
+	}
+	slices.SortFunc(all, func(x, y placed) int { return cmp.Compare(x.place, y.place) })
 	list := control.Surfaces{Surfaces: []control.SurfaceStat{}}
-	if len(all) > maxListed {
-		all = all[:maxListed]
-		list.More = listPlace(all[maxListed-1])
-	}
-	for _, st := range all {
+	size := 0
+	for i, st := range all {
+		if size > maxListed {
+			list.More = all[i-1].place
+			break
+		}
 		one := control.SurfaceStat{
 			ID: st.ID.String(), Name: st.Name, ContentType: st.ContentType, Size: st.Size, Chunk: st.Chunk,
 			Chunks: st.Chunks, Have: st.Have, Sealed: st.State == surface.Sealed, Replica: st.Replica,
@@ -468,6 +480,11 @@ func (s *session) listSurfaces(_ context.Context, a control.SurfaceList) (contro
 			one.Error = st.Reason.Error()
 			one.Error = one.Error[:min(len(one.Error), maxReason)]
 		}
+		text, err := json.Marshal(one)
+		if err != nil {
+			return list, err
+		}
+		size += len(text)
 		list.Surfaces = append(list.Surfaces, one)
 	}
 	return list, nil
@@ -486,8 +503,8 @@ func listPlace(st surface.Stat) string {
 // What one answer describes is bounded so that it fits into a message, whatever is
 // in names and errors: each byte may take six.
 const (
-	maxListed = 128 // surfaces
-	maxReason = 512 // bytes of why one failed
+	maxListed = 768 << 10 // bytes, but for the last surface
+	maxReason = 512       // bytes of why one failed
 )
 
 func (s *session) revoke(_ context.Context, a control.SurfaceID) (none, error) {

@@ -63,3 +63,22 @@ func TestSurfaceList(t *testing.T) {
 		t.Error("surfaces without arguments:", err)
 	}
 }
+
+// A page has as many surfaces as fit into it: each page takes a look at all of them.
+func TestSurfaceListIsFewPages(t *testing.T) {
+	_, socket, _ := listen(t, server.Config{})
+	p := connect(t, "unix", socket).greet()
+	const count = 200
+	for range count {
+		if err := p.control(control.OpExpose, control.Expose{Source: control.ExposeWritten, Size: 4096}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var page control.Surfaces
+	if err := p.control(control.OpSurfaces, control.SurfaceList{}, &page); err != nil {
+		t.Fatal(err)
+	}
+	if len(page.Surfaces) != count || page.More != "" {
+		t.Errorf("the first page has %d of %d surfaces", len(page.Surfaces), count)
+	}
+}

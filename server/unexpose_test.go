@@ -31,7 +31,8 @@ func TestExposedForNobody(t *testing.T) {
 			go io.Copy(io.Discard, far)
 			defer far.Close()
 		}
-		s := newSession(srv, near)
+		s := newSession(srv)
+		s.raw = near
 		s.conn = wire.NewConn(near, wire.Config{})
 		defer s.cleanUp()
 		sp, err := srv.store.Alloc(t.Context(), span.Info{Size: 4096, Tier: coherency.Host, Home: coherency.Host})

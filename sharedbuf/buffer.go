@@ -52,7 +52,10 @@ type Buffer struct {
 }
 
 // Bytes returns the buffer's memory. It is valid until Free; touching it later
-// ends the program.
+// ends the program. So does touching what is gone of a file that somebody who may
+// open it has cut short: see [runtime/debug.SetPanicOnFault]. Buffers without a name
+// cannot be cut short, and of encrypted ones and of those whose bytes are sent this
+// memory is nobody else's.
 func (b *Buffer) Bytes() []byte { return b.mem }
 
 // Size returns the buffer's length in bytes.

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/memlimit"
@@ -62,8 +63,9 @@ type Client struct {
 	apart   bool   // the two sides of dir do not share pages
 	boot    string // of this kernel
 
-	ids  atomic.Uint32
-	mmap func(f *os.File, size int64) ([]byte, error) // replaced by tests
+	ids     atomic.Uint32
+	helpers *blocks.Helpers                              // for the blocks of encrypted buffers
+	mmap    func(f *os.File, size int64) ([]byte, error) // replaced by tests
 
 	allocs sync.WaitGroup // under way; added to under mu while not closed
 
@@ -91,8 +93,9 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 		address: address,
 		token:   Secret(o.Token),
 		tls:     o.TLS,
+		helpers: blocks.NewHelpers(),
 		buffers: make(map[*Buffer]struct{}),
-		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true, false) },
+		mmap:    func(f *os.File, size int64) ([]byte, error) { return sharedfile.Map(f, size, true) },
 	}
 	// A random start keeps clear of what other processes have left.
 	c.ids.Store(rand.Uint32())
@@ -272,9 +275,9 @@ func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer
 	case c.channel:
 		err = b.createChannel()
 	case c.dir == nil:
-		err = b.createNameless()
+		err = b.createNameless(ctx)
 	default:
-		err = b.createNamed()
+		err = b.createNamed(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -285,7 +288,7 @@ func (c *Client) alloc(ctx context.Context, size int64, o AllocOptions) (*Buffer
 	return b, nil
 }
 
-func (b *Buffer) createNameless() error {
+func (b *Buffer) createNameless(ctx context.Context) error {
 	b.id = b.client.ids.Add(1)
 	b.path = fmt.Sprintf("%s%d", MemfdPrefix, b.id)
 	if err := inRAM(b.sharedSize()); err != nil {
@@ -296,7 +299,7 @@ func (b *Buffer) createNameless() error {
 		return &Error{Code: fileCode(err), Message: "no memory could be made", Err: err}
 	}
 	b.region, b.file = region, region.File()
-	err = b.mapAndReserve(true, func() error { return region.Allocate(0, region.Size()) })
+	err = b.mapAndReserve(ctx, true, region.Allocate)
 	if err == nil && b.options.ReadOnly {
 		if b.lent, err = region.Reopen(false); err != nil {
 			err = &Error{Code: fileCode(err), Message: "no read-only descriptor can be made", Err: err}
@@ -318,17 +321,22 @@ func inRAM(size int64) error {
 
 // mapAndReserve maps a file that has its size and takes all of its memory: large
 // pages first where it is in RAM, and what is missing by reserve.
-func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) {
+func (b *Buffer) mapAndReserve(ctx context.Context, volatile bool, reserve func(off, n int64) error) (err error) {
 	if b.shared, err = b.client.mmap(b.file, b.sharedSize()); err == nil {
 		if volatile {
-			sharedfile.Enlarge(b.file, b.shared)
+			b.enlarge(ctx)
 		}
-		err = reserve()
+		for off := int64(0); off < b.sharedSize() && err == nil; off += reservedAtOnce {
+			if ctx.Err() != nil {
+				return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
+			}
+			err = reserve(off, min(reservedAtOnce, b.sharedSize()-off))
+		}
 	}
 	b.mem = b.shared
 	if err == nil && b.options.Encrypted {
 		b.mem = nil
-		if b.vault, err = newVault(b.shared, b.id, b.size); err == nil {
+		if b.vault, err = newVault(b.shared, b.id, b.size, b.client.helpers); err == nil {
 			b.mem = b.vault.mem
 		}
 	}
@@ -336,6 +344,20 @@ func (b *Buffer) mapAndReserve(volatile bool, reserve func() error) (err error) 
 		return &Error{Code: fileCode(err), Message: "there is no room for it, or it cannot be mapped", Err: err}
 	}
 	return nil
+}
+
+// How many bytes are taken from the system between two looks whether they are still
+// wanted. Large pages take longer where free memory is in pieces: they are gathered.
+const (
+	reservedAtOnce = 256 << 20
+	enlargedAtOnce = 64 << 20
+)
+
+// enlarge has the buffer's memory consist of large pages, as far as there are some.
+func (b *Buffer) enlarge(ctx context.Context) {
+	for off := 0; off < len(b.shared) && ctx.Err() == nil; off += enlargedAtOnce {
+		sharedfile.Enlarge(b.file, int64(off), b.shared[off:min(off+enlargedAtOnce, len(b.shared))])
+	}
 }
 
 // sharedSize returns how many bytes of shared memory the buffer takes.
@@ -346,7 +368,7 @@ func (b *Buffer) sharedSize() int64 {
 	return b.size
 }
 
-func (b *Buffer) createNamed() (err error) {
+func (b *Buffer) createNamed(ctx context.Context) (err error) {
 	c := b.client
 	system, err := durable.FileSystemOf(c.dirPath)
 	switch {
@@ -386,7 +408,7 @@ func (b *Buffer) createNamed() (err error) {
 		err = b.file.Truncate(b.sharedSize())
 	}
 	if err == nil {
-		err = b.mapAndReserve(system.Volatile, func() error { return sharedfile.Reserve(b.file, b.sharedSize()) })
+		err = b.mapAndReserve(ctx, system.Volatile, func(off, n int64) error { return sharedfile.Reserve(b.file, off, n) })
 	}
 	if err != nil {
 		return errors.Join(err, b.remove())

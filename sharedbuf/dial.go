@@ -15,6 +15,7 @@ import (
 
 	"github.com/memspan/memspan/internal/fdpass"
 	"github.com/memspan/memspan/internal/loopback"
+	"github.com/memspan/memspan/internal/unixsock"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/dial"
 )
@@ -41,6 +42,11 @@ func (c *Client) dialLink(ctx context.Context) (*link, error) {
 	family, addr, err := network(c.address)
 	if err != nil {
 		return nil, err
+	}
+	if family == "unix" {
+		if err := unixsock.CheckPath(addr); err != nil {
+			return nil, &Error{Code: ErrInvalid, Op: "dial", Message: "no host can be there", Err: err}
+		}
 	}
 	l := &link{write: make(chan struct{}, 1), pending: make(map[int64]waiter)}
 	if family == "tls" {

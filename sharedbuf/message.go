@@ -5,6 +5,7 @@ package sharedbuf
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -109,11 +110,20 @@ type Request struct {
 
 // ParseRequest decodes a request's JSON. Unknown fields are ignored. The error
 // is an *Error with ErrInvalid, or ErrUnsupported for another version; with it
-// the request is nil or what could be understood of it.
+// the request is nil or what could be understood of it: its API, its ID and whether
+// blocks may follow.
 func ParseRequest(body []byte) (*Request, error) {
 	r := new(Request)
 	if err := json.Unmarshal(body, r); err != nil {
-		return nil, &Error{Code: ErrInvalid, Message: "the request is not the JSON that was expected", Err: err}
+		r, known := headOf(body)
+		if kind := (*json.UnmarshalTypeError)(nil); errors.As(err, &kind) {
+			what := kind.Field
+			if !known {
+				what = "it"
+			}
+			err = fmt.Errorf("%s is a JSON %s", what, kind.Value)
+		}
+		return r, &Error{Code: ErrInvalid, Message: "the request is not the JSON that was expected", Err: err}
 	}
 	switch {
 	case r.API == "":
@@ -124,6 +134,20 @@ func ParseRequest(body []byte) (*Request, error) {
 		return r, invalidf("a size or count is negative")
 	}
 	return r, nil
+}
+
+// headOf returns what a request says of itself that is JSON, and not what is expected.
+func headOf(body []byte) (r *Request, known bool) {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(body, &fields) != nil || fields == nil {
+		return nil, false
+	}
+	r = new(Request)
+	// What is no string, or no number, stays unknown.
+	_ = json.Unmarshal(fields["api"], &r.API)
+	_ = json.Unmarshal(fields["request_id"], &r.ID)
+	_, r.Blocks = fields["blocks"]
+	return r, true
 }
 
 // OperationName returns the operation as a string.

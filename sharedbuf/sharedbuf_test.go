@@ -427,6 +427,20 @@ func TestMappingFails(t *testing.T) {
 	}
 }
 
+// A buffer that is not wanted any more while its memory is taken leaves no file.
+func TestAllocGivenUp(t *testing.T) {
+	dir := t.TempDir()
+	c := client(t, stub(t, func(*sharedbuf.Request) []byte { return nil }), dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	sharedbuf.BeforeMapping(c, cancel)
+	if _, err := c.Alloc(ctx, 5000); !errors.Is(err, sharedbuf.ErrCanceled) || !errors.Is(err, context.Canceled) {
+		t.Errorf("Alloc: %v", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
 func openFiles(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -463,10 +477,11 @@ func TestTakenNames(t *testing.T) {
 func TestDialFails(t *testing.T) {
 	for address, want := range map[string]error{
 		"unix:" + filepath.Join(t.TempDir(), "none"): sharedbuf.ErrPeerLost,
-		"127.0.0.1:1":       sharedbuf.ErrPeerLost,
-		"udp://host:1":      sharedbuf.ErrInvalid,
-		"tls://host":        sharedbuf.ErrInvalid,
-		"tls://127.0.0.1:1": sharedbuf.ErrPeerLost,
+		"unix:/run/" + strings.Repeat("x", 200):      sharedbuf.ErrInvalid,
+		"127.0.0.1:1":                                sharedbuf.ErrPeerLost,
+		"udp://host:1":                               sharedbuf.ErrInvalid,
+		"tls://host":                                 sharedbuf.ErrInvalid,
+		"tls://127.0.0.1:1":                          sharedbuf.ErrPeerLost,
 	} {
 		if _, err := sharedbuf.Dial(t.Context(), address, sharedbuf.Options{Dir: t.TempDir()}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", address, err, want)

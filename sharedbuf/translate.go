@@ -36,7 +36,7 @@ func ParseRule(text string) (Rule, error) {
 	}
 	for _, path := range []string{guest, host} {
 		if _, err := split(path); err != nil {
-			return Rule{}, fmt.Errorf("translation %q: %w", text, err)
+			return Rule{}, &Error{Code: ErrInvalid, Message: fmt.Sprintf("translation %q", text), Err: err}
 		}
 	}
 	return Rule{guest, host}, nil

@@ -23,6 +23,7 @@ type vault struct {
 	box  *sealed.Box
 	key  Secret       // in base64
 	sums *blocks.Sums // of what is sealed
+	help *blocks.Helpers
 
 	all  bool   // what is sealed cannot be relied on: next time all of it is sealed
 	turn uint64 // of the hand-off
@@ -39,7 +40,7 @@ func (v *vault) answered(reply *Reply) {
 }
 
 // newVault makes a vault whose sealed bytes are in shared.
-func newVault(shared []byte, id uint32, size int64) (*vault, error) {
+func newVault(shared []byte, id uint32, size int64, help *blocks.Helpers) (*vault, error) {
 	key := make([]byte, sealed.KeySize)
 	rand.Read(key) // it never fails
 	box, err := sealed.New(shared, key, id, size)
@@ -50,7 +51,7 @@ func newVault(shared []byte, id uint32, size int64) (*vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &vault{mem: mem, box: box, key: Secret(base64.StdEncoding.EncodeToString(key)), sums: blocks.NewSums(size)}, nil
+	return &vault{mem: mem, box: box, key: Secret(base64.StdEncoding.EncodeToString(key)), sums: blocks.NewSums(size), help: help}, nil
 }
 
 // seal begins a hand-off.
@@ -60,17 +61,18 @@ func (v *vault) seal(ctx context.Context, turn uint64) error {
 	if v.all {
 		v.sums.Zero()
 	}
-	for i := range blocks.Count(int64(len(v.mem))) {
-		if ctx.Err() != nil {
-			return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
-		}
+	err := v.help.Each(ctx, blocks.Count(int64(len(v.mem))), func(i int) error {
 		block := blocks.Of(v.mem, i)
 		if changed := v.sums.Update(i, block); !changed && (!v.all || v.box.Fresh(i)) {
-			continue
+			return nil
 		}
-		if err := v.box.Seal(i, block, turn); err != nil {
-			return sealedError(err)
-		}
+		return v.box.Seal(i, block, turn)
+	})
+	if ctx.Err() != nil {
+		return &Error{Code: ErrCanceled, Err: context.Cause(ctx)}
+	}
+	if err != nil {
+		return sealedError(err)
 	}
 	if err := v.box.SealTable(turn); err != nil {
 		return sealedError(err)
@@ -96,12 +98,17 @@ func (v *vault) takeBack() error {
 		return &Error{Code: ErrPeerLost, Message: fmt.Sprintf("the host broke the protocol: it sealed in turn %d, not %d", reply.Sealed, v.turn+1)}
 	}
 	news, err := v.box.OpenTable(reply.Sealed)
-	for _, i := range news {
-		block := blocks.Of(v.mem, i)
-		if err = v.box.Open(i, block); err != nil {
-			break
-		}
-		v.sums.Update(i, block)
+	if err == nil {
+		// To its end: what the host wrote is there whole, or it is known that it is not.
+		err = v.help.Each(context.Background(), len(news), func(at int) error {
+			i := news[at]
+			block := blocks.Of(v.mem, i)
+			if err := v.box.Open(i, block); err != nil {
+				return err
+			}
+			v.sums.Update(i, block)
+			return nil
+		})
 	}
 	if err != nil {
 		v.all = true

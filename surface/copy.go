@@ -31,14 +31,17 @@ func (e *Exposure) CopyFile(ctx context.Context, file *os.File) error {
 }
 
 func (e *Exposure) copyFile(ctx context.Context, file *os.File, readAt func([]byte, int64) (int, error)) error {
-	before, err := settled(ctx, file)
+	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
-	if !before.Mode().IsRegular() {
+	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: it is no file", ErrState)
 	}
-	size := before.Size()
+	size, unchanged, err := Settled(ctx, file)
+	if err != nil {
+		return err
+	}
 	if !e.known || size != e.mem.Limit() {
 		return fmt.Errorf("%w: it has %d bytes, and the surface is to store %d", ErrChanged, size, e.mem.Limit())
 	}
@@ -58,9 +61,7 @@ func (e *Exposure) copyFile(ctx context.Context, file *os.File, readAt func([]by
 	if err != nil {
 		return err
 	}
-	after, err := file.Stat()
-	if err == nil && (after.Size() != size || !after.ModTime().Equal(before.ModTime()) || !changeTime(after).Equal(changeTime(before))) {
-		err = ErrChanged
+	if err = unchanged(); err != nil {
 		e.Fail(err) // chunks of it were given out
 	}
 	return err
@@ -70,26 +71,40 @@ func (e *Exposure) copyFile(ctx context.Context, file *os.File, readAt func([]by
 // times telling, as kernels do that do not count finer when they are asked.
 const granularity = 10 * time.Millisecond
 
-// settled returns the file's size and times, such that a change from now on changes them.
-func settled(ctx context.Context, file *os.File) (os.FileInfo, error) {
+// Settled returns the size of a file, in bytes, and what says with ErrChanged, as far as the
+// file's size and times tell, that it was changed since. If it was changed just now Settled waits
+// for a moment, so that these do tell; a file that is changed all the time is ErrChanged.
+func Settled(ctx context.Context, file *os.File) (size int64, unchanged func() error, err error) {
 	for waited := false; ; waited = true {
-		info, err := file.Stat()
+		before, err := file.Stat()
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
-		age := time.Since(changeTime(info))
+		age := time.Since(changeTime(before))
 		if age < 0 || age > granularity {
-			return info, nil
+			return before.Size(), func() error { return compare(file, before) }, nil
 		}
 		if waited {
-			return nil, fmt.Errorf("%w: it changes all the time", ErrChanged)
+			return 0, nil, fmt.Errorf("%w: it changes all the time", ErrChanged)
 		}
 		select {
 		case <-time.After(granularity - age + 1):
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return 0, nil, context.Cause(ctx)
 		}
 	}
+}
+
+// compare fails with ErrChanged if the file is not as it was before.
+func compare(file *os.File, before os.FileInfo) error {
+	if n, _ := file.ReadAt(make([]byte, 1), before.Size()); n > 0 {
+		return fmt.Errorf("%w: it has more bytes than its size said", ErrChanged)
+	}
+	after, err := file.Stat()
+	if err == nil && (after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) || !changeTime(after).Equal(changeTime(before))) {
+		err = ErrChanged
+	}
+	return err
 }
 
 // CopyFrom brings all stored bytes from read, which fills p with those from off on,

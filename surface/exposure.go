@@ -47,7 +47,6 @@ type Exposure struct {
 
 	copied, given  atomic.Int64 // bytes
 	pulls, directs atomic.Int64
-	missed         atomic.Int64 // reads of chunks that were not there
 	waiting        atomic.Int32 // now
 
 	life context.Context // canceled when it ends
@@ -161,7 +160,7 @@ func (e *Exposure) allocate(limit, charge int64) (err error) {
 		return &RoomError{limitFile, limit, limits.File}
 	}
 	if limit > maxMapped {
-		return &RoomError{limitSpace, 2 * limit, 2 * maxMapped}
+		return &RoomError{limitOne, limit, maxMapped}
 	}
 	defer func() {
 		if err != nil {
@@ -240,6 +239,9 @@ func (e *Exposure) describe(count int64) error {
 
 // noSpace names the limit that made a mapping of need bytes fail, if one did.
 func (e *Exposure) noSpace(err error, need int64, limits memfd.Limits) error {
+	if outOfFiles(err) {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
 	if !outOfMemory(err) {
 		return err
 	}
@@ -469,7 +471,6 @@ type Stat struct {
 	ReadOnce bool  // see Spec
 	Pullers  int   // that have it open
 	Waiting  int   // of them: that wait for chunks
-	Missed   int64 // reads of chunks that were not there
 	Pulls    int64 // openings since it was made
 	Direct   int64 // of them: that got the memory itself
 	Given    int64 // bytes that were read
@@ -483,7 +484,7 @@ func (e *Exposure) Stat() Stat {
 	defer e.mu.Unlock()
 	st := Stat{
 		Manifest: e.header, State: e.state, Have: e.have, Replica: e.replica != nil, ReadOnce: e.readOnce,
-		Pullers: e.pullers, Waiting: int(e.waiting.Load()), Missed: e.missed.Load(), Pulls: e.pulls.Load(),
+		Pullers: e.pullers, Waiting: int(e.waiting.Load()), Pulls: e.pulls.Load(),
 		Direct: e.directs.Load(), Given: e.given.Load(), Copied: e.copied.Load(),
 	}
 	st.Chunks = st.Count()

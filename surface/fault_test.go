@@ -115,6 +115,7 @@ func TestChangedSourceIsFound(t *testing.T) {
 func TestFailingSourceEndsTheSurface(t *testing.T) {
 	s := newStore(t, 0)
 	e := create(t, s, surface.Spec{Size: 1 << 20, Chunk: surface.MinChunk})
+	open(t, s, e.Ticket()) // and stays so
 	why := errors.New("bad sector")
 	err := e.CopyFrom(t.Context(), nil, func(p []byte, off int64) error {
 		if off >= 100*surface.MinChunk {
@@ -128,7 +129,7 @@ func TestFailingSourceEndsTheSurface(t *testing.T) {
 	if _, err := s.Open(ask(e.Ticket())); !errors.Is(err, why) {
 		t.Errorf("a puller is told %v", err)
 	}
-	if list := s.List(); len(list) != 1 || list[0].State != surface.Failed || !errors.Is(list[0].Reason, why) {
+	if list := s.List(); len(list) != 1 || list[0].State != surface.Failed || !errors.Is(list[0].Reason, why) || list[0].Pullers != 0 {
 		t.Errorf("listed as %+v", list)
 	}
 }

@@ -210,3 +210,35 @@ func TestCopyFileMovesNoOffset(t *testing.T) {
 		t.Errorf("the offset is %d, %v", at, err)
 	}
 }
+
+// Who has no descriptors left is told so, and not that something is wrong with what he brings.
+func TestDescriptorLimitIsNamed(t *testing.T) {
+	s := newStore(t, 0)
+	frozen, err := memfd.Blank("frozen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer frozen.Close()
+	if err := memfd.Freeze(frozen); err != nil {
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	less := limit
+	less.Cur = 3 // which are open
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &less); err != nil {
+		t.Fatal(err)
+	}
+	_, taking := s.Take(t.Context(), surface.Spec{}, frozen)
+	_, creating := s.Create(t.Context(), surface.Spec{Size: 1})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{taking, creating} {
+		if !errors.Is(err, surface.ErrLimit) {
+			t.Errorf("error %v, want ErrLimit", err)
+		}
+	}
+}

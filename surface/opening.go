@@ -220,7 +220,6 @@ func (o *Opening) readStored(off, n int64) ([]byte, error) {
 		return nil, fmt.Errorf("%w: [%d, +%d), of chunks [%d, %d), and the ticket opens chunks [%d, %d)", ErrRange, off, n, first, end, begin, stop)
 	}
 	if o.e.page.next(first, end, false) != end {
-		o.e.missed.Add(1)
 		return nil, fmt.Errorf("%w: chunks of [%d, +%d)", ErrMissing, off, n)
 	}
 	if err := o.give(off, n); err != nil {

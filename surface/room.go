@@ -31,6 +31,7 @@ const (
 	limitBudget  = "the budget for surfaces"
 	limitMachine = "the machine's memory"
 	limitGroup   = "the control group's memory"
+	limitOne     = "the address space for one surface"
 	limitFile    = "RLIMIT_FSIZE (ulimit -f)"
 	limitSpace   = "the process's address space (RLIMIT_AS, ulimit -v)"
 	limitStream  = "what there was when the stream began" // its address space is for that
@@ -129,4 +130,8 @@ func (r *room) left() int64 {
 
 func outOfMemory(err error) bool {
 	return errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOSPC)
+}
+
+func outOfFiles(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

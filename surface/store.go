@@ -149,7 +149,9 @@ func (s *Store) end(e *Exposure, state State, reason error) bool {
 			delete(s.gone, s.order[0])
 			s.order = slices.Delete(s.order, 0, 1)
 		}
-		s.gone[id] = tombstone{e.ticket, reason, e.Stat()}
+		stat := e.Stat()
+		stat.Pullers, stat.Waiting = 0, 0 // from now on
+		s.gone[id] = tombstone{e.ticket, reason, stat}
 		s.order = append(s.order, id)
 	}
 	s.mu.Unlock()

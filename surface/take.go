@@ -51,6 +51,9 @@ func (e *Exposure) adopt(ctx context.Context, spec Spec, file *os.File) (err err
 		return err
 	}
 	if e.mem, err = memfd.Adopt(file); err != nil {
+		if outOfFiles(err) || outOfMemory(err) {
+			return e.noSpace(err, size, memfd.ReadLimits())
+		}
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	if e.mem.Limit() != size { // which it cannot any more

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/wire/dial"
 )
@@ -131,7 +132,9 @@ func tryBuffer(ctx context.Context, c *sharedbuf.Client, o sharedbuf.AllocOption
 	fmt.Fprintf(w, "✅ Allocated shared buffer: %s (%d bytes)\n", path, size)
 	fmt.Fprintln(w, "  Filling buffer with test pattern...")
 	pattern := []byte(strings.Repeat("\x78\x56\x34\x12", 64<<10))
-	inPieces(b.Bytes(), pattern, func(part, want []byte) bool { return copy(part, want) == len(part) })
+	if _, err := inPieces(ctx, b.Bytes(), pattern, func(part, want []byte) bool { return copy(part, want) == len(part) }); err != nil {
+		return r, fmt.Errorf("buffer %s: fill: %w", path, err)
+	}
 	fmt.Fprintln(w, "  Sending to host for processing...")
 	result, err := b.Process(ctx, sharedbuf.Process())
 	if err != nil {
@@ -144,7 +147,11 @@ func tryBuffer(ctx context.Context, c *sharedbuf.Client, o sharedbuf.AllocOption
 	}
 	fmt.Fprintf(w, "✅ Host processed shared buffer: %s\n", path)
 	fmt.Fprintln(w, "  Verifying buffer integrity...")
-	if at := inPieces(b.Bytes(), pattern, func(part, want []byte) bool { return string(part) == string(want) }); at >= 0 || result.Bytes != size {
+	at, err := inPieces(ctx, b.Bytes(), pattern, func(part, want []byte) bool { return string(part) == string(want) })
+	if err != nil {
+		return r, fmt.Errorf("buffer %s: verify: %w", path, err)
+	}
+	if at >= 0 || result.Bytes != size {
 		return r, fmt.Errorf("buffer %s: the host processed %d of %d bytes; the first piece that changed is at %d", path, result.Bytes, size, at)
 	}
 	fmt.Fprintln(w, "  ✅ Buffer integrity verified")
@@ -177,15 +184,21 @@ func showsNothing(b *sharedbuf.Buffer, text []byte) error {
 }
 
 // inPieces calls f with pieces of mem and as much of the pattern, until one is
-// not as it should be: it returns where that is, or -1.
-func inPieces(mem, pattern []byte, f func(part, want []byte) bool) int {
-	for at := 0; at < len(mem); at += len(pattern) {
-		part := mem[at:min(at+len(pattern), len(mem))]
-		if !f(part, pattern[:len(part)]) {
-			return at
+// not as it should be: it returns where that is, or -1. It fails if the memory goes
+// away, as whoever may open a buffer's file can cut it short, and when ctx ends.
+func inPieces(ctx context.Context, mem, pattern []byte, f func(part, want []byte) bool) (wrong int, err error) {
+	wrong = -1
+	if fault := memfd.Guard(func() {
+		for at := 0; at < len(mem) && wrong < 0 && ctx.Err() == nil; at += len(pattern) {
+			part := mem[at:min(at+len(pattern), len(mem))]
+			if !f(part, pattern[:len(part)]) {
+				wrong = at
+			}
 		}
+	}); fault != nil {
+		return wrong, &sharedbuf.Error{Code: sharedbuf.ErrTruncated, Message: "the file was cut short while it was mapped", Err: fault}
 	}
-	return -1
+	return wrong, context.Cause(ctx)
 }
 
 // decimals returns n as the document prints sizes, in binary units that it

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,7 +33,7 @@ func checkData(dir string) check {
 		c.Found, c.Reason = "unknown file system", err.Error()
 		return c
 	}
-	c.Found = fmt.Sprintf("%s, %s free", system.Name, humanSize(system.Free))
+	c.Found = fmt.Sprintf("%s, %s", system.Name, roomIn(system))
 	took, err := trySync(place)
 	switch {
 	case system.ReadOnly || errors.Is(err, fs.ErrPermission):
@@ -63,6 +64,14 @@ func errText(err error, otherwise string) string {
 		return otherwise
 	}
 	return err.Error()
+}
+
+// roomIn says how much room a file system has.
+func roomIn(system durable.FileSystem) string {
+	if system.Free == math.MaxInt64 {
+		return "without a bound that it tells"
+	}
+	return humanSize(system.Free) + " free"
 }
 
 // existing returns dir, or if there is none the nearest directory above it,

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/memspan/memspan/internal/durable"
+	"github.com/memspan/memspan/internal/unixsock"
 	"github.com/memspan/memspan/sharedbuf"
 	"github.com/memspan/memspan/sharedbuf/host"
 )
@@ -26,7 +27,7 @@ func checkShared(dir string) check {
 		return c
 	}
 	coherence := sharedbuf.CoherenceOf(system.Name)
-	c.Found = fmt.Sprintf("%s, %s free, %v", system.Name, humanSize(system.Free), coherence)
+	c.Found = fmt.Sprintf("%s, %s, %v", system.Name, roomIn(system), coherence)
 	if err := tryShared(dir); err != nil {
 		c.Reason, c.Fix = err.Error(), "choose a directory that you may write, with room"
 		return c
@@ -54,6 +55,9 @@ func tryShared(dir string) (err error) {
 	network, address := "unix", filepath.Join(temp, "s")
 	if !peersAreKnown {
 		network, address = "tcp", "127.0.0.1:0"
+	}
+	if err := unixsock.CheckPath(address); err != nil {
+		return err
 	}
 	ln, err := net.Listen(network, address)
 	if err != nil {

@@ -85,7 +85,7 @@ func (f *exposeFlags) run(cmd *cobra.Command, opts *options, client *memspan.Cli
 	if name, ok := strings.CutPrefix(arg, spanPrefix); ok {
 		return f.span(cmd, opts, client, name, o)
 	}
-	file, err := os.Open(arg)
+	file, err := openUntil(ctx, arg)
 	if errors.Is(err, fs.ErrNotExist) {
 		err := f.span(cmd, opts, client, arg, o)
 		if errors.Is(err, memspan.ErrNotFound) {
@@ -98,7 +98,7 @@ func (f *exposeFlags) run(cmd *cobra.Command, opts *options, client *memspan.Cli
 	}
 	defer file.Close()
 	if o.Name == "" {
-		o.Name = filepath.Base(arg)
+		o.Name = strings.ReplaceAll(shown(filepath.Base(arg)), "\n", `\n`) // control characters are none of a surface's
 	}
 	info, err := file.Stat()
 	switch {
@@ -106,7 +106,7 @@ func (f *exposeFlags) run(cmd *cobra.Command, opts *options, client *memspan.Cli
 		return err
 	case info.IsDir():
 		return fmt.Errorf("%s is a directory; expose one file", arg)
-	case !info.Mode().IsRegular():
+	case !info.Mode().IsRegular() || info.Size() == 0 && hasMore(file):
 		return f.stream(cmd, opts, client, file, o)
 	}
 	start := time.Now()
@@ -156,6 +156,33 @@ func (f *exposeFlags) stream(cmd *cobra.Command, opts *options, client *memspan.
 		return err
 	}
 	return f.report(cmd, opts, done, time.Since(start))
+}
+
+// hasMore reports whether a file has bytes although it is said to be empty, as those of
+// /proc are.
+func hasMore(file *os.File) bool {
+	n, _ := file.ReadAt(make([]byte, 1), 0)
+	return n > 0
+}
+
+// openUntil opens a file, or gives up when ctx ends: a pipe opens only once somebody
+// writes to it.
+func openUntil(ctx context.Context, path string) (*os.File, error) {
+	type opened struct {
+		file *os.File
+		err  error
+	}
+	done := make(chan opened, 1)
+	go func() { // it may outlive the command's work
+		file, err := os.Open(path)
+		done <- opened{file, err}
+	}()
+	select {
+	case o := <-done:
+		return o.file, o.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // copyUntil copies r to w until it ends or ctx does: a read of standard input
@@ -310,7 +337,10 @@ func surfaceOf(ctx context.Context, client *memspan.Client, beginning string) (i
 }
 
 func there(s memspan.SurfaceStat) string {
-	if s.Have == s.Chunks {
+	switch {
+	case s.Error != "":
+		return fmt.Sprintf("%d chunks", s.Have)
+	case s.Have == s.Chunks:
 		return "all"
 	}
 	return fmt.Sprintf("%d of %d chunks", s.Have, s.Chunks)
@@ -348,7 +378,7 @@ func newTicket(opts *options) *cobra.Command {
 		expires time.Duration
 	)
 	cmd := &cobra.Command{
-		Use:   "ticket TICKET",
+		Use:   "ticket TICKET|-",
 		Short: "Show a ticket, or make a narrower one of it",
 		Long: `Ticket shows what a ticket opens. With --range or --expires it prints a ticket of
 the same surface that opens less, and cannot be made to open more again. No daemon is
@@ -358,11 +388,11 @@ A range is enforced by whole chunks: whoever has the ticket gets the chunks that
 touches.`,
 		Example: `  memspan ticket $TICKET
   memspan ticket $TICKET --range 0:64MiB --expires 10m`,
-		Args: args(cobra.ExactArgs(1), "one ticket"),
+		Args: args(cobra.ExactArgs(1), "one ticket, or - to read it from standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t, err := surface.ParseTicket(args[0])
+			t, err := readTicket(cmd, args[0])
 			if err != nil {
-				return usagef("%w", err)
+				return err
 			}
 			var caveats []surface.Caveat
 			if cmd.Flags().Changed("range") {

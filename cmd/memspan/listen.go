@@ -21,6 +21,7 @@ import (
 
 	"github.com/memspan/memspan"
 	"github.com/memspan/memspan/internal/filelock"
+	"github.com/memspan/memspan/internal/unixsock"
 	"github.com/memspan/memspan/server"
 )
 
@@ -254,6 +255,9 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 	path, err := filepath.Abs(path) // tickets say it to processes elsewhere
 	if err != nil {
 		return listener{}, fmt.Errorf("--socket %s: %w", path, err)
+	}
+	if err := unixsock.CheckPath(path); err != nil {
+		return listener{}, fmt.Errorf("--socket: %w", err)
 	}
 	if err := privateDir(filepath.Dir(path)); err != nil {
 		return listener{}, err

@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if wantsJSON(root, args) {
 		printFailure(stderr, f)
 	} else {
-		fmt.Fprintln(stderr, "memspan:", strings.TrimPrefix(f.text, "memspan: "))
+		fmt.Fprintln(stderr, "memspan:", shown(strings.TrimPrefix(f.text, "memspan: ")))
 		if f.Code == codeUsage {
 			fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 		}

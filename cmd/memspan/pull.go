@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,7 +35,7 @@ type pullFlags struct {
 func newPull(opts *options) *cobra.Command {
 	f := new(pullFlags)
 	cmd := &cobra.Command{
-		Use:   "pull TICKET",
+		Use:   "pull TICKET|-",
 		Short: "Get what a ticket opens",
 		Long: `Pull gets the bytes that somebody exposed. Where they are on this machine their
 memory is mapped, and no byte is copied before it is read; elsewhere chunks are
@@ -44,16 +45,24 @@ With -o FILE the file appears when all of it is there. Until then it is in
 FILE.part; a pull that was interrupted goes on where it was when it is run again.
 What is still being written is waited for.
 
+A ticket on the command line is there for all users of this machine to see, for as
+long as the command runs: - reads it from standard input instead, one line.
+
 --exec runs a command that finds the bytes in the file $MEMSPAN_SURFACE, which it
 can map, and their number in $MEMSPAN_SURFACE_SIZE.`,
 		Example: `  memspan pull $TICKET -o model.bin
   memspan pull $TICKET | tar x
+  memspan pull - -o model.bin <ticket
   memspan pull $TICKET --range 0:1MiB | file -
   memspan pull $TICKET --exec './infer --weights $MEMSPAN_SURFACE'
   memspan pull $TICKET --from tls://cache.example:7070#FINGERPRINT -o model.bin`,
-		Args: args(cobra.ExactArgs(1), "one ticket"),
+		Args: args(cobra.ExactArgs(1), "one ticket, or - to read it from standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.run(cmd, opts, args[0])
+			ticket, err := readTicket(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			return f.run(cmd, opts, ticket)
 		},
 	}
 	flags := cmd.Flags()
@@ -64,18 +73,44 @@ can map, and their number in $MEMSPAN_SURFACE_SIZE.`,
 	flags.StringVar(&f.part, "range", "", "`A:B`: only bytes from A on and before B, like 1MiB:2MiB")
 	flags.BoolVar(&f.copied, "copy", false, "ask for chunks even where the memory could be mapped")
 	flags.BoolVar(&f.populate, "populate", false, "with --map or --exec: have all pages mapped before going on")
-	flags.BoolVar(&f.lock, "lock", false, "with --map: keep all pages in RAM")
+	flags.BoolVar(&f.lock, "lock", false, "with --map or --exec: keep all pages in RAM")
 	flags.BoolVar(&f.share, "share", false, "have this machine's daemon pull, and serve what it has to others (their --from) until interrupted")
 	cmd.MarkFlagsMutuallyExclusive("output", "map", "exec")
 	cmd.MarkFlagsMutuallyExclusive("share", "copy")
 	return cmd
 }
 
-func (f *pullFlags) run(cmd *cobra.Command, opts *options, text string) error {
-	ctx := cmd.Context()
-	ticket, err := surface.ParseTicket(text)
+// readTicket reads a ticket that was given as an argument, or, for -, the first line of
+// standard input, and nothing behind it: that may be for the command of --exec.
+func readTicket(cmd *cobra.Command, arg string) (*surface.Ticket, error) {
+	if arg == "-" {
+		var line []byte
+		for b := make([]byte, 1); len(line) <= maxTicketLine; line = append(line, b[0]) {
+			n, err := cmd.InOrStdin().Read(b)
+			if n == 1 && b[0] == '\n' || n == 0 && errors.Is(err, io.EOF) {
+				break
+			}
+			if n == 0 && err != nil {
+				return nil, fmt.Errorf("read the ticket from standard input: %w", err)
+			}
+		}
+		arg = string(line)
+	}
+	t, err := surface.ParseTicket(arg)
 	if err != nil {
-		return usagef("%w", err)
+		return nil, usagef("%w", err)
+	}
+	return t, nil
+}
+
+// maxTicketLine is more bytes than a ticket has.
+const maxTicketLine = 16 << 10
+
+func (f *pullFlags) run(cmd *cobra.Command, opts *options, ticket *surface.Ticket) error {
+	ctx := cmd.Context()
+	var err error
+	if (f.populate || f.lock) && !f.keep && f.exec == "" {
+		return usagef("--populate and --lock are for --map and --exec: nothing else is mapped")
 	}
 	var part surface.Range
 	if f.part != "" {
@@ -109,6 +144,13 @@ func (f *pullFlags) run(cmd *cobra.Command, opts *options, text string) error {
 	case f.keep || f.exec != "":
 		return f.mapped(cmd, opts, s, part, start, bar)
 	case f.output != "" && f.output != "-":
+		if to, err := openSpecial(f.output); to != nil || err != nil {
+			if err != nil {
+				return err
+			}
+			_, err = s.CopyTo(ctx, to, part)
+			return errors.Join(err, to.Close())
+		}
 		if err := s.ToFile(ctx, f.output, part); err != nil {
 			return err
 		}
@@ -124,6 +166,16 @@ func (f *pullFlags) run(cmd *cobra.Command, opts *options, text string) error {
 	}
 	_, err = s.CopyTo(ctx, cmd.OutOrStdout(), part)
 	return err
+}
+
+// openSpecial opens what is no plain file but can be written to, as a device and a pipe. It
+// returns nil for what ToFile makes or replaces.
+func openSpecial(path string) (*os.File, error) {
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().IsRegular() || info.IsDir() {
+		return nil, nil // whoever makes it says what is wrong
+	}
+	return os.OpenFile(path, os.O_WRONLY, 0)
 }
 
 // A pulled is what pull --json prints.
@@ -242,7 +294,7 @@ func (b *pullBar) begin(s *pull.Surface) {
 	}
 	b.container = mpb.New(mpb.WithOutput(b.w), mpb.WithWidth(48))
 	b.bar = b.container.AddBar(0,
-		mpb.PrependDecorators(decor.Name("pull "+name+" ")),
+		mpb.PrependDecorators(decor.Name("pull "+shown(name)+" ")),
 		mpb.AppendDecorators(
 			decor.CountersKibiByte("% .1f / % .1f"),
 			decor.AverageSpeed(decor.SizeB1024(0), " % .1f"),

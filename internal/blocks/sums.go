@@ -28,12 +28,11 @@ type sum [16]byte
 // GMAC under a key of their own: for bytes that were chosen without knowing it,
 // two blocks have one sum by a chance of 2^-115, and it takes about as long as
 // reading them. They must not leave the process. Their methods must not be
-// called concurrently.
+// called concurrently, but Update for different blocks.
 type Sums struct {
 	gcm  cipher.AEAD
 	size int64
 	all  []sum
-	next []byte // memory for a sum
 }
 
 // NewSums returns the sums of size zeros.
@@ -48,7 +47,7 @@ func NewSums(size int64) *Sums {
 	if err != nil {
 		panic(err) // AES has GCM's block size
 	}
-	s := &Sums{gcm: gcm, size: size, all: make([]sum, Count(size)), next: make([]byte, 0, len(sum{}))}
+	s := &Sums{gcm: gcm, size: size, all: make([]sum, Count(size))}
 	s.Zero()
 	return s
 }
@@ -75,9 +74,11 @@ func (s *Sums) Update(i int, block []byte) bool {
 	return true
 }
 
-func (s *Sums) of(block []byte) (v sum) {
-	var nonce [12]byte // always the same: nobody sees what it makes
-	s.next = s.gcm.Seal(s.next[:0], nonce[:], nil, block)
-	copy(v[:], s.next)
-	return v
+func (s *Sums) of(block []byte) sum {
+	var made struct { // in one piece, as both go to the heap
+		nonce [12]byte // always the same: nobody sees what it makes
+		sum   sum
+	}
+	s.gcm.Seal(made.sum[:0], made.nonce[:], nil, block)
+	return made.sum
 }

@@ -50,10 +50,16 @@ func FileSystemOf(path string) (FileSystem, error) {
 		fs.Name = fmt.Sprintf("unknown (%#x)", uint32(number))
 	}
 	fs.ReadOnly = st.Flags&unix.ST_RDONLY != 0
-	high, free := bits.Mul64(st.Bavail, uint64(st.Bsize))
-	if high != 0 || free > math.MaxInt64 {
-		free = math.MaxInt64
-	}
-	fs.Free = int64(free)
+	fs.Free = room(&st)
 	return fs, nil
+}
+
+// room returns how many bytes may still be taken. A file system without a block has
+// no bound, as ramfs, or does not tell, as many that programs make.
+func room(st *unix.Statfs_t) int64 {
+	high, free := bits.Mul64(st.Bavail, uint64(st.Bsize))
+	if st.Blocks == 0 || high != 0 || free > math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return int64(free)
 }

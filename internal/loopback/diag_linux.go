@@ -22,8 +22,8 @@ const (
 	socketID    = 8  // of an inet_diag_req_v2: where the inet_diag_sockid begins
 	answeredID  = 4  // of an inet_diag_msg
 	socketUser  = 64 // of an inet_diag_msg
-	loIndex     = 1  // of the loopback interface, which every network namespace has first
-	established = 1
+	socketInode = 68
+	loIndex     = 1 // of the loopback interface, which every network namespace has first
 )
 
 // A pair is the two ends of a connection as one of its sockets sees them.
@@ -74,7 +74,7 @@ func request(p pair) []byte {
 	ne.PutUint16(b[6:], unix.NLM_F_REQUEST)
 	r := b[unix.SizeofNlMsghdr:]
 	r[0], r[1] = unix.AF_INET6, unix.IPPROTO_TCP
-	ne.PutUint32(r[4:], 1<<established)
+	ne.PutUint32(r[4:], 1<<established|1<<finWait1|1<<finWait2)
 	id := r[socketID:]
 	binary.BigEndian.PutUint16(id, p.local.Port())
 	binary.BigEndian.PutUint16(id[2:], p.remote.Port())
@@ -93,7 +93,8 @@ func request(p pair) []byte {
 }
 
 // parseAnswer returns the user in the kernel's answer about the pair. A socket that
-// listens there, or has been closed, is not the one.
+// listens there, or has been closed, is not the one; one that has been shut down for
+// writing is, as long as somebody has it.
 func parseAnswer(b []byte, p pair) (uid int, err error) {
 	malformed := fmt.Errorf("%w: an answer of %d bytes that cannot be read", errNoDiag, len(b))
 	if len(b) < unix.SizeofNlMsghdr+4 {
@@ -116,7 +117,7 @@ func parseAnswer(b []byte, p pair) (uid int, err error) {
 		netip.AddrPortFrom(address(payload[0], id[20:36]), binary.BigEndian.Uint16(id[2:])),
 	}
 	want := pair{unmapped(p.local), unmapped(p.remote)}
-	if payload[1] != established || found != want {
+	if !owned(int(payload[1]), ne.Uint32(payload[socketInode:]) != 0) || found != want {
 		return -1, ErrUnknown
 	}
 	return int(ne.Uint32(payload[socketUser:])), nil

@@ -21,6 +21,20 @@ import (
 // errNoDiag: the kernel does not tell about single sockets.
 var errNoDiag = errors.New("loopback: no sock_diag")
 
+// States of a connection in which its socket may have an owner: it is whole, or that
+// one has said his last, and listens on.
+const (
+	established = 1
+	finWait1    = 4
+	finWait2    = 5
+)
+
+// owned reports whether a socket in a state has an owner. One that was closed has
+// neither an inode nor an owner any more, and is said to be root's.
+func owned(state int, inode bool) bool {
+	return state == established || inode && (state == finWait1 || state == finWait2)
+}
+
 // PeerUser returns the user who made the other end of conn, a connection over a
 // loopback address. It fails with ErrUnknown, and where the system does not tell.
 func PeerUser(conn net.Conn) (uid int, err error) {
@@ -101,13 +115,15 @@ func endpoint(addr []byte, port uint16) string {
 	return b.String()
 }
 
-// find looks for an established connection: other states have no owner any more.
+// find looks for a connection that has an owner.
 func find(table io.Reader, local, remote string) (uid int, err error) {
-	const connected = "01"
 	lines := bufio.NewScanner(table)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 8 || fields[1] != local || fields[2] != remote || fields[3] != connected {
+		if len(fields) < 10 || fields[1] != local || fields[2] != remote {
+			continue
+		}
+		if state, err := strconv.ParseUint(fields[3], 16, 8); err != nil || !owned(int(state), fields[9] != "0") {
 			continue
 		}
 		return strconv.Atoi(fields[7])

@@ -42,6 +42,12 @@ func TestPeerUser(t *testing.T) {
 				t.Errorf("%s: user %d, %v, want %d", listen, uid, err, os.Getuid())
 			}
 		}
+		if err := near.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if uid, err := loopback.PeerUser(far); err != nil || uid != os.Getuid() {
+			t.Errorf("%s: the other end still listens: user %d, %v, want %d", listen, uid, err, os.Getuid())
+		}
 		near.Close()
 		if uid, err := loopback.PeerUser(far); !errors.Is(err, loopback.ErrUnknown) {
 			t.Errorf("%s: the other end has closed: user %d, %v", listen, uid, err)

@@ -30,6 +30,7 @@ func connections(family uint32) ([]byte, error) {
 			return table[:min(int(size), len(table))], nil
 		case windows.ERROR_INSUFFICIENT_BUFFER:
 			size += 4 << 10
+		case windows.ERROR_OUTOFMEMORY: // what Wine says of a table that grows all the time
 		default:
 			return nil, os.NewSyscallError("GetExtendedTcpTable", err)
 		}

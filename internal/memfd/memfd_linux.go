@@ -116,12 +116,12 @@ func CheckSealed(file *os.File, size int64) error {
 	if got&unix.F_SEAL_SHRINK == 0 {
 		return errors.New("memfd: descriptor is not sealed against shrinking")
 	}
-	info, err := file.Stat()
-	if err != nil {
-		return err
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
 	}
-	if size <= 0 || info.Size() < size {
-		return fmt.Errorf("memfd: descriptor holds %d bytes, want %d", info.Size(), size)
+	if size <= 0 || st.Size < size {
+		return fmt.Errorf("memfd: descriptor holds %d bytes, want %d", st.Size, size)
 	}
 	return nil
 }

@@ -314,6 +314,13 @@ func Size(file *os.File) (int64, error) {
 	return info.Size(), nil
 }
 
+// Solid reports whether the first size bytes of a memory, whose descriptor came from another
+// process, have all their pages: then reading them where they are mapped makes none.
+func Solid(file *os.File, size int64) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(file.Fd()), &st) == nil && st.Blocks*512 >= size
+}
+
 // A Limits says what the system allows this process, in bytes; 0: no limit.
 type Limits struct {
 	File         int64 // RLIMIT_FSIZE, of each file: growing beyond it kills the process

@@ -9,6 +9,9 @@ import "os"
 // Size fails on this system.
 func Size(*os.File) (int64, error) { return 0, errNeedsLinux }
 
+// Solid has nothing to tell on this system.
+func Solid(*os.File, int64) bool { return true }
+
 // MapRange fails on this system.
 func MapRange(*os.File, int64, int64, bool) ([]byte, error) { return nil, errNeedsLinux }
 

@@ -3,11 +3,14 @@
 package sealed
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/memfd"
@@ -34,15 +37,16 @@ func Size(size int64) int64 {
 }
 
 // A Box is a buffer in shared memory, of whose blocks the turn is known in which
-// they were sealed. Its methods must not be called concurrently.
+// they were sealed. Its methods must not be called concurrently, but Seal and Open
+// for different blocks.
 type Box struct {
 	gcm    cipher.AEAD
 	shared []byte
 	label  [12]byte // the buffer's id and size: what is sealed is no other's
 	count  int
 
-	turns   []uint64 // 0: the block is zeros, and was never sealed
-	scratch []byte
+	turns   []uint64  // 0: the block is zeros, and was never sealed
+	scratch sync.Pool // of *[]byte, with room for a slot
 }
 
 // New returns the box of the buffer with that id, of size bytes, in shared, which
@@ -107,30 +111,43 @@ func (b *Box) SealTable(turn uint64) error {
 func (b *Box) seal(slot, plain []byte, turn uint64, index uint32) error {
 	// Not in the shared memory itself: the tag is taken of what was encrypted,
 	// which somebody may have changed by then, and would have signed.
-	b.scratch = b.gcm.Seal(b.scratch[:0], nonce(turn, index), plain, b.label[:])
-	return memfd.Guard(func() { memfd.Copy(slot, b.scratch) })
+	room := b.room()
+	defer b.scratch.Put(room)
+	*room = b.gcm.Seal((*room)[:0], nonce(turn, index), plain, b.label[:])
+	return memfd.Guard(func() { memfd.Copy(slot, *room) })
 }
 
-// open opens what is in a slot; it is valid until the next call.
-func (b *Box) open(slot []byte, turn uint64, index uint32) (plain []byte, err error) {
+// open opens what is in a slot, and has use take it.
+func (b *Box) open(slot []byte, turn uint64, index uint32, use func(plain []byte)) error {
+	room := b.room()
+	defer b.scratch.Put(room)
 	// A copy: what is decrypted has to be what was verified.
-	b.scratch = append(b.scratch[:0], make([]byte, len(slot))...)
-	if err := memfd.Guard(func() { memfd.Copy(b.scratch, slot) }); err != nil {
-		return nil, err
+	*room = slices.Grow((*room)[:0], len(slot))[:len(slot)]
+	if err := memfd.Guard(func() { memfd.Copy(*room, slot) }); err != nil {
+		return err
 	}
-	plain, err = b.gcm.Open(b.scratch[:0], nonce(turn, index), b.scratch, b.label[:])
+	plain, err := b.gcm.Open((*room)[:0], nonce(turn, index), *room, b.label[:])
 	if err != nil {
-		return nil, ErrCorrupt
+		return ErrCorrupt
 	}
-	return plain, nil
+	use(plain)
+	return nil
+}
+
+// room returns memory for a slot, which goes back to scratch.
+func (b *Box) room() *[]byte {
+	if room, ok := b.scratch.Get().(*[]byte); ok {
+		return room
+	}
+	return new([]byte)
 }
 
 // OpenTable takes over the table that was sealed in turn. The blocks of turns that
 // this box has not seen are to be opened: it returns their indexes. It fails with
 // ErrCorrupt if the table is another one, or has turns that cannot be.
 func (b *Box) OpenTable(turn uint64) (news []int, err error) {
-	table, err := b.open(b.tableSlot(), turn, tableAt)
-	if err != nil {
+	var table []byte
+	if err := b.open(b.tableSlot(), turn, tableAt, func(plain []byte) { table = bytes.Clone(plain) }); err != nil {
 		return nil, fmt.Errorf("the table of turn %d: %w", turn, err)
 	}
 	for i := range b.turns {
@@ -150,10 +167,9 @@ func (b *Box) OpenTable(turn uint64) (news []int, err error) {
 // Open copies block i, as the table has it, to block. It fails with ErrCorrupt if
 // that is not what is there, and leaves block as it is.
 func (b *Box) Open(i int, block []byte) error {
-	plain, err := b.open(b.slot(i, len(block)), b.turns[i], uint32(i))
+	err := b.open(b.slot(i, len(block)), b.turns[i], uint32(i), func(plain []byte) { copy(block, plain) })
 	if err != nil {
 		return fmt.Errorf("block %d of turn %d: %w", i, b.turns[i], err)
 	}
-	copy(block, plain)
 	return nil
 }

@@ -54,3 +54,39 @@ func TestOpenStaysBeneath(t *testing.T) {
 		t.Errorf("a link's name: %v", err)
 	}
 }
+
+// In a directory that several users make files in, one who puts a lease beside
+// another's file changes nothing for that: it is not removed, and has no lease.
+func TestLeaseOfAnotherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root makes files of others")
+	}
+	d := open(t, t.TempDir())
+	for name, theirs := range map[string]string{"b1": "b1" + sharedfile.LeaseSuffix, "b2": "b2"} {
+		f := create(t, d, name)
+		if err := f.Chmod(0o644); err != nil {
+			t.Fatal(err)
+		}
+		l, err := sharedfile.TakeLease(d, name, boot, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(filepath.Dir(f.Name()), name+sharedfile.LeaseSuffix)
+		record, err := os.ReadFile(path)
+		if err := errors.Join(err, l.Close(), os.WriteFile(path, record, 0o666)); err != nil { // nobody holds it
+			t.Fatal(err)
+		}
+		if _, err := sharedfile.ReadLease(d, name, f); err != nil {
+			t.Errorf("%s: its owner's lease: %v", name, err)
+		}
+		if err := os.Chown(filepath.Join(filepath.Dir(path), theirs), 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sharedfile.ReadLease(d, name, f); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: another user's lease: %v", name, err)
+		}
+	}
+	if removed, err := sharedfile.RemoveAbandoned(d, "b", boot); err != nil || len(removed) != 0 {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+}

@@ -72,16 +72,16 @@ func TestOpenStaysBeneath(t *testing.T) {
 // A file cannot be cut short while it is mapped, nor mapped longer than it is.
 func TestMappedFilesStay(t *testing.T) {
 	f := create(t, open(t, t.TempDir()), "f")
-	if err := sharedfile.Reserve(f, 1<<20); err != nil {
+	if err := sharedfile.Reserve(f, 0, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sharedfile.Map(f, 1<<21, true, false); err == nil {
+	if _, err := sharedfile.Map(f, 1<<21, true); err == nil {
 		t.Error("a file was mapped for more than its length")
 	}
 	if info, err := f.Stat(); err != nil || info.Size() != 1<<20 {
 		t.Errorf("mapping has made it longer: %v, %v", info, err)
 	}
-	mem, err := sharedfile.Map(f, 1<<20, true, false)
+	mem, err := sharedfile.Map(f, 1<<20, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,6 +79,11 @@ func (d *Dir) openat2(rel string, flags, mode uint64) (*os.File, error) {
 	})
 	switch err {
 	case nil:
+		if flags&unix.O_NONBLOCK != 0 {
+			// It has been opened without waiting. A file that says so still is one that
+			// os asks the poller about, which cannot watch it, and that takes longer.
+			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+		}
 		return os.NewFile(uintptr(fd), filepath.Join(d.f.Name(), rel)), nil
 	case unix.EXDEV, unix.ELOOP:
 		err = fmt.Errorf("%w (%w)", ErrEscape, err)
@@ -133,14 +138,14 @@ func (d *Dir) Names(prefix string) ([]string, error) {
 	return names, err
 }
 
-// Reserve gives a new file its size in bytes and takes the room for them now,
-// what of it is not there yet, so that no later store in a mapping fails for want
-// of it. It fails with ErrNoSpace. Where the file system cannot do that at once,
-// zeros are written.
-func Reserve(f *os.File, size int64) error {
-	err := onFD(f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) })
+// Reserve takes the room for n bytes of a new file from off on now, what of it is
+// not there yet, so that no later store in a mapping fails for want of it. A file
+// that is shorter gets that size. It fails with ErrNoSpace. Where the file system
+// cannot do that at once, zeros are written.
+func Reserve(f *os.File, off, n int64) error {
+	err := onFD(f, func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
 	if err == unix.EOPNOTSUPP {
-		err = writeZeros(f, size)
+		err = writeZeros(f, off, n)
 	}
 	switch err {
 	case nil:
@@ -153,11 +158,10 @@ func Reserve(f *os.File, size int64) error {
 	return &fs.PathError{Op: "fallocate", Path: f.Name(), Err: err}
 }
 
-func writeZeros(f *os.File, size int64) error {
-	zeros := make([]byte, min(size, 1<<20))
-	for off := int64(0); off < size; off += int64(len(zeros)) {
-		n := min(size-off, int64(len(zeros)))
-		if _, err := f.WriteAt(zeros[:n], off); err != nil {
+func writeZeros(f *os.File, off, n int64) error {
+	zeros := make([]byte, min(n, 1<<20))
+	for end := off + n; off < end; off += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(end-off, int64(len(zeros)))], off); err != nil {
 			var errno unix.Errno
 			if errors.As(err, &errno) {
 				return errno

@@ -37,16 +37,19 @@ func (d *Dir) Same(string, *os.File) (bool, error) { return false, errSystem }
 func (d *Dir) Names(string) ([]string, error) { return nil, errSystem }
 
 // Reserve fails on this system.
-func Reserve(*os.File, int64) error { return errSystem }
+func Reserve(*os.File, int64, int64) error { return errSystem }
 
 // Map fails on this system.
-func Map(*os.File, int64, bool, bool) ([]byte, error) { return nil, errSystem }
+func Map(*os.File, int64, bool) ([]byte, error) { return nil, errSystem }
+
+// Populate does nothing.
+func Populate([]byte) {}
 
 // Unmap fails on this system.
 func Unmap([]byte) error { return errSystem }
 
 // Enlarge does nothing.
-func Enlarge(*os.File, []byte) {}
+func Enlarge(*os.File, int64, []byte) {}
 
 // Publish fails on this system.
 func Publish(*os.File, []byte) error { return errSystem }

@@ -148,10 +148,16 @@ func (d *Dir) Names(prefix string) ([]string, error) {
 	return names, err
 }
 
-// Reserve gives a new file its size in bytes and takes the room for them now, as
-// Windows does for files that are neither sparse nor compressed. It fails with
-// ErrNoSpace.
-func Reserve(f *os.File, size int64) error { return withSpace(f.Truncate(size)) }
+// Reserve gives a new file that is shorter the size of off+n bytes and takes the room
+// for them now, as Windows does for files that are neither sparse nor compressed. It
+// fails with ErrNoSpace.
+func Reserve(f *os.File, off, n int64) error {
+	info, err := f.Stat()
+	if err != nil || info.Size() >= off+n {
+		return err
+	}
+	return withSpace(f.Truncate(off + n))
+}
 
 // withSpace has err match ErrNoSpace if it says so in Windows' words.
 func withSpace(err error) error {
@@ -164,7 +170,7 @@ func withSpace(err error) error {
 }
 
 // Enlarge does nothing: Windows has no large pages for files.
-func Enlarge(*os.File, []byte) {}
+func Enlarge(*os.File, int64, []byte) {}
 
 // Refresh has what is read next come from the file: what was stored is written
 // first. Windows drops a mapping's pages when the file server says so.

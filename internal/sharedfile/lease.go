@@ -32,6 +32,7 @@ const (
 	leaseSize1   = 64
 	leaseSize    = 68
 	maxTermsSize = 4 << 10
+	usualLease   = 512 // bytes that most have: each request reads one
 )
 
 // unrecorded is how long a lease may be without its record, and no longer.
@@ -101,21 +102,42 @@ type Record struct {
 	Terms      []byte // empty: none
 }
 
-// ReadLease returns what the lease of the file at rel says. An error that matches
-// fs.ErrNotExist says that the file has none.
-func ReadLease(dir *Dir, rel string) (Record, error) {
+// ReadLease returns what the lease of file, which is at rel, says. An error that
+// matches fs.ErrNotExist says that the file has none: nobody gives a lease to the
+// file of another user.
+func ReadLease(dir *Dir, rel string, file *os.File) (Record, error) {
 	f, err := dir.Open(rel+LeaseSuffix, false)
 	if err != nil {
 		return Record{}, err
 	}
 	defer f.Close()
+	if same, err := sameOwner(f, file); err != nil {
+		return Record{}, err
+	} else if !same {
+		return Record{}, &fs.PathError{Op: "lease by its owner", Path: rel + LeaseSuffix, Err: fs.ErrNotExist}
+	}
 	return readLease(f)
+}
+
+func sameOwner(f, g *os.File) (bool, error) {
+	one, err := Owner(f)
+	if err != nil {
+		return false, err
+	}
+	two, err := Owner(g)
+	return err == nil && one == two, err
 }
 
 func readLease(f *os.File) (Record, error) {
 	failed := func(err error) (Record, error) { return Record{}, fmt.Errorf("lease %s: %w", f.Name(), err) }
-	b := make([]byte, leaseSize+maxTermsSize)
+	b := make([]byte, usualLease)
 	n, err := f.ReadAt(b, 0)
+	if err == nil { // it is longer than most
+		b = append(b, make([]byte, leaseSize+maxTermsSize-len(b))...)
+		var more int
+		more, err = f.ReadAt(b[n:], int64(n))
+		n += more
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return failed(err)
 	}
@@ -147,8 +169,8 @@ func readLease(f *os.File) (Record, error) {
 
 // RemoveAbandoned removes the files in dir, of names that begin with prefix,
 // whose makers are dead, and their leases. It returns the files' names. Files
-// without a lease stay, and those whose maker runs on another kernel than boot,
-// because locks may not be seen across.
+// without a lease of their owner stay, and those whose maker runs on another
+// kernel than boot, because locks may not be seen across.
 func RemoveAbandoned(dir *Dir, prefix, boot string) (removed []string, err error) {
 	names, err := dir.Names(prefix)
 	if err != nil {
@@ -173,7 +195,7 @@ func RemoveAbandoned(dir *Dir, prefix, boot string) (removed []string, err error
 
 func removeAbandoned(dir *Dir, name, boot string) (done bool, err error) {
 	f, err := dir.Open(name+LeaseSuffix, true)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrEscape) || errors.Is(err, ErrNotRegular) {
+	if isForeign(err) {
 		return false, nil // another user's, or no lease of ours
 	}
 	if err != nil {
@@ -195,6 +217,9 @@ func removeAbandoned(dir *Dir, name, boot string) (done bool, err error) {
 	if same, err := dir.Same(name+LeaseSuffix, f); err != nil || !same {
 		return false, err
 	}
+	if is, err := isOf(dir, f, name); err != nil || !is {
+		return false, err
+	}
 	// The file first: while its lease is there nobody makes another.
 	if err := dir.Remove(name); err == nil {
 		done = true
@@ -202,4 +227,27 @@ func removeAbandoned(dir *Dir, name, boot string) (done bool, err error) {
 		return false, err
 	}
 	return done, dir.Remove(name + LeaseSuffix)
+}
+
+// isOf reports whether the lease f may be that of the file name: where several
+// users make files, one may have put a lease beside another's. A file that is
+// gone had it.
+func isOf(dir *Dir, f *os.File, name string) (bool, error) {
+	file, err := dir.Open(name, false)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, nil
+	case isForeign(err):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	defer file.Close()
+	return sameOwner(f, file)
+}
+
+// isForeign reports whether err says that something is not this user's to open,
+// or no file that a guest makes.
+func isForeign(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrEscape) || errors.Is(err, ErrNotRegular)
 }

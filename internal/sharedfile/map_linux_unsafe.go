@@ -18,21 +18,17 @@ import (
 const hugePage = 2 << 20
 
 // Map maps the first size bytes of f, shared, at an address where its large
-// pages can be mapped as such. With populate the pages that are in memory
-// already are mapped at once, not one by one as they are touched.
-func Map(f *os.File, size int64, writable, populate bool) (mem []byte, err error) {
-	prot, flags := unix.PROT_READ, unix.MAP_SHARED
+// pages can be mapped as such.
+func Map(f *os.File, size int64, writable bool) (mem []byte, err error) {
+	prot := unix.PROT_READ
 	if writable {
 		prot |= unix.PROT_WRITE
-	}
-	if populate {
-		flags |= unix.MAP_POPULATE
 	}
 	if size <= 0 || size > 1<<46 || int64(uintptr(size)) != size {
 		return nil, fmt.Errorf("map %d bytes of %s: not a size", size, f.Name())
 	}
 	if err := onFD(f, func(fd int) error {
-		mem, err = mmap(fd, uintptr(size), prot, flags)
+		mem, err = mmap(fd, uintptr(size), prot)
 		return err
 	}); err != nil {
 		return nil, &fs.PathError{Op: "mmap", Path: f.Name(), Err: err}
@@ -40,9 +36,9 @@ func Map(f *os.File, size int64, writable, populate bool) (mem []byte, err error
 	return mem, nil
 }
 
-func mmap(fd int, size uintptr, prot, flags int) ([]byte, error) {
+func mmap(fd int, size uintptr, prot int) ([]byte, error) {
 	if size < hugePage {
-		p, err := unix.MmapPtr(fd, 0, nil, size, prot, flags)
+		p, err := unix.MmapPtr(fd, 0, nil, size, prot, unix.MAP_SHARED)
 		if err != nil {
 			return nil, err
 		}
@@ -56,7 +52,7 @@ func mmap(fd int, size uintptr, prot, flags int) ([]byte, error) {
 	}
 	before := -uintptr(room) % hugePage
 	at := unsafe.Add(room, before)
-	if _, err := unix.MmapPtr(fd, 0, at, size, prot, flags|unix.MAP_FIXED); err != nil {
+	if _, err := unix.MmapPtr(fd, 0, at, size, prot, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
 		unix.MunmapPtr(room, whole+hugePage)
 		return nil, err
 	}
@@ -70,15 +66,23 @@ func mmap(fd int, size uintptr, prot, flags int) ([]byte, error) {
 	return unsafe.Slice((*byte)(at), size), nil
 }
 
+// Populate maps the pages of mem, which is a part of what Map returned and begins
+// with a page, at once, not one by one as they are touched. What is not in memory
+// is read meanwhile, which may take long and cannot be given up. Pages that cannot
+// be had it leaves to whoever touches them.
+func Populate(mem []byte) {
+	_ = unix.Madvise(mem, unix.MADV_POPULATE_READ) // Linux 5.14
+}
+
 // Unmap gives back what Map returned.
 func Unmap(mem []byte) error {
 	return os.NewSyscallError("munmap", unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem))))
 }
 
-// Enlarge has the memory of f, a new file in RAM of which mem is a mapping that
-// Map returned, consist of large pages as far as there are some. It takes them
-// from the system.
-func Enlarge(f *os.File, mem []byte) {
+// Enlarge has the memory of f, a new file in RAM of which mem is mapped from off on,
+// consist of large pages as far as there are some. It takes them from the system. Mem
+// is a part of what Map returned, and off a multiple of 2 MiB.
+func Enlarge(f *os.File, off int64, mem []byte) {
 	whole := len(mem) &^ (hugePage - 1)
 	if whole == 0 {
 		return
@@ -86,8 +90,8 @@ func Enlarge(f *os.File, mem []byte) {
 	// Without large pages there are small ones, and without space Reserve says
 	// so. The kernel makes a large page only where there is a small one.
 	_ = onFD(f, func(fd int) error {
-		for off := 0; off < whole; off += hugePage {
-			if err := unix.Fallocate(fd, 0, int64(off), 1); err != nil {
+		for at := 0; at < whole; at += hugePage {
+			if err := unix.Fallocate(fd, 0, off+int64(at), 1); err != nil {
 				return err
 			}
 		}

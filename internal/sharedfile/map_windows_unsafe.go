@@ -15,8 +15,7 @@ import (
 )
 
 // Map maps the first size bytes of f, shared. It fails if the file is shorter.
-// Populate means nothing here: Windows maps many pages at each fault.
-func Map(f *os.File, size int64, writable, populate bool) (mem []byte, err error) {
+func Map(f *os.File, size int64, writable bool) (mem []byte, err error) {
 	if size <= 0 || size > 1<<46 || int64(uintptr(size)) != size {
 		return nil, fmt.Errorf("map %d bytes of %s: not a size", size, f.Name())
 	}
@@ -43,6 +42,9 @@ func Map(f *os.File, size int64, writable, populate bool) (mem []byte, err error
 	}
 	return mem, nil
 }
+
+// Populate does nothing: Windows maps many pages at each fault.
+func Populate([]byte) {}
 
 // Unmap gives back what Map returned.
 func Unmap(mem []byte) error {

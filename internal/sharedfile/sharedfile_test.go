@@ -58,21 +58,22 @@ func TestMap(t *testing.T) {
 	for _, size := range []int64{1, 4096, 4097, 2<<20 - 1, 2 << 20, 5<<20 + 1} {
 		d := open(t, tempDir(t))
 		f := create(t, d, "f")
-		if err := sharedfile.Reserve(f, size); err != nil {
+		if err := errors.Join(sharedfile.Reserve(f, 0, size/2+1), sharedfile.Reserve(f, size/2, size-size/2)); err != nil {
 			t.Fatal(err)
 		}
 		if info, err := f.Stat(); err != nil || info.Size() != size {
 			t.Errorf("size %v, %v", info, err)
 		}
-		one, err := sharedfile.Map(f, size, true, false)
+		one, err := sharedfile.Map(f, size, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		two, err := sharedfile.Map(f, size, false, true)
+		two, err := sharedfile.Map(f, size, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sharedfile.Enlarge(f, one)
+		sharedfile.Populate(two)
+		sharedfile.Enlarge(f, 0, one)
 		one[0]++
 		one[size-1] += 2
 		if int64(len(two)) != size || two[0] != one[0] || two[size-1] != one[size-1] {
@@ -92,12 +93,12 @@ func TestMap(t *testing.T) {
 	}
 	f := create(t, open(t, tempDir(t)), "f")
 	for _, size := range []int64{-1, 0, 1 << 62} {
-		if _, err := sharedfile.Map(f, size, false, false); err == nil {
+		if _, err := sharedfile.Map(f, size, false); err == nil {
 			t.Errorf("%d bytes were mapped", size)
 		}
 	}
 	// Windows has several words for it.
-	if err := sharedfile.Reserve(f, 1<<62); err == nil || runtime.GOOS == "linux" && !errors.Is(err, sharedfile.ErrNoSpace) {
+	if err := sharedfile.Reserve(f, 0, 1<<62); err == nil || runtime.GOOS == "linux" && !errors.Is(err, sharedfile.ErrNoSpace) {
 		t.Errorf("Reserve: %v", err)
 	}
 }
@@ -124,17 +125,17 @@ func TestLease(t *testing.T) {
 		}
 	}
 	l := take("b1")
-	create(t, d, "b1")
 	if _, err := sharedfile.TakeLease(d, "b1", boot, nil); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second lease: %v", err)
 	}
 	if err := l.SetGeneration(7); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := sharedfile.ReadLease(d, "b1"); err != nil || r.Generation != 7 || r.Boot != boot || string(r.Terms) != "terms" {
+	file := create(t, d, "b1")
+	if r, err := sharedfile.ReadLease(d, "b1", file); err != nil || r.Generation != 7 || r.Boot != boot || string(r.Terms) != "terms" {
 		t.Errorf("the lease says %+v, %v", r, err)
 	}
-	if _, err := sharedfile.ReadLease(d, "b2"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := sharedfile.ReadLease(d, "b2", file); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a lease: %v", err)
 	}
 	sweep(boot)
@@ -237,6 +238,31 @@ func TestLeasesAgainstSweepers(t *testing.T) {
 	work.Wait()
 }
 
+// Terms come back whole, however long they are; longer ones are refused.
+func TestLeaseTerms(t *testing.T) {
+	d := open(t, tempDir(t))
+	file := create(t, d, "b")
+	for _, size := range []int{0, 1, 443, 444, 445, 4095, 4096} {
+		terms := make([]byte, size)
+		for i := range terms {
+			terms[i] = byte(i) | 1
+		}
+		l, err := sharedfile.TakeLease(d, "b", boot, terms)
+		if err != nil {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		if r, err := sharedfile.ReadLease(d, "b", file); err != nil || !bytes.Equal(r.Terms, terms) || r.Boot != boot {
+			t.Errorf("%d bytes: %d came, of %q, %v", size, len(r.Terms), r.Boot, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := sharedfile.TakeLease(d, "b", boot, make([]byte, 4097)); err == nil {
+		t.Error("4097 bytes were taken")
+	}
+}
+
 // What is read as a lease is one that somebody wrote, in this version or the
 // first: nothing else is, and nothing makes the reader fall over.
 func FuzzReadLease(f *testing.F) {
@@ -249,11 +275,16 @@ func FuzzReadLease(f *testing.F) {
 	f.Add([]byte("MSPLEAS3"))
 	path := f.TempDir()
 	d := open(f, path)
+	file, err := d.Create("b")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
 	f.Fuzz(func(t *testing.T, lease []byte) {
 		if err := os.WriteFile(filepath.Join(path, "b.lease"), lease, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := sharedfile.ReadLease(d, "b")
+		r, err := sharedfile.ReadLease(d, "b", file)
 		switch {
 		case bytes.Equal(lease, first):
 			if err != nil || r.Generation != 7 || len(r.Terms) != 0 || r.Boot != "one-kernel" {
@@ -272,6 +303,7 @@ func FuzzReadLease(f *testing.F) {
 // one that nobody holds, must not leave its maker with a lock on nothing.
 func TestLeaseRemovedBeforeItIsLocked(t *testing.T) {
 	d := open(t, t.TempDir())
+	file := create(t, d, "b")
 	stop := make(chan struct{})
 	var remover sync.WaitGroup
 	remover.Go(func() { // as RemoveAbandoned, but for young leases too
@@ -303,7 +335,7 @@ func TestLeaseRemovedBeforeItIsLocked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := sharedfile.ReadLease(d, "b"); err != nil {
+		if _, err := sharedfile.ReadLease(d, "b", file); err != nil {
 			t.Fatalf("the maker has a lock, and no lease: %v", err)
 		}
 		if err := l.Close(); err != nil {

@@ -38,21 +38,17 @@ func (h *Host) admit(ctx context.Context, accepted net.Conn) {
 	defer accepted.Close()
 	stop := context.AfterFunc(ctx, func() { accepted.Close() })
 	defer stop()
-	h.mu.Lock()
-	full := h.conns >= h.config.MaxConnections
-	if !full {
-		h.conns++
+	// Those that are too many are told so, if they are not far too many.
+	full := !h.conns.TryAcquire(1)
+	if full && !h.refusals.TryAcquire(1) {
+		return
 	}
-	h.mu.Unlock()
 	nc, who, err := h.meet(ctx, accepted)
 	if full {
+		defer h.refusals.Release(1)
 		err = &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: fmt.Sprintf("there are %d connections already", h.config.MaxConnections)}
 	} else {
-		defer func() {
-			h.mu.Lock()
-			h.conns--
-			h.mu.Unlock()
-		}()
+		defer h.conns.Release(1)
 	}
 	if err != nil {
 		h.config.Logger.Warn("connection refused", "from", accepted.RemoteAddr(), "error", err)

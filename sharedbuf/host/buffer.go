@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/internal/sharedfile"
 	"github.com/memspan/memspan/sharedbuf"
@@ -33,9 +35,10 @@ type work struct {
 	replica *replica // of a buffer whose bytes are sent; else nil
 	written func()   // ends the use of the replica by what was written; nil: nothing was
 	memory  *memory  // for a copy
-	key     []byte   // of an encrypted buffer; else nil
-	sealed  uint64   // the turn in which what was written was sealed; 0: in none
-	peer    int      // the guest's user; -1: not known
+	help    *blocks.Helpers
+	key     []byte // of an encrypted buffer; else nil
+	sealed  uint64 // the turn in which what was written was sealed; 0: in none
+	peer    int    // the guest's user; -1: not known
 
 	inMemory bool // what is mapped is in RAM; set by mapBuffer
 
@@ -56,7 +59,7 @@ func (h *Host) prepare(r *sharedbuf.Request, file *os.File, who guest) (*work, e
 	if err != nil {
 		return nil, err
 	}
-	w := &work{request: r, chain: chain, file: file, peer: who.uid}
+	w := &work{request: r, chain: chain, file: file, peer: who.uid, help: h.helpers}
 	w.uses.Store(1)
 	w.small = (file != nil || h.inRAM) && r.Size <= chunkSize/int64(max(len(chain), 1))
 	if len(chain) > maxChain {
@@ -148,13 +151,26 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 	} else if err := h.checkNameless(w); err != nil {
 		return nil, nil, err
 	}
-	shared, err := sharedfile.Map(f, w.sharedSize(), w.write, true)
+	shared, err := sharedfile.Map(f, w.sharedSize(), w.write)
 	if err != nil {
-		return nil, nil, &sharedbuf.Error{Code: sharedbuf.ErrFailed, Message: "the file cannot be mapped", Err: err}
+		code := sharedbuf.ErrFailed
+		if errors.Is(err, fs.ErrPermission) { // the descriptor is for reading alone, or what it is of is sealed
+			code = sharedbuf.ErrDenied
+		}
+		return nil, nil, &sharedbuf.Error{Code: code, Message: "the file cannot be mapped", Err: err}
 	}
 	unmap := func() error { return sharedfile.Unmap(shared) }
+	// Who reads memory has the kernel map sixteen pages at each fault, which is faster
+	// than all at once; who writes would have it map one, and who waits for a disk
+	// within a fault keeps a processor.
+	inMemory := sharedfile.InMemory(f)
+	if w.write || !inMemory {
+		if err := populate(ctx, shared); err != nil {
+			return nil, nil, errors.Join(err, unmap())
+		}
+	}
 	if w.key == nil {
-		w.inMemory = sharedfile.InMemory(f)
+		w.inMemory = inMemory
 		return shared, unmap, nil
 	}
 	mem, sealing, err := w.unseal(ctx, shared)
@@ -162,6 +178,21 @@ func (h *Host) mapBuffer(ctx context.Context, w *work) (mem []byte, done func() 
 		return nil, nil, errors.Join(err, unmap())
 	}
 	return mem, func() error { return errors.Join(sealing(), unmap()) }, nil
+}
+
+// populatedAtOnce is how many bytes are mapped between two looks whether the request
+// was given up: a disk reads them in a moment.
+const populatedAtOnce = 16 << 20
+
+// populate maps the pages of a buffer.
+func populate(ctx context.Context, shared []byte) error {
+	for piece := range slices.Chunk(shared, populatedAtOnce) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		sharedfile.Populate(piece)
+	}
+	return nil
 }
 
 // memfd returns the buffer's memory as operations may have it, if it has no name
@@ -245,7 +276,7 @@ func (h *Host) check(w *work, f *os.File, rel string) error {
 	if info.Size() != w.sharedSize() {
 		return &sharedbuf.Error{Code: sharedbuf.ErrSize, Message: fmt.Sprintf("the file has %d bytes, by buffer_size it has %d", info.Size(), w.sharedSize())}
 	}
-	record, err := sharedfile.ReadLease(h.dir, rel)
+	record, err := sharedfile.ReadLease(h.dir, rel, f)
 	if errors.Is(err, fs.ErrNotExist) && w.request.Generation == 0 { // a guest of the original system
 		return nil
 	}

@@ -235,6 +235,16 @@ func TestCopiesAreBounded(t *testing.T) {
 	if err := process(b); err != nil {
 		t.Errorf("after the other was freed: %v", err)
 	}
+	// Small ones count as a block each: what describes them takes memory too.
+	g := connect(t, ln)
+	left := (limit+limit/2)/blocks.Size - blocks.Count(b.Size())
+	for i := range left + 1 {
+		r := g.ask(map[string]any{"api": "shared_buffer_copy", "request_id": 1, "operation": "open", "buffer_id": i, "buffer_size": 1})
+		if want := i < left; want != (r.Code == "") || !want && r.Code != sharedbuf.ErrLimit {
+			t.Fatalf("small copy %d of %d: %+v", i, left, r)
+		}
+	}
+	g.Close()
 	other := dial(t, ln, "")
 	d := alloc(t, other, limit)
 	if err := process(d); !errors.Is(err, sharedbuf.ErrLimit) {

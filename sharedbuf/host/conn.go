@@ -30,6 +30,7 @@ type conn struct {
 	files *fdpass.Conn // of a unix socket; else nil
 	guest guest
 	r     *bufio.Reader
+	timed bool // reads are of a message that has begun; the reader's
 
 	writeMu sync.Mutex
 	out     []byte         // a reply's frame, reused
@@ -59,7 +60,7 @@ func newConn(h *Host, nc net.Conn, who guest) *conn {
 		c.files = fdpass.New(u)
 		c.nc = c.files
 	}
-	c.r = bufio.NewReaderSize(c.nc, 4+sharedbuf.MaxRequest)
+	c.r = bufio.NewReaderSize(timedReader{c}, 4+sharedbuf.MaxRequest)
 	return c
 }
 
@@ -80,27 +81,80 @@ func (c *conn) serve(ctx context.Context) {
 		body, err := c.next()
 		if err != nil {
 			var broken *sharedbuf.Error
-			if errors.As(err, &broken) {
+			if errors.Is(err, fdpass.ErrTooMany) {
+				err = &sharedbuf.Error{Code: sharedbuf.ErrLimit, Message: "the descriptors that came cannot be held", Err: err}
+			}
+			switch {
+			case errors.As(err, &broken):
 				c.reply(0, nil, err)
 				linger(c.nc)
+			case err == io.EOF:
+				c.finish()
 			}
 			return
 		}
 		request, err := sharedbuf.ParseRequest(body)
 		if err != nil {
-			// Whether bytes follow that are no request is not known.
-			id := int64(0)
-			if request != nil {
-				id = request.ID
-			}
-			c.reply(id, nil, err)
+			err = c.refuse(request, err)
+		} else {
+			err = c.handle(request)
+		}
+		if err != nil {
 			linger(c.nc)
 			return
 		}
-		if err := c.handle(request); err != nil {
-			linger(c.nc)
+		c.dropFiles()
+	}
+}
+
+// refuse answers a request that cannot be meant; nil: of which nothing is known. Its
+// error ends the connection: bytes may follow that are no request.
+func (c *conn) refuse(r *sharedbuf.Request, why error) error {
+	if r == nil || r.API == "" || r.API == sharedbuf.APIBufferTest || r.Blocks || c.guest.unknown || errors.Is(why, sharedbuf.ErrUnsupported) {
+		id := int64(0)
+		if r != nil {
+			id = r.ID
+		}
+		c.reply(id, nil, why)
+		return errEnd
+	}
+	if r.ID == 0 {
+		c.settle()
+	}
+	c.reply(r.ID, nil, why)
+	return nil
+}
+
+// dropFiles closes the descriptors that came with a request and that it did not
+// take: they are none of the next one's.
+func (c *conn) dropFiles() {
+	for c.files != nil {
+		f, err := c.files.TakeRead(c.r.Buffered())
+		if err != nil {
 			return
 		}
+		f.Close()
+	}
+}
+
+// A timedReader reads from a connection, and within a message it waits for the next
+// byte for so long only.
+type timedReader struct{ c *conn }
+
+func (t timedReader) Read(p []byte) (int, error) {
+	if t.c.timed {
+		t.c.nc.SetReadDeadline(time.Now().Add(t.c.h.config.IOTimeout))
+	}
+	return t.c.nc.Read(p)
+}
+
+// within has reads wait for so long only until the function that it returns is
+// called: they are of a message that has begun.
+func (c *conn) within() (done func()) {
+	c.timed = true
+	return func() {
+		c.timed = false
+		c.nc.SetReadDeadline(time.Time{})
 	}
 }
 
@@ -132,8 +186,7 @@ func (c *conn) next() ([]byte, error) {
 		return nil, err
 	}
 	if !c.whole() {
-		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
-		defer c.nc.SetReadDeadline(time.Time{})
+		defer c.within()()
 	}
 	return sharedbuf.ReadFrame(c.r, sharedbuf.MaxRequest)
 }
@@ -157,7 +210,7 @@ func (c *conn) handle(r *sharedbuf.Request) error {
 		return err
 	}
 	if r.ID == 0 { // answered in order: what was asked before comes first
-		c.work.Wait()
+		c.settle()
 	}
 	if r.Blocks {
 		tookBack, err := c.takeBlocks(r)
@@ -244,7 +297,7 @@ func (c *conn) take() (*os.File, error) {
 	if c.files == nil {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrUnsupported, Message: "buffers without a name come over unix sockets only"}
 	}
-	f, err := c.files.Take()
+	f, err := c.files.TakeRead(c.r.Buffered())
 	if err != nil {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: "the buffer has no name, and no descriptor came with the request", Err: err}
 	}
@@ -257,7 +310,9 @@ func (c *conn) take() (*os.File, error) {
 // request is about, nil for none, it closes in the end, whether f was called or not.
 func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.Context) (any, error)) {
 	if r.ID == 0 {
-		defer w.close()
+		if !w.brief() {
+			defer c.unread()()
+		}
 		result, err := f(c.ctx)
 		c.answer(c.ctx, r, w, func() {}, result, err)
 		return
@@ -279,7 +334,6 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 	}
 	carryOut := func(slot bool) {
 		defer cancel(nil)
-		defer w.close()
 		result, err := f(ctx)
 		c.answer(ctx, r, w, func() {
 			if slot {
@@ -295,17 +349,25 @@ func (c *conn) do(r *sharedbuf.Request, slot bool, w *work, f func(ctx context.C
 		return
 	}
 	if slot {
-		c.slots <- struct{}{} // requests end: there will be one
+		select {
+		case c.slots <- struct{}{}:
+		default:
+			done := c.unread()
+			c.slots <- struct{}{} // requests end: there will be one
+			done()
+		}
 	}
 	c.work.Go(func() { carryOut(slot) })
 }
 
 // answer answers a request about a buffer, with what the host changed of it if
-// its bytes are sent. It calls ended when ctx is not needed any more.
+// its bytes are sent. It calls ended when ctx is not needed any more, and closes the
+// work: who has his answer finds that given back which it took.
 func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended func(), result any, err error) {
 	done, err := w.changes(ctx, err)
 	ended()
 	if done == nil {
+		w.close()
 		c.replySealed(r.ID, w, result, err)
 		return
 	}
@@ -322,6 +384,7 @@ func (c *conn) answer(ctx context.Context, r *sharedbuf.Request, w *work, ended 
 	// Before the last record: after it the guest may send blocks.
 	w.replica.sending.Unlock()
 	done()
+	w.close()
 	if serr == nil {
 		serr = c.records.End(false)
 	}
@@ -363,12 +426,19 @@ func (w *work) changes(ctx context.Context, err error) (done func(), _ error) {
 	return nil, cmp.Or(err, place(context.Cause(ctx), w.chain[0].Operation, w.request.Path))
 }
 
-// A timedWriter writes to a connection whose writeMu is held.
+// A timedWriter writes to a connection whose writeMu is held, for as long as the
+// guest takes something now and then.
 type timedWriter struct{ c *conn }
 
-func (t timedWriter) Write(p []byte) (int, error) {
-	t.c.nc.SetWriteDeadline(time.Now().Add(t.c.h.config.IOTimeout))
-	return t.c.nc.Write(p)
+func (t timedWriter) Write(p []byte) (written int, err error) {
+	for {
+		t.c.nc.SetWriteDeadline(time.Now().Add(t.c.h.config.IOTimeout))
+		n, err := t.c.nc.Write(p[written:])
+		written += n
+		if err == nil || n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return written, err
+		}
+	}
 }
 
 // echo returns the input, which must be a string.
@@ -391,8 +461,7 @@ func (c *conn) reply(id int64, result any, err error) {
 
 // write sends p; c.writeMu is held.
 func (c *conn) write(p []byte) {
-	c.nc.SetWriteDeadline(time.Now().Add(c.h.config.IOTimeout))
-	if _, err := c.nc.Write(p); err != nil {
+	if _, err := (timedWriter{c}).Write(p); err != nil {
 		c.cancel()
 	}
 }

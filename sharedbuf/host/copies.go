@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -62,21 +61,25 @@ func (m *memory) give(size int64) {
 	}
 }
 
-// alloc takes memory that freeAll gives back.
+// charged is what a copy of size bytes is counted as: whole blocks, so that many
+// small ones, which each take a page and what describes them, are bounded too.
+func charged(size int64) int64 { return int64(blocks.Count(size)) * blocks.Size }
+
+// alloc takes memory that free gives back.
 func (m *memory) alloc(size int64) ([]byte, error) {
-	if err := m.take(size); err != nil {
+	if err := m.take(charged(size)); err != nil {
 		return nil, err
 	}
 	mem, err := private.Alloc(size)
 	if err != nil {
-		m.give(size)
+		m.give(charged(size))
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrNoSpace, Message: "no memory for a copy could be had", Err: err}
 	}
 	return mem, nil
 }
 
 func (m *memory) free(mem []byte) error {
-	m.give(int64(len(mem)))
+	m.give(charged(int64(len(mem))))
 	return private.Free(mem)
 }
 
@@ -320,21 +323,17 @@ func (c *conn) prepare(r *sharedbuf.Request, file *os.File) (*work, error) {
 // takeBlocks reads the blocks that follow a request. It reports whether the guest
 // took the request back. Its error ends the connection.
 func (c *conn) takeBlocks(r *sharedbuf.Request) (tookBack bool, err error) {
-	defer c.nc.SetReadDeadline(time.Time{})
+	defer c.within()()
 	to, size := c.replica(r), int64(-1)
 	if to != nil {
 		size = r.Size
 	}
 	records := blocks.NewReader(c.r, size)
-	next := func() (int, []byte, error) {
-		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
-		return records.Next()
-	}
 	if to != nil {
-		err = to.put(next)
+		err = to.put(records.Next)
 	}
 	for to == nil && err == nil {
-		_, _, err = next()
+		_, _, err = records.Next()
 	}
 	switch {
 	case err == io.EOF:

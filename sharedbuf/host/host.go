@@ -15,6 +15,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
+	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/durable"
 	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/internal/sharedfile"
@@ -73,9 +76,10 @@ type Host struct {
 
 	measuring chan struct{} // has a token while something is measured
 	memory    memory        // for copies of buffers
+	helpers   *blocks.Helpers
 
-	mu    sync.Mutex
-	conns int
+	conns    *semaphore.Weighted // has MaxConnections
+	refusals *semaphore.Weighted // has maxRefusals
 }
 
 // New returns a host, which the caller closes. It fails if the directory cannot
@@ -95,7 +99,8 @@ func New(config Config) (*Host, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}}
+	h := &Host{config: config, measuring: make(chan struct{}, 1), memory: memory{what: "this host", most: config.MaxAllCopies}, helpers: blocks.NewHelpers(),
+		conns: semaphore.NewWeighted(int64(config.MaxConnections)), refusals: semaphore.NewWeighted(maxRefusals)}
 	var err error
 	if h.operations, err = register(config.Operations); err != nil {
 		return nil, err
@@ -107,6 +112,9 @@ func New(config Config) (*Host, error) {
 	if h.config.Dir, err = filepath.Abs(config.Dir); err != nil {
 		return nil, fmt.Errorf("host: shared directory %s: %w", config.Dir, err)
 	}
+	if t := config.Translate; len(t) > 0 && !slices.ContainsFunc(t, h.leadsInto) {
+		return nil, fmt.Errorf("host: no translation leads into the shared directory %s: %v", h.config.Dir, t)
+	}
 	if h.boot, err = sharedfile.BootID(); err != nil {
 		return nil, fmt.Errorf("host: %w", err)
 	}
@@ -117,6 +125,13 @@ func New(config Config) (*Host, error) {
 		return nil, fmt.Errorf("host: shared directory: %w", err)
 	}
 	return h, nil
+}
+
+// leadsInto reports whether what a rule translates may be in the shared directory.
+func (h *Host) leadsInto(r sharedbuf.Rule) bool {
+	_, above := sharedbuf.Below(r.Host, h.config.Dir)
+	_, below := sharedbuf.Below(h.config.Dir, r.Host)
+	return above == nil || below == nil
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, to T) {
@@ -150,14 +165,17 @@ func (h *Host) Serve(ctx context.Context, ln net.Listener) error {
 	if h.dir != nil {
 		work.Go(func() { h.sweep(ctx) })
 	}
-	for {
+	for told := false; ; {
 		nc, err := ln.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
 			if isTemporary(err) {
-				h.config.Logger.Warn("cannot accept a connection", "error", err)
+				if !told {
+					h.config.Logger.Warn("cannot accept connections", "error", err)
+				}
+				told = true
 				select {
 				case <-ctx.Done():
 				case <-time.After(acceptPause):
@@ -166,9 +184,13 @@ func (h *Host) Serve(ctx context.Context, ln net.Listener) error {
 			}
 			return fmt.Errorf("host: accept: %w", err)
 		}
+		told = false
 		work.Go(func() { h.admit(ctx, nc) })
 	}
 }
+
+// maxRefusals is how many at a time are told that there are enough connections.
+const maxRefusals = 64
 
 // acceptPause is how long Serve waits for descriptors to come free.
 const acceptPause = 50 * time.Millisecond

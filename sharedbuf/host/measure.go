@@ -33,7 +33,7 @@ type testResult struct {
 // bufferTest moves bytes over the connection itself, outside the JSON. Its error
 // ends the connection: the place in the stream is lost.
 func (c *conn) bufferTest(r *sharedbuf.Request) error {
-	c.work.Wait() // nobody's reply comes between
+	c.settle() // nobody's reply comes between
 	op, err := r.OperationNumber()
 	end := func(code sharedbuf.Code, format string, args ...any) error {
 		c.reply(r.ID, nil, &sharedbuf.Error{Code: code, Op: r.API, Message: fmt.Sprintf(format, args...)})
@@ -73,11 +73,10 @@ func (c *conn) bufferTest(r *sharedbuf.Request) error {
 // drain reads a payload and returns the exclusive or of its words; the tail that
 // is none is left out.
 func (c *conn) drain(size int64) (sum uint32, err error) {
-	defer c.nc.SetReadDeadline(time.Time{})
+	defer c.within()()
 	buf := make([]byte, min(payloadChunk, size))
 	for left := size; left > 0; {
 		piece := buf[:min(left, int64(len(buf)))]
-		c.nc.SetReadDeadline(time.Now().Add(c.h.config.IOTimeout))
 		if _, err := io.ReadFull(c.r, piece); err != nil {
 			return 0, err
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/memspan/memspan/internal/blocks"
 	"github.com/memspan/memspan/internal/private"
@@ -61,10 +62,8 @@ func (w *work) unseal(ctx context.Context, shared []byte) (mem []byte, done func
 		if err != nil {
 			return sealedError(err)
 		}
-		for _, i := range news {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
+		if err := w.help.Each(ctx, len(news), func(at int) error {
+			i := news[at]
 			block := blocks.Of(mem, i)
 			if err := box.Open(i, block); err != nil {
 				return sealedError(err)
@@ -72,6 +71,9 @@ func (w *work) unseal(ctx context.Context, shared []byte) (mem []byte, done func
 			if sums != nil {
 				sums.Update(i, block)
 			}
+			return nil
+		}); err != nil {
+			return err
 		}
 		if sums == nil {
 			return private.Protect(mem, false)
@@ -90,22 +92,20 @@ func (w *work) unseal(ctx context.Context, shared []byte) (mem []byte, done func
 // seal seals what changed, unless the guest has given up: then he may be sealing
 // himself.
 func (w *work) seal(ctx context.Context, box *sealed.Box, mem []byte, sums *blocks.Sums) error {
-	turn, changed := w.request.Generation+1, false
-	for i := range blocks.Count(int64(len(mem))) {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	turn := w.request.Generation + 1
+	var changed atomic.Bool
+	if err := w.help.Each(ctx, blocks.Count(int64(len(mem))), func(i int) error {
 		block := blocks.Of(mem, i)
 		if !sums.Update(i, block) {
-			continue
+			return nil
 		}
-		changed = true
+		changed.Store(true)
 		if err := box.Seal(i, block, turn); err != nil {
 			return sealedError(err)
 		}
-	}
-	if !changed {
 		return nil
+	}); err != nil || !changed.Load() {
+		return err
 	}
 	if err := box.SealTable(turn); err != nil {
 		return sealedError(err)

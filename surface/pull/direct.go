@@ -3,15 +3,16 @@
 package pull
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
@@ -20,17 +21,19 @@ import (
 )
 
 // A direct is a surface's own memory, and its availability page. While it grows
-// it is read by its descriptor; once it is sealed it is mapped.
+// it is read by its descriptor; once it is sealed it is mapped, by who reads it.
 type direct struct {
 	s      *Surface
 	source *source
 	file   *os.File
-	page   *surface.Availability
-	header surface.Manifest // of a growing surface with the size that it had
+	page   *surface.Availability // nil: all was there when it was opened, and nothing changes any more
+	header surface.Manifest      // of a growing surface with the size that it had
+	root   *surface.Digest       // of one that was sealed when it was opened; else nil
 
 	mapping sync.Mutex
 	mem     []byte      // what is stored, once it was mapped
 	mapped  atomic.Bool // mem is set, for good
+	full    atomic.Bool // what is stored has all its pages, for good
 	// last is the size of a surface that was seen to be sealed, plus one: what
 	// the page says later does not change it.
 	last atomic.Int64
@@ -55,18 +58,30 @@ func (d *direct) take(opened control.SurfaceOpened) (err error) {
 	}
 	page, err := d.source.conn.Files.Take()
 	if err == nil {
-		d.page, err = surface.OpenAvailability(page)
-		page.Close()
-	}
-	if err == nil {
-		if _, sealed := d.size(); sealed {
-			_, err = d.all()
+		if d.complete(opened.State) {
+			d.last.Store(d.header.Size + 1)
+		} else {
+			d.page, err = surface.OpenAvailability(page)
 		}
+		page.Close()
 	}
 	if err != nil {
 		d.close()
 	}
 	return err
+}
+
+// complete reports whether a surface is in a state that does not change any more:
+// its page, which says so too, is not worth mapping then.
+func (d *direct) complete(st control.SurfaceState) bool {
+	if !st.Sealed || st.Size < 0 || st.Size > surface.MaxSize {
+		return false
+	}
+	if len(st.Root) == surface.DigestSize {
+		d.root = (*surface.Digest)(st.Root)
+	}
+	n := d.header.Count()
+	return n == 0 || len(st.Have) == 1 && st.Have[0] == control.ChunkRun{First: 0, Count: n}
 }
 
 func (d *direct) close() error {
@@ -85,16 +100,25 @@ func (d *direct) close() error {
 
 // size returns the size so far, and whether it is final.
 func (d *direct) size() (int64, bool) {
+	if last := d.last.Load(); last > 0 {
+		return last - 1, true
+	}
 	sealed := d.page.State() == surface.Sealed // then what follows is final
 	size, _ := d.page.Size()
 	size = min(max(size, 0), surface.MaxSize)
 	if sealed {
 		d.last.CompareAndSwap(0, size+1)
-	}
-	if last := d.last.Load(); last > 0 {
-		return last - 1, true
+		return d.last.Load() - 1, true
 	}
 	return size, false
+}
+
+// sequence is the page's.
+func (d *direct) sequence() uint32 {
+	if d.page == nil {
+		return 0
+	}
+	return d.page.Sequence()
 }
 
 func (d *direct) layout() surface.Manifest {
@@ -128,6 +152,10 @@ func (d *direct) all() ([]byte, error) {
 // has reports whether chunk i is there, as a whole: the last one of a surface that
 // is not sealed is not.
 func (d *direct) has(i int64) bool {
+	if d.page == nil {
+		m := d.layout()
+		return i >= 0 && i < m.Count()
+	}
 	if !d.page.Has(i) {
 		return false
 	}
@@ -139,7 +167,7 @@ func (d *direct) has(i int64) bool {
 // surface that is sealed may end before.
 func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if d.has(i) {
 			return true, nil
 		}
@@ -165,6 +193,9 @@ func (d *direct) await(ctx context.Context, i int64) (bool, error) {
 
 // awaitAll waits for chunks [first, end), or those of them that there are.
 func (d *direct) awaitAll(ctx context.Context, first, end int64) error {
+	if _, sealed := d.size(); sealed && d.whole() {
+		return nil
+	}
 	for i := first; i < end; i++ {
 		if there, err := d.await(ctx, i); !there || err != nil {
 			return err
@@ -228,123 +259,55 @@ func (d *direct) inside(w window) error {
 	return nil
 }
 
-// stored returns what is stored of chunk i, which is there, in buf if it has to be
+// solid reports whether what is stored of m, which is sealed, has no holes: to read holes
+// where they are mapped would make them take memory, for as long as anybody has the surface.
+// It fails if the memory is other than the server said.
+func (d *direct) solid(m *surface.Manifest) (bool, error) {
+	size := m.StoredSize()
+	if d.full.Load() || size == 0 {
+		return true, nil
+	}
+	if err := memfd.CheckSealed(d.file, size); err != nil {
+		return false, err
+	}
+	if !memfd.Solid(d.file, size) {
+		return false, nil
+	}
+	d.full.Store(true)
+	return true, nil
+}
+
+// stored returns what is stored of chunk i, which is there, in *buf if it has to be
 // read.
-func (d *direct) stored(m *surface.Manifest, i int64, buf []byte) ([]byte, error) {
+func (d *direct) stored(m *surface.Manifest, i int64, buf *[]byte) ([]byte, error) {
 	off, n := m.StoredRange(i)
 	if n <= 0 {
 		return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
 	}
 	if _, sealed := d.size(); sealed {
-		mem, err := d.all()
+		solid, err := d.solid(m)
 		if err != nil {
 			return nil, err
 		}
-		if off+n > int64(len(mem)) { // m is older
-			return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+		if solid {
+			mem, err := d.all()
+			if err != nil {
+				return nil, err
+			}
+			if off+n > int64(len(mem)) { // m is older
+				return nil, broken("chunk %d of a surface of %d bytes is there", i, m.Size)
+			}
+			return mem[off : off+n : off+n], nil
 		}
-		return mem[off : off+n : off+n], nil
 	}
-	if int64(cap(buf)) < n {
-		buf = make([]byte, n)
+	if int64(cap(*buf)) < n {
+		*buf = make([]byte, n)
 	}
-	if _, err := d.file.ReadAt(buf[:n], off); err != nil {
+	b := (*buf)[:n]
+	if _, err := d.file.ReadAt(b, off); err != nil {
 		return nil, err
 	}
-	return buf[:n], nil
-}
-
-// each waits for the chunks of [first, end), one after the other, and calls f with the
-// content of each.
-func (d *direct) each(ctx context.Context, first, end int64, f func(i int64, content []byte) error) error {
-	var buf, plain []byte
-	for i := first; end < 0 || i < end; i++ {
-		if ctx.Err() != nil {
-			return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
-		}
-		if there, err := d.await(ctx, i); !there || err != nil {
-			return err
-		}
-		m := d.layout()
-		b, err := d.stored(&m, i, buf)
-		if err != nil {
-			return err
-		}
-		if !d.mapped.Load() {
-			buf = b
-		}
-		if m.Encrypted {
-			if plain, err = d.s.sealer.Open(plain[:0], i, b); err != nil {
-				return err
-			}
-			b = plain
-		}
-		if err := f(i, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// bring gives the content of chunks to a sink.
-func (d *direct) bring(ctx context.Context, to sink, first, end int64, have bitset) error {
-	if _, sealed := d.size(); sealed {
-		m := d.layout()
-		if count := m.Count(); end < 0 || end > count {
-			end = max(first, count)
-		}
-	}
-	zero := make([]byte, 64<<10)
-	var done int64
-	return d.each(ctx, first, end, func(i int64, content []byte) error {
-		done += int64(len(content))
-		var err error
-		switch {
-		case have.has(i):
-		case isZero(content, zero):
-			err = to.hole(i, int64(len(content)))
-		default:
-			err = to.put(i, content)
-		}
-		if err == nil && d.s.options.Progress != nil {
-			p := Progress{Done: done, Total: -1}
-			if size, sealed := d.size(); sealed {
-				p.Total = min(size, end*d.header.Chunk) - first*d.header.Chunk
-			}
-			d.s.options.Progress(p)
-		}
-		return err
-	})
-}
-
-func isZero(b, zero []byte) bool {
-	for len(b) > 0 {
-		n := min(len(b), len(zero))
-		if !bytes.Equal(b[:n], zero[:n]) {
-			return false
-		}
-		b = b[n:]
-	}
-	return true
-}
-
-// copy writes the bytes of w.
-func (d *direct) copy(ctx context.Context, to io.Writer, w window) (done int64, err error) {
-	first, end := w.chunks(d.header.Chunk)
-	if size, sealed := d.size(); sealed && w.open {
-		w.end = min(w.end, size)
-		if w.end <= w.off {
-			return 0, nil
-		}
-		first, end = window{off: w.off, end: w.end}.chunks(d.header.Chunk)
-	}
-	err = d.each(ctx, first, end, func(i int64, content []byte) error {
-		part, _ := w.cut(i*d.header.Chunk, content)
-		n, err := to.Write(part)
-		done += int64(n)
-		return err
-	})
-	return done, err
+	return b, nil
 }
 
 // read reads p from off on. What lies beyond the end of a surface that is sealed
@@ -358,15 +321,23 @@ func (d *direct) read(ctx context.Context, p []byte, off int64) error {
 	if d.header.Encrypted {
 		return d.open(p, w)
 	}
-	if _, sealed := d.size(); sealed {
-		mem, err := d.all()
+	if size, sealed := d.size(); sealed {
+		m := d.layout()
+		solid, err := d.solid(&m)
 		if err != nil {
 			return err
 		}
-		if off < int64(len(mem)) {
-			memfd.Copy(p, mem[off:])
+		if solid {
+			mem, err := d.all()
+			if err != nil {
+				return err
+			}
+			if off < int64(len(mem)) {
+				memfd.Copy(p, mem[off:])
+			}
+			return nil
 		}
-		return nil
+		p = p[:min(int64(len(p)), max(0, size-off))]
 	}
 	_, err := d.file.ReadAt(p, off)
 	return err
@@ -380,7 +351,7 @@ func (d *direct) open(p []byte, w window) error {
 	for i := first; i < end; i++ {
 		content := d.s.cache.get(i)
 		if content == nil {
-			b, err := d.stored(&m, i, buf)
+			b, err := d.stored(&m, i, &buf)
 			if err == nil {
 				content, err = d.s.sealer.Open(nil, i, b)
 			}
@@ -398,7 +369,7 @@ func (d *direct) open(p []byte, w window) error {
 // final waits until the surface is sealed.
 func (d *direct) final(ctx context.Context) (int64, error) {
 	for {
-		seen := d.page.Sequence()
+		seen := d.sequence()
 		if size, sealed := d.size(); sealed {
 			return size, nil
 		}
@@ -417,6 +388,9 @@ func (d *direct) final(ctx context.Context) (int64, error) {
 // whole reports whether all chunks of a sealed surface are there. Of one that its
 // server gathers from elsewhere some may be missing.
 func (d *direct) whole() bool {
+	if d.page == nil {
+		return true
+	}
 	m := d.layout()
 	runs := d.page.Runs(0, 1)
 	return m.Count() == 0 || len(runs) == 1 && runs[0] == surface.Run{First: 0, Count: m.Count()}
@@ -465,31 +439,34 @@ func (d *direct) verify(ctx context.Context) error {
 	if _, err := d.final(ctx); err != nil {
 		return err
 	}
-	mem, err := d.all()
-	if err != nil {
-		return err
-	}
 	m := d.layout()
 	count := m.Count()
-	if int64(len(mem)) != m.StoredSize() {
-		return lying("its memory has %d bytes, and its size is %d", len(mem), m.Size)
+	if has, err := memfd.Size(d.file); err != nil || has < m.StoredSize() {
+		return cmp.Or(err, lying("its memory has %d bytes, and its size is %d", has, m.Size))
 	}
 	m.Digests = make([]surface.Digest, count)
 	var next atomic.Int64
-	var work sync.WaitGroup
+	work, _ := errgroup.WithContext(ctx)
 	for range runtime.GOMAXPROCS(0) {
-		work.Go(func() {
+		work.Go(func() error {
+			var buf []byte
 			for i := next.Add(1) - 1; i < count && ctx.Err() == nil; i = next.Add(1) - 1 {
-				off, n := m.StoredRange(i)
-				m.Digests[i] = surface.Sum(mem[off : off+n])
+				b, err := d.stored(&m, i, &buf)
+				if err != nil {
+					return err
+				}
+				m.Digests[i] = surface.Sum(b)
 			}
+			return nil
 		})
 	}
-	work.Wait()
+	if err := work.Wait(); err != nil {
+		return err
+	}
 	if ctx.Err() != nil {
 		return &wire.Error{Code: wire.Canceled, Err: context.Cause(ctx)}
 	}
-	root := d.s.ticket.Root
+	root := cmp.Or(d.s.ticket.Root, d.root)
 	if root == nil {
 		d.source.listen()
 		var state control.SurfaceState

@@ -29,7 +29,8 @@ const (
 
 // ToFile pulls a range of the content, the zero Range for all that the ticket
 // opens, into the file at path, which appears, or is replaced, in one step once all of it
-// is there, verified and durable.
+// is there, verified and durable. Through a symbolic link it replaces what that points to;
+// what is there and no plain file is refused, with fs.ErrExist.
 //
 // Until then it is in path.part, and what of it is there in path.part.state:
 // ToFile goes on with it when called again after it has failed, was canceled
@@ -53,6 +54,9 @@ func (s *Surface) ToFile(ctx context.Context, path string, r surface.Range) erro
 }
 
 func (s *Surface) toFile(ctx context.Context, path string, w window) (err error) {
+	if path, err = replaceable(path); err != nil {
+		return err
+	}
 	part := path + ".part"
 	lock, err := filelock.Try(part + ".lock")
 	if errors.Is(err, filelock.ErrHeld) {
@@ -86,6 +90,26 @@ func (s *Surface) toFile(ctx context.Context, path string, w window) (err error)
 		return err
 	}
 	return errors.Join(os.Remove(p.path), durable.SyncDir(filepath.Dir(path)))
+}
+
+// replaceable returns the file that path is or will be, behind links: it is not for a pull
+// to put a file in the place of a device, nor of a link to something.
+func replaceable(path string) (string, error) {
+	info, err := os.Lstat(path)
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			info, err = os.Lstat(path)
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && info == nil:
+		return path, nil
+	case err != nil:
+		return "", err
+	case !info.Mode().IsRegular():
+		return "", fmt.Errorf("%s is there and no plain file: %w", path, fs.ErrExist)
+	}
+	return path, nil
 }
 
 // A part is a file that is being made.

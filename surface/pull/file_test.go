@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -152,5 +153,35 @@ func TestTwoPullersOfOneFile(t *testing.T) {
 	h.seal()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// What is not a plain file is not replaced by one, and a link leads where it did.
+func TestNoPlainFile(t *testing.T) {
+	content := random(10 * kib)
+	h := expose(t, content, 4*kib, nil)
+	s := open(t, h.rooted(h.tcp()), pull.Options{})
+	dir := t.TempDir()
+	old, link := filepath.Join(dir, "old"), filepath.Join(dir, "link")
+	if err := os.WriteFile(old, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(old, link); err != nil {
+		t.Skip(err) // Windows does not allow it to everybody
+	}
+	if err := s.ToFile(t.Context(), link, all); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(old); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("where the link leads are %d bytes, %v", len(got), err)
+	}
+	if to, err := os.Readlink(link); err != nil || to != old {
+		t.Errorf("the link leads to %q, %v", to, err)
+	}
+	if err := s.ToFile(t.Context(), dir, all); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("in the place of a directory: %v", err)
+	}
+	if _, err := os.Lstat(dir + ".part"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something was pulled for a directory: %v", err)
 	}
 }

@@ -3,10 +3,14 @@
 package pull
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 
+	"github.com/memspan/memspan/internal/memlimit"
 	"github.com/memspan/memspan/surface"
+	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
 )
 
@@ -54,11 +58,13 @@ func (c *source) follow(ctx context.Context, state control.SurfaceState) {
 // digests that go with it and were not told. It reports whether there is nothing more to be learnt.
 func (c *source) learn(ctx context.Context, state control.SurfaceState, from int64) (complete bool, err error) {
 	s := c.s
-	if err := c.checkState(&state); err != nil {
+	if err := c.checkState(&state, from); err != nil {
 		return false, err
 	}
 	s.mu.Lock()
 	for _, run := range state.Have {
+		// What is there since the rest was told is told again: nothing else bounds runs.
+		run.Count = min(run.Count, state.Count-run.First)
 		c.have.add(run)
 	}
 	usable := s.usableLocked()
@@ -80,8 +86,8 @@ func (c *source) learn(ctx context.Context, state control.SurfaceState, from int
 	return complete, nil
 }
 
-// checkState refuses what cannot be.
-func (c *source) checkState(state *control.SurfaceState) error {
+// checkState refuses what cannot be, of a state that tells of the chunks from one on.
+func (c *source) checkState(state *control.SurfaceState, from int64) error {
 	h := c.header // follow's own from here on
 	h.Size = state.Size
 	if state.Size < 0 || state.Size > surface.MaxSize || h.Count() != state.Count {
@@ -100,8 +106,34 @@ func (c *source) checkState(state *control.SurfaceState) error {
 		}
 		next = run.First + run.Count
 	}
+	if state.More && next <= from {
+		return broken("runs that more follow end at chunk %d, and were to begin at %d", next, from)
+	}
 	c.header.Size = state.Size
-	return c.s.bounded(state.Size)
+	if err := c.s.bounded(state.Size); err != nil {
+		return err
+	}
+	return roomFor(state.Count)
+}
+
+// fewDigests is how many bytes of digests any puller has room for: those of 2 TiB in
+// chunks of 1 MiB.
+const fewDigests = 64 << 20
+
+// fallbackMemory is taken for the machine's memory where that is not known.
+const fallbackMemory = 4 << 30
+
+// roomFor refuses a manifest that would take much of this machine's memory: a source
+// can go on telling digests for ever, and only with the last of them it shows what they are.
+func roomFor(count int64) error {
+	need := count * surface.DigestSize // count is at most 2^50
+	if need <= fewDigests {
+		return nil
+	}
+	if room := max(cmp.Or(memlimit.System().Usable(), fallbackMemory)/4, fewDigests); need > room {
+		return &wire.Error{Code: wire.Limit, Message: fmt.Sprintf("its %d chunks have %d bytes of digests, and a quarter of this machine's memory is %d: expose it in larger chunks", count, need, room)}
+	}
+	return nil
 }
 
 // learnDigests learns the digests that are to be had and not known yet: those that came

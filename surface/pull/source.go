@@ -451,11 +451,7 @@ func (c *source) enter(r *request) (id uint64, err error) {
 
 // post sends a control request.
 func (c *source) post(op control.Op, args any) (*request, error) {
-	raw, err := json.Marshal(args)
-	if err != nil {
-		return nil, err
-	}
-	payload, err := json.Marshal(control.Request{Op: op, Args: raw})
+	payload, err := control.Encode(op, args)
 	if err != nil {
 		return nil, err
 	}

@@ -225,7 +225,7 @@ func (d *daemon) end() error {
 	}
 	d.over = true
 	d.in.Close()
-	kill := time.AfterFunc(30*time.Second, func() { d.cmd.Process.Kill() })
+	kill := time.AfterFunc(patience, func() { d.cmd.Process.Kill() })
 	defer kill.Stop()
 	return d.cmd.Wait()
 }
@@ -329,7 +329,7 @@ func check(t testing.TB, err error) {
 }
 
 // eventually polls what no event tells, until it is so.
-func eventually(t testing.TB, what string, patience time.Duration, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {

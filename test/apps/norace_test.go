@@ -6,6 +6,3 @@ package apps
 
 // raceDetector is whether the tests, and so what they build, look for races.
 const raceDetector = false
-
-// slack is what a machine may add to what is promised.
-const slack = 0

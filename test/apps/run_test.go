@@ -57,7 +57,7 @@ func TestOwnDaemonIsNotLeft(t *testing.T) {
 	if err != nil || line != "waiting\n" || len(dirs) != 1 || string(rest) != "VkResult -4\nthen -4\n" {
 		t.Fatalf("%q, %v, then %q; in %v", line, err, rest, dirs)
 	}
-	eventually(t, "the daemon's directory is gone", 2*lostWithin, func() bool {
+	eventually(t, "the daemon's directory is gone", func() bool {
 		_, err := os.Stat(dirs[0])
 		return errors.Is(err, fs.ErrNotExist)
 	})

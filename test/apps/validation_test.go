@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"slices"
 	"testing"
-	"time"
 )
 
 // A validator is the Khronos validation layer, set up by variables to write
@@ -75,7 +74,7 @@ func TestValidation(t *testing.T) {
 		}
 		for _, transport := range transports {
 			d.run(t, transport, app...)
-			eventually(t, "the worker has ended", 10*time.Second, func() bool { return len(children(d.cmd.Process.Pid)) == 0 })
+			eventually(t, "the worker has ended", func() bool { return len(children(d.cmd.Process.Pid)) == 0 })
 			if found := v.found(t); !slices.Equal(found, native) {
 				t.Errorf("%s: %v: the layer finds %v, natively %v", transport, app[1:], found, native)
 			}

@@ -35,7 +35,12 @@ func TestMain(m *testing.M) {
 		exit(vram.Worker(context.Background()))
 	}
 	role := os.Getenv(roleEnv)
-	if role == "" {
+	if role == networkRole {
+		if err := startNetwork(); err != nil {
+			exit(err)
+		}
+	}
+	if role == "" || role == networkRole {
 		// Much of what the tests do is to wait, for slow links and for dying
 		// processes. The command line says otherwise if it wants.
 		flag.Set("test.parallel", "6")

@@ -161,3 +161,19 @@ func TestPythonPullsAnothersSurface(t *testing.T) {
 	unittests(t, near, []string{"test_memspan.AnothersSurface"},
 		"MEMSPAN_TEST_TICKET="+text, fmt.Sprintf("MEMSPAN_TEST_SHA256=%x", sha256.Sum256(content)))
 }
+
+// A Python program pulls what is encrypted: this user's daemon decrypts it for him, whether it
+// has the surface or pulls it from another machine's daemon.
+func TestPythonPullsWhatIsEncrypted(t *testing.T) {
+	t.Parallel()
+	far, near := start(t, settings{Process: true}), start(t, settings{Process: true})
+	content := someBytes(3<<20 + 77)
+	done, err := far.dial(t, "unix").ExposeBytes(t.Context(), content, memspan.ExposeOptions{Chunk: 64 << 10, Encrypt: true})
+	check(t, err)
+	text, err := far.ticketTo(done.Ticket, "tls").Text()
+	check(t, err)
+	for _, d := range []*daemon{far, near} {
+		unittests(t, d, []string{"test_memspan.Encrypted"},
+			"MEMSPAN_TEST_KEYED="+text, fmt.Sprintf("MEMSPAN_TEST_SHA256=%x", sha256.Sum256(content)))
+	}
+}

@@ -256,7 +256,7 @@ func TestDeviceSetsEvent(t *testing.T) {
 // poll asks for an event until it is as it should be.
 func (b *bench) poll(event uint64, want int32) {
 	b.t.Helper()
-	for end := time.Now().Add(10 * time.Second); b.call(registry.VkGetEventStatus, b.device, event) != want; runtime.Gosched() {
+	for end := time.Now().Add(time.Minute); b.call(registry.VkGetEventStatus, b.device, event) != want; runtime.Gosched() {
 		if time.Now().After(end) {
 			b.t.Fatalf("the event is not %d", want)
 		}

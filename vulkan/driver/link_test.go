@@ -59,7 +59,7 @@ func TestBothWrite(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("both ends wait for each other")
 			s.p.sc.Close()
 			<-done

@@ -147,7 +147,7 @@ func (p *peer) signal(signals ...stream.Signal) {
 // waitFor waits until n messages of an operation have come and returns them.
 func (p *peer) waitFor(op registry.Index, n int) []message {
 	p.t.Helper()
-	timer := time.AfterFunc(10*time.Second, func() {
+	timer := time.AfterFunc(time.Minute, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.seen = append(p.seen, message{op: 0xffff})

@@ -217,8 +217,8 @@ func TestStressWaits(t *testing.T) {
 }
 
 // Rounds in which every thread waits, what they wait for comes, and then nothing
-// more: a wake-up that is lost is made good by nothing but a ping, which the
-// peer counts.
+// more: a wake-up that is lost would be made good by nothing but the answer to a
+// ping, and the peer gives none. So it costs the device.
 func TestQuietRounds(t *testing.T) {
 	const threads = 5
 	for name, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){
@@ -228,12 +228,10 @@ func TestQuietRounds(t *testing.T) {
 			r := rand.New(rand.NewPCG(7, 8)) // the peer's goroutine's, as all that follows
 			submissions := make(map[uint64]uint64)
 			var answers []func(p *peer)
-			var pings atomic.Int32
 			answer := func(p *peer, m stream.Message) bool {
 				switch {
-				case m.Op == stream.OpPing && !m.Has(stream.FlagReply):
-					pings.Add(1)
-					return false
+				case m.Op == stream.OpPing:
+					return true
 				case registry.Index(m.Op) == registry.VkQueueSubmit:
 					fence := idIn(m.Body, len(m.Body)-8)
 					submissions[fence]++
@@ -271,6 +269,7 @@ func TestQuietRounds(t *testing.T) {
 				return Connection{Wire: wire.NewConn(client, wire.Config{})}, nil
 			}}
 			s := newSceneOf(t, cfg, peers)
+			s.d.current.Load().loading.Add(1) // a busy machine has as long as one that loads a driver
 			var fences, lists [threads]uint64
 			for w := range threads {
 				fences[w] = s.fence(s.device)
@@ -305,10 +304,7 @@ func TestQuietRounds(t *testing.T) {
 				}
 				waiting.Wait()
 			}
-			t.Logf("%d rounds, %d pings", rounds, pings.Load())
-			if pings.Load() > 1 { // one may be a machine that was busy for a second
-				t.Errorf("%d waits ended by a ping, of %d rounds", pings.Load(), rounds)
-			}
+			t.Logf("%d rounds", rounds)
 		})
 	}
 }
@@ -465,7 +461,7 @@ func TestDeafWorker(t *testing.T) {
 					r = act(s, fence)
 				}
 				found := hung.Stop() // by the driver itself
-				if d := time.Since(begin); r != deviceLost || !found || d < 3*time.Second {
+				if d := time.Since(begin); r != deviceLost || !found || d < 2*time.Second {
 					t.Errorf("%s, pipe=%v: %d after %v", name, pipes, r, d)
 				}
 			})

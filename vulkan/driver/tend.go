@@ -14,12 +14,12 @@ const (
 	// flushAfter is about how long a message waits that no other takes along.
 	flushAfter = 2 * time.Millisecond
 	// watchEvery is how often a link is looked at while someone waits for it.
-	watchEvery = 500 * time.Millisecond
+	watchEvery = 250 * time.Millisecond
 	// pingAfter is how long a worker may be silent before it is asked whether
-	// it lives, and deadAfter when it is taken for dead: with the time until
-	// that is noticed, less than 5 s.
+	// it lives, and deadAfter when it is taken for dead: so much less than 5 s
+	// that a busy machine notices within them.
 	pingAfter = time.Second
-	deadAfter = 4 * time.Second
+	deadAfter = 3500 * time.Millisecond
 	// loadAfter is what takes its place while the worker starts and loads the
 	// real driver, which may be slow to come up.
 	loadAfter = 25 * time.Second

@@ -23,6 +23,14 @@ type Request struct {
 	Args json.RawMessage `json:"args,omitempty"`
 }
 
+// Encode returns a request as it is sent. Args may be nil.
+func Encode(op Op, args any) ([]byte, error) {
+	return json.Marshal(struct {
+		Op   Op  `json:"op"`
+		Args any `json:"args,omitempty"`
+	}{op, args})
+}
+
 // Op names an operation.
 type Op string
 

@@ -68,6 +68,9 @@ type SurfaceOpen struct {
 type SurfacePull struct {
 	Ticket string   `json:"ticket"`
 	From   []string `json:"from,omitempty"` // addresses of further sources
+	// Decrypt has the server open what is encrypted, with the ticket's key, for this session
+	// alone: no descriptors come, and KindRead frames bring the content.
+	Decrypt bool `json:"decrypt,omitempty"`
 }
 
 // SurfaceOpened answers SurfaceOpen and SurfacePull. If Direct, two descriptors

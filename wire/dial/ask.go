@@ -21,7 +21,7 @@ func (c *Conn) Ask(ctx context.Context, op control.Op, args, reply any) error {
 	return c.wait(ctx, op, func() error {
 		// The server may still be putting away the last request, which it has
 		// answered.
-		payload, err := request(op, args)
+		payload, err := control.Encode(op, args)
 		if err == nil {
 			err = c.send(payload)
 		}
@@ -62,15 +62,6 @@ func (c *Conn) wait(ctx context.Context, op control.Op, exchange func() error) e
 		return &wire.Error{Code: reason, Op: string(op), Err: err}
 	}
 	return &wire.Error{Code: wire.PeerLost, Op: string(op), Err: err}
-}
-
-// request returns a request as it is sent.
-func request(op control.Op, args any) ([]byte, error) {
-	raw, err := json.Marshal(args)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(control.Request{Op: op, Args: raw})
 }
 
 func (c *Conn) send(payload []byte) error {

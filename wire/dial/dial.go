@@ -120,12 +120,12 @@ func parseAddress(address string) (endpoint, error) {
 		if path == "" {
 			return invalid("there is no path after unix:")
 		}
-		return endpoint{network: "unix", addr: path}, nil
+		return unixEndpoint(path)
 	}
 	scheme, rest, ok := strings.Cut(address, "://")
 	if !ok {
 		if strings.Contains(address, "/") {
-			return endpoint{network: "unix", addr: address}, nil
+			return unixEndpoint(address)
 		}
 		return invalid("want unix:PATH, tcp://HOST:PORT or tls://HOST:PORT")
 	}
@@ -149,6 +149,13 @@ func parseAddress(address string) (endpoint, error) {
 		return invalid("%s", notLoopback)
 	}
 	return to, nil
+}
+
+func unixEndpoint(path string) (endpoint, error) {
+	if err := unixsock.CheckPath(path); err != nil {
+		return endpoint{}, &wire.Error{Code: wire.Invalid, Op: "dial", Message: "no server can be there", Err: err}
+	}
+	return endpoint{network: "unix", addr: path}, nil
 }
 
 const notLoopback = "plain TCP would show the token and every byte to the network, so it is for loopback addresses only: use tls://"
@@ -262,7 +269,7 @@ func (d *dialer) prepare(state *tls.ConnectionState) error {
 	}
 	op, args, err := d.Early(state)
 	if err == nil {
-		d.early, err = request(op, args)
+		d.early, err = control.Encode(op, args)
 	}
 	return err
 }

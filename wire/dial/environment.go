@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -64,13 +65,17 @@ func ReadToken(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
+	const how = "a server and its clients have the same one; make it: head -c 32 /dev/urandom | base64 >"
 	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("token file: %w; %s%s", err, how, path)
+	}
 	if err != nil {
 		return "", fmt.Errorf("token file: %w", err)
 	}
 	token := strings.TrimSpace(string(data))
 	if token == "" {
-		return "", fmt.Errorf("token file %s is empty; make one: head -c 32 /dev/urandom | base64 >%s", path, path)
+		return "", fmt.Errorf("token file %s is empty; %s%s", path, how, path)
 	}
 	return token, nil
 }
