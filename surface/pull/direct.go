@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire"
