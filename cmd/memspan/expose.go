@@ -45,13 +45,13 @@ bytes. 'memspan pull TICKET' gets them, on this machine without a copy.
 What was exposed never changes, and is there until it expires, is revoked
 ('memspan surfaces --revoke') or the daemon stops. Of standard input the ticket is
 printed at once, unless --json prints what came of it all; what has come can be
-pulled while the rest is still written.
+pulled while the rest is still written, whole chunks of it.
 
 With --encrypt the daemon, and whoever passes the bytes on, keeps ciphertext: the
 key is in the ticket alone. Pullers then decrypt a copy of their own.`,
 		Example: `  memspan expose model.bin --expires 1h
   memspan pull $(memspan expose model.bin) -o copy.bin
-  tail -f app.log | memspan expose - --name log
+  tail -f app.log | memspan expose - --chunk 4KiB --name log
   memspan expose span:weights --read-once`,
 		Args: args(cobra.ExactArgs(1), "one file, - for standard input, or a span's name or id"),
 		RunE: opts.withClient(func(cmd *cobra.Command, client *memspan.Client, args []string) error {

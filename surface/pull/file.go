@@ -3,6 +3,7 @@
 package pull
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,20 +97,46 @@ func (s *Surface) toFile(ctx context.Context, path string, w window) (err error)
 // to put a file in the place of a device, nor of a link to something.
 func replaceable(path string) (string, error) {
 	info, err := os.Lstat(path)
-	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
-		if path, err = filepath.EvalSymlinks(path); err == nil {
-			info, err = os.Lstat(path)
-		}
-	}
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && info == nil:
+	case errors.Is(err, fs.ErrNotExist):
 		return path, nil
 	case err != nil:
 		return "", err
+	case info.Mode()&fs.ModeSymlink != 0:
+		return behind(path)
 	case !info.Mode().IsRegular():
-		return "", fmt.Errorf("%s is there and no plain file: %w", path, fs.ErrExist)
+		return "", notPlain(path)
 	}
 	return path, nil
+}
+
+// behind returns the plain file that a link leads to, if the system lets this process follow
+// it to write there: in a directory that all may write to, a link may be a trap.
+func behind(link string) (string, error) {
+	if info, err := os.Stat(link); err != nil || !info.Mode().IsRegular() {
+		return "", cmp.Or(err, notPlain(link))
+	}
+	f, err := os.OpenFile(link, os.O_WRONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	path, err := filepath.EvalSymlinks(link)
+	if err != nil {
+		return "", err
+	}
+	meant, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Lstat(path); err != nil || !os.SameFile(info, meant) {
+		return "", cmp.Or(err, notPlain(link))
+	}
+	return path, nil
+}
+
+func notPlain(path string) error {
+	return fmt.Errorf("%s is there and no plain file: %w", path, fs.ErrExist)
 }
 
 // A part is a file that is being made.
