@@ -22,7 +22,7 @@ import (
 // first loaded, a daemon answers at once.
 const (
 	deviceTimeout = 30 * time.Second
-	daemonTimeout = 3 * time.Second
+	daemonTimeout = 10 * time.Second
 )
 
 // diagnose runs all checks, those of a data and a shared directory if they are

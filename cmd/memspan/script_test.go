@@ -48,7 +48,7 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
-		Deadline:            time.Now().Add(2 * patience), // a script that hangs says where
+		Deadline:            time.Now().Add(4 * patience), // a script that hangs says where
 		Setup: func(env *testscript.Env) error {
 			if bin != "" {
 				env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))

@@ -125,8 +125,8 @@ func (c *conn) refuse(r *sharedbuf.Request, why error) error {
 	return nil
 }
 
-// dropFiles closes the descriptors that came with a request and that it did not
-// take: they are none of the next one's.
+// dropFiles closes the descriptors that came with what has been read to its end and
+// that nobody took: they are none of the next request's.
 func (c *conn) dropFiles() {
 	for c.files != nil {
 		f, err := c.files.TakeRead(c.r.Buffered())
@@ -297,7 +297,7 @@ func (c *conn) take() (*os.File, error) {
 	if c.files == nil {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrUnsupported, Message: "buffers without a name come over unix sockets only"}
 	}
-	f, err := c.files.TakeRead(c.r.Buffered())
+	f, err := c.files.Take() // perhaps with bytes of the next request, too
 	if err != nil {
 		return nil, &sharedbuf.Error{Code: sharedbuf.ErrInvalid, Message: "the buffer has no name, and no descriptor came with the request", Err: err}
 	}

@@ -5,6 +5,7 @@ package host_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -204,6 +205,13 @@ func TestRefusedAndInStep(t *testing.T) {
 			t.Errorf("without a descriptor: %+v", r)
 		}
 	}
+	// Several requests in one message, the first of which has a descriptor.
+	g.sendWithFile(`{"api":"shared_buffer","request_id":11,"operation":"process","file_path":"memfd:1","buffer_size":1,"buffer_id":1}`, `{"api":"echo","input":""}`)
+	for range 2 {
+		if r := g.reply(); r.ID == 11 && r.Code != sharedbuf.ErrSize {
+			t.Errorf("with what is no memory: %+v", r)
+		}
+	}
 	// Not known is it here: bytes may follow.
 	for _, request := range []string{
 		`{"api":"buffer_test","request_id":7,"operation":2,"payload_size":"8"}`,
@@ -221,14 +229,18 @@ func TestRefusedAndInStep(t *testing.T) {
 	}
 }
 
-func (g *rawGuest) sendWithFile(body string) {
+// sendWithFile sends requests in one message, and a descriptor with it.
+func (g *rawGuest) sendWithFile(bodies ...string) {
 	g.t.Helper()
 	f, err := os.Open(os.DevNull)
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	defer f.Close()
-	message := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	var message []byte
+	for _, body := range bodies {
+		message = append(binary.BigEndian.AppendUint32(message, uint32(len(body))), body...)
+	}
 	if err := fdpass.Send(g.Conn.(*net.UnixConn), message, f); err != nil {
 		g.t.Fatal(err)
 	}
@@ -281,22 +293,25 @@ func TestTooManyDescriptors(t *testing.T) {
 // A guest who goes is noticed while nobody reads what he sends: because a request
 // without an id is carried out, or so many that the next one waits.
 func TestGoneUnread(t *testing.T) {
-	for _, listen := range []func(testing.TB) net.Listener{tcp, unixSocket} {
+	for network, listen := range map[string]func(testing.TB) net.Listener{"tcp": tcp, "unix": unixSocket} {
 		for _, ids := range [][]int{{0}, {1, 0}, {1, 2}} {
-			wait, dir := newHeld(), t.TempDir()
-			path := filepath.Join(dir, "b")
-			if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			ln := listen(t)
-			serve(t, ln, host.Config{Dir: dir, MaxInFlight: 1, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
-			g := connect(t, ln)
-			for _, id := range ids {
-				g.write(framed(t, map[string]any{"api": "shared_buffer", "request_id": id, "operation": "wait", "file_path": path, "buffer_size": 100}))
-			}
-			<-wait.begun
-			g.Close()
-			<-wait.ended
+			t.Run(fmt.Sprint(network, ids), func(t *testing.T) {
+				t.Parallel() // each waits for the host to look
+				wait, dir := newHeld(), t.TempDir()
+				path := filepath.Join(dir, "b")
+				if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				ln := listen(t)
+				serve(t, ln, host.Config{Dir: dir, MaxInFlight: 1, Operations: []host.Operation{{Name: "wait", Run: wait.run}}})
+				g := connect(t, ln)
+				for _, id := range ids {
+					g.write(framed(t, map[string]any{"api": "shared_buffer", "request_id": id, "operation": "wait", "file_path": path, "buffer_size": 100}))
+				}
+				<-wait.begun
+				g.Close()
+				<-wait.ended
+			})
 		}
 	}
 }

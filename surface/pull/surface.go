@@ -91,8 +91,8 @@ type Surface struct {
 	changed    chan struct{} // closed and replaced when something above changes
 }
 
-// Open opens the surface of a ticket. On the machine where the surface is it maps
-// the memory, if surface and ticket allow it: no byte is copied. Elsewhere it
+// Open opens the surface of a ticket. On the machine where the surface is it is
+// handed the memory, if surface and ticket allow it: no byte is copied, and who reads maps it. Elsewhere it
 // connects to the first of the ticket's addresses that answers and, as they
 // answer, to all of o.From; with the ticket's root known the manifest has been
 // verified when it returns.

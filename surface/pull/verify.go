@@ -8,11 +8,12 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/memspan/memspan/internal/memfd"
 	"github.com/memspan/memspan/surface"
 	"github.com/memspan/memspan/wire"
 	"github.com/memspan/memspan/wire/control"
-	"golang.org/x/sync/errgroup"
 )
 
 // Verify hashes all of a surface that is Direct, once it is sealed, and compares
@@ -37,7 +38,7 @@ func (d *direct) verify(ctx context.Context) error {
 	}
 	m.Digests = make([]surface.Digest, count)
 	var next atomic.Int64
-	work, _ := errgroup.WithContext(ctx)
+	var work errgroup.Group
 	for range runtime.GOMAXPROCS(0) {
 		work.Go(func() error {
 			var buf []byte

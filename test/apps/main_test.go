@@ -24,7 +24,7 @@ import (
 
 // patience bounds what one application takes. It is never reached but by a
 // hang.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // TestMain makes the directory of what the tests build.
 func TestMain(m *testing.M) {

@@ -198,9 +198,10 @@ func (p *process) wait() {
 		return
 	}
 	p.over = true
-	// It says where it hangs.
-	patience := time.AfterFunc(time.Minute, func() { p.cmd.Process.Signal(syscall.SIGQUIT) })
-	defer patience.Stop()
+	// It says where it hangs. What a daemon owes its disk may take a minute, where
+	// many tests write at a time.
+	hung := time.AfterFunc(patience, func() { p.cmd.Process.Signal(syscall.SIGQUIT) })
+	defer hung.Stop()
 	if err := p.cmd.Wait(); err != nil {
 		p.t.Errorf("process %d: %v", p.pid(), err)
 	}
@@ -221,10 +222,13 @@ func want(t testing.TB, what string, err, kind error) {
 	}
 }
 
+// patience bounds waits that are never reached but by a hang.
+const patience = 3 * time.Minute
+
 // eventually polls what no event tells, until it is so.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still not: %s", what)
 		}

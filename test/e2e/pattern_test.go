@@ -162,7 +162,7 @@ func over(t testing.TB, m *memspan.Mapping) {
 	t.Helper()
 	select {
 	case <-m.Done():
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the mapping's Done is not closed")
 	}
 }

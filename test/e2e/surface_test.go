@@ -156,7 +156,7 @@ func TestTicketsOpenWhatTheyShould(t *testing.T) {
 	check(t, err)
 	refused("a ticket that has expired", late, memspan.ErrExpired)
 
-	short := expose(memspan.ExposeOptions{Lifetime: 2 * time.Second})
+	short := expose(memspan.ExposeOptions{Lifetime: 5 * time.Second})
 	eventually(t, "the surface has expired", func() bool {
 		_, err := pullAll(t, short, pull.Options{})
 		return errors.Is(err, memspan.ErrExpired)

@@ -296,7 +296,7 @@ func TestFailingCheckpoint(t *testing.T) {
 	}
 	r.t.checkpointAt = r.t.tail.tail
 	r.put(0, 10, 1)
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for wait := true; wait; { // for the goroutine that tries
 		if time.Now().After(deadline) {
 			t.Fatal("the next try is not put off")

@@ -71,6 +71,27 @@ func TestSecondaryWrites(t *testing.T) {
 	c.agree(w.memory)
 }
 
+// What a secondary command buffer lacks, its primary lacks.
+func TestSecondaryPoisons(t *testing.T) {
+	c := begin(t, Config{Log: quiet})
+	w := c.workload(4096)
+	secondary := c.made(registry.VkCommandBuffer, registry.VkAllocateCommandBuffers, w.device, c.mem(40, 0, w.pool, 1<<32|1))
+	c.env.Secondary = func(id uint64) bool { return id == idOf(registry.VkCommandBuffer, secondary) }
+	c.record(secondary,
+		recorded{registry.VkBeginCommandBuffer, []uint64{c.mem(42, 0, 0, c.mem(41, 0, 0, 0, 0, 0, 0))}},
+		recorded{registry.VkCmdFillBuffer, []uint64{0, 0, w.size, 1}},
+		recorded{registry.VkEndCommandBuffer, nil},
+	)
+	c.record(w.commands,
+		recorded{registry.VkBeginCommandBuffer, []uint64{c.mem(42, 0, 0, 0)}},
+		recorded{registry.VkCmdExecuteCommands, []uint64{1, c.mem(secondary)}},
+		recorded{registry.VkEndCommandBuffer, nil},
+	)
+	if r, refused := c.try(registry.VkQueueSubmit, w.submission(c, 0)...); !refused || r >= 0 {
+		t.Errorf("%d, refused: %v", r, refused)
+	}
+}
+
 // Of a sparse resource it is not known where it is: all that any is bound to
 // may be written.
 func TestPlanOfSparse(t *testing.T) {

@@ -6,6 +6,7 @@ package render
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -180,7 +181,14 @@ func (r *renderer) collect(b *commandBuffer, e *effect, index registry.Index) {
 	f.shaders = f.shaders || e.shaders
 	if e.execute {
 		for _, o := range r.named {
-			if other, ok := o.state.(*commandBuffer); ok && other.facts != nil && other != b {
+			other, ok := o.state.(*commandBuffer)
+			if !ok || other == b {
+				continue
+			}
+			if other.poison != "" {
+				b.poisoned(errors.New(other.poison))
+			}
+			if other.facts != nil {
 				f.execute(other.facts)
 			}
 		}
