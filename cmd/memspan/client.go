@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/memspan/memspan"
+	"github.com/memspan/memspan/surface/pull"
 	"github.com/memspan/memspan/wire/dial"
 )
 
@@ -94,6 +95,10 @@ func (o *options) spanNames(limit int) cobra.CompletionFunc {
 
 // hint returns what the user can do about an error, or "".
 func hint(err error) string {
+	var pulled *pull.Error
+	if errors.As(err, &pulled) {
+		return "" // these are about spans, and this machine's disk
+	}
 	for _, h := range []struct {
 		code memspan.Code
 		text string
