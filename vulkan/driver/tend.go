@@ -197,29 +197,34 @@ func (l *link) watch() {
 		case <-l.gone:
 			return
 		}
-		alive := time.Now() // when something moved last
-		heard := alive      // when something came last
-		owed := false       // nothing came since something was sent
+		last := time.Now()
+		now := last   // by a clock that stands still while we wait for a processor, as the worker may
+		alive := now  // when something moved last
+		heard := now  // when something came last
+		owed := false // nothing came since something was sent
 		seen, _ := l.motion(motion{})
 		l.pingAt.Store(0)
-		for last := alive; ; {
+		for {
 			timer.Reset(watchEvery)
 			select {
 			case <-timer.C:
 			case <-l.gone:
 				return
 			}
-			now := time.Now()
+			passed := time.Since(last)
+			last = last.Add(passed)
+			now = now.Add(min(passed, watchEvery))
 			// If we were stopped ourselves, the silence says nothing.
+			stopped := passed > 4*watchEvery
 			m, moved := l.motion(seen)
-			if moved || now.Sub(last) > 4*watchEvery {
+			if moved || stopped {
 				alive = now
 			}
-			if m.heard != seen.heard || now.Sub(last) > 4*watchEvery {
+			if m.heard != seen.heard || stopped {
 				heard = now
 				l.pingAt.Store(0)
 			}
-			seen, last = m, now
+			seen = m
 			owed = l.asked.Swap(false) || owed && heard != now
 			wanted := owed || l.waiting.Load() > 0
 			switch silent, stuck := now.Sub(heard), now.Sub(alive); {

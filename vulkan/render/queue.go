@@ -25,6 +25,9 @@ const (
 	// waitSlice is how long a queue's goroutine stays in the driver at most
 	// before it looks whether it should end.
 	waitSlice = 100 * time.Millisecond
+	// mostCompared is how many bytes the stream's goroutine compares itself: they
+	// take it a millisecond or less.
+	mostCompared = 4 << 20
 )
 
 // A submission is what was given to a queue in one call and how its end shows.
@@ -139,18 +142,29 @@ func (q *queue) submitted(s *submission, patience time.Duration) error {
 }
 
 // ends reports whether a submission ends within patience. It does not wait for
-// one that has something to tell before its end, or that may wait for what the
-// stream brings.
+// one that has something to tell before its end, that may wait for what the
+// stream brings, or that may have written so much that the stream would wait for
+// the comparison.
 func (q *queue) ends(s *submission, patience time.Duration) bool {
 	r := vk.Timeout
 	switch {
-	case len(s.events) > 0, s.gated:
+	case len(s.events) > 0, s.gated, s.compared() > mostCompared:
 	case s.fence != 0 && len(s.points) == 0:
 		r = q.caller.waitFence(q.device, s.fence, patience)
 	case s.fence == 0 && len(s.points) == 1:
 		r = q.caller.waitSemaphore(q.device, s.points[0].semaphore, s.points[0].value, patience)
 	}
 	return r != vk.Timeout // or it failed: finish finds out
+}
+
+// compared returns how many bytes have to be compared at a submission's end.
+func (s *submission) compared() (n uint64) {
+	for _, w := range s.device.before(s) {
+		for _, part := range w.spans {
+			n += part.end - part.off
+		}
+	}
+	return n
 }
 
 // last returns the youngest submission that has not been observed whole, or

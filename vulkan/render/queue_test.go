@@ -129,6 +129,36 @@ func TestPatience(t *testing.T) {
 	expect(0, "with bytes to be read")
 }
 
+// The stream's goroutine leaves much to be compared to the queue's, and the end of
+// what must be told of before.
+func TestPatienceHasBounds(t *testing.T) {
+	n := openNative(t)
+	q, _ := startQueue(t, n, 0)
+	call := new(caller)
+	for name, c := range map[string]struct {
+		sub  submission
+		want bool
+	}{
+		"nothing written": {submission{}, true},
+		"as much":         {submission{writes: []write{{spans: []span{{0, mostCompared / 2}, {mostCompared, 3 * mostCompared / 2}}}}}, true},
+		"more":            {submission{writes: []write{{spans: []span{{0, mostCompared}}}, {spans: []span{{4096, 4097}}}}}, false},
+		"gated":           {submission{gated: true}, false},
+		"events":          {submission{events: []*object{nil}}, false},
+	} {
+		fence, err := n.device.takeFence(call)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := call.submitFence(n.device, n.queue, fence); err != nil {
+			t.Fatal(err)
+		}
+		c.sub.fence = fence
+		if got := q.ends(&c.sub, time.Minute); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // A value that the first batch of a submission signals is told before the
 // second batch, which waits for the host, is done.
 func TestQueueTimeline(t *testing.T) {
