@@ -78,6 +78,11 @@ func (c *caller) submitFence(d *device, queue uintptr, fence uint64) error {
 	return resultError("vkQueueSubmit", c.call(d.sync.queueSubmit, uint64(queue), 0, 0, fence))
 }
 
+// fenceStatus returns vk.Success, notReady or an error.
+func (c *caller) fenceStatus(d *device, fence uint64) vk.Result {
+	return c.call(d.sync.getFenceStatus, uint64(d.real), fence)
+}
+
 // waitFence returns vk.Success, vk.Timeout or an error.
 func (c *caller) waitFence(d *device, fence uint64, timeout time.Duration) vk.Result {
 	c.handle = fence

@@ -27,10 +27,9 @@ type Config struct {
 	// HideHostCoherent tells the application of no memory that is coherent, and
 	// HideImport shares none with it: for tests of what other drivers lack.
 	HideHostCoherent, HideImport bool
-	// Patience is for how long the stream's goroutine waits for a submission's end
-	// before it wakes the queue's to do so, while the application says nothing;
-	// 0: 1 ms; negative: not at all.
-	Patience time.Duration
+	// Spin is for how long a submission is polled for its end before its queue's
+	// goroutine is woken to wait for it; 0: 20 µs; negative: not at all.
+	Spin time.Duration
 }
 
 // A Usage is what an application uses.
@@ -50,8 +49,8 @@ func (c Config) withDefaults() Config {
 	if c.QueueDepth == 0 {
 		c.QueueDepth = 16 << 10
 	}
-	if c.Patience == 0 {
-		c.Patience = time.Millisecond
+	if c.Spin == 0 {
+		c.Spin = 20 * time.Microsecond
 	}
 	return c
 }

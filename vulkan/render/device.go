@@ -45,9 +45,9 @@ type hostProcs struct{ mapMemory, unmapMemory, flush, invalidate, imageRequireme
 
 // syncProcs are the addresses of functions that concern waiting.
 type syncProcs struct {
-	createFence, destroyFence, resetFences, waitForFences uintptr
-	getSemaphoreCounterValue, waitSemaphores              uintptr // 0 without timeline semaphores
-	queueSubmit                                           uintptr
+	createFence, destroyFence, resetFences, getFenceStatus, waitForFences uintptr
+	getSemaphoreCounterValue, waitSemaphores                              uintptr // 0 without timeline semaphores
+	queueSubmit                                                           uintptr
 }
 
 // newDevice finds the functions of a VkDevice by proc.
@@ -55,7 +55,7 @@ func newDevice(real uintptr, proc func(name string) uintptr) (*device, error) {
 	d := &device{real: real, proc: proc}
 	for name, p := range map[string]*uintptr{
 		"vkCreateFence": &d.sync.createFence, "vkDestroyFence": &d.sync.destroyFence, "vkResetFences": &d.sync.resetFences,
-		"vkWaitForFences": &d.sync.waitForFences, "vkQueueSubmit": &d.sync.queueSubmit,
+		"vkGetFenceStatus": &d.sync.getFenceStatus, "vkWaitForFences": &d.sync.waitForFences, "vkQueueSubmit": &d.sync.queueSubmit,
 		"vkMapMemory": &d.host.mapMemory, "vkUnmapMemory": &d.host.unmapMemory, "vkFlushMappedMemoryRanges": &d.host.flush,
 		"vkInvalidateMappedMemoryRanges": &d.host.invalidate, "vkGetImageMemoryRequirements": &d.host.imageRequirements,
 		"vkGetEventStatus": &d.host.eventStatus,

@@ -113,9 +113,9 @@ func TestQueueIsOne(t *testing.T) {
 }
 
 // Timeline values are told; an idle queue is told after them. While the worker
-// waits for the host, it answers, however patient it is.
+// waits for the host, it answers.
 func TestTimelineSubmission(t *testing.T) {
-	c := begin(t, Config{Deadline: time.Minute, Patience: time.Hour})
+	c := begin(t, Config{Deadline: time.Minute})
 	s := c.setUp()
 	semaphore := func() uint64 {
 		return c.made(registry.VkSemaphore, registry.VkCreateSemaphore, s.device, c.mem(9, c.mem(1000207002, 0, 1, 0), 0), 0)

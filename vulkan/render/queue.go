@@ -22,12 +22,10 @@ var (
 )
 
 const (
+	notReady vk.Result = 1
 	// waitSlice is how long a queue's goroutine stays in the driver at most
 	// before it looks whether it should end.
 	waitSlice = 100 * time.Millisecond
-	// mostCompared is how many bytes the stream's goroutine compares itself: they
-	// take it a millisecond or less.
-	mostCompared = 4 << 20
 )
 
 // A submission is what was given to a queue in one call and how its end shows.
@@ -36,7 +34,6 @@ type submission struct {
 	writes []write   // what it may write of memory that can be mapped
 	events []*object // that it sets or resets
 	joins  bool      // it may have waited for other queues
-	gated  bool      // it may wait for what the stream has yet to bring
 	// points are the timeline semaphores that it signals, in order.
 	points []point
 	// fence is signalled at its end; 0 if the last point is its end.
@@ -46,7 +43,6 @@ type submission struct {
 
 	signal stream.Signal // of the application's fence, if it has one
 	facts  []*facts      // of its command buffers
-	heard  uint64        // messages that had come by then
 	gate   gate          // what it waits for; the queue's goroutine's
 	// finished is closed when all of it has been observed, or never will be.
 	finished chan struct{}
@@ -101,11 +97,11 @@ func (q *queue) start() {
 	}()
 }
 
-// submitted takes over a submission that the driver has taken. If nothing else
-// is under way it waits for its end itself, for patience at most: the thread
-// that submitted is then the one that the device wakes, and no other has to be
-// woken in between. Only the stream's goroutine calls it.
-func (q *queue) submitted(s *submission, patience time.Duration) error {
+// submitted takes over a submission that the driver has taken. For up to spin,
+// if nothing else is under way, it looks whether the submission has ended
+// already, which costs less than waking a goroutine. Only the stream's
+// goroutine calls it.
+func (q *queue) submitted(s *submission, spin time.Duration) error {
 	s.finished = make(chan struct{})
 	q.mu.Lock()
 	if q.failed || q.closing {
@@ -125,9 +121,9 @@ func (q *queue) submitted(s *submission, patience time.Duration) error {
 		return fmt.Errorf("%w: %d", errDepth, q.depth)
 	}
 	alone := len(q.waiting) == 0
-	if alone && patience > 0 {
+	if alone && spin > 0 && len(s.points) == 0 {
 		q.mu.Unlock()
-		if q.ends(s, patience) {
+		if q.poll(s, spin) {
 			q.finish(s)
 			return nil
 		}
@@ -141,30 +137,16 @@ func (q *queue) submitted(s *submission, patience time.Duration) error {
 	return nil
 }
 
-// ends reports whether a submission ends within patience. It does not wait for
-// one that has something to tell before its end, that may wait for what the
-// stream brings, or that may have written so much that the stream would wait for
-// the comparison.
-func (q *queue) ends(s *submission, patience time.Duration) bool {
-	r := vk.Timeout
-	switch {
-	case len(s.events) > 0, s.gated, s.compared() > mostCompared:
-	case s.fence != 0 && len(s.points) == 0:
-		r = q.caller.waitFence(q.device, s.fence, patience)
-	case s.fence == 0 && len(s.points) == 1:
-		r = q.caller.waitSemaphore(q.device, s.points[0].semaphore, s.points[0].value, patience)
-	}
-	return r != vk.Timeout // or it failed: finish finds out
-}
-
-// compared returns how many bytes have to be compared at a submission's end.
-func (s *submission) compared() (n uint64) {
-	for _, w := range s.device.before(s) {
-		for _, part := range w.spans {
-			n += part.end - part.off
+// poll reports whether a submission's fence is signalled within spin.
+func (q *queue) poll(s *submission, spin time.Duration) bool {
+	for begin := time.Now(); ; {
+		if q.caller.fenceStatus(q.device, s.fence) != notReady {
+			return true // or failed: finish finds out
+		}
+		if time.Since(begin) > spin {
+			return false
 		}
 	}
-	return n
 }
 
 // last returns the youngest submission that has not been observed whole, or

@@ -18,7 +18,6 @@ import (
 
 	"github.com/memspan/memspan/vulkan/handover"
 	"github.com/memspan/memspan/vulkan/stream"
-	"github.com/memspan/memspan/wire"
 )
 
 // The test binary is also the worker of TestWorker and TestMutatedStreams.
@@ -70,7 +69,7 @@ func signalOf(kind stream.SignalKind, id, value uint64) stream.Signal {
 	return stream.Signal{Kind: kind, ID: id, Value: value}
 }
 
-// Fences are observed in the order of submission, whoever waits for them,
+// Fences are observed in the order of submission, whether polled or waited for,
 // and the renderer's own ones are used again.
 func TestQueueFences(t *testing.T) {
 	n := openNative(t)
@@ -85,11 +84,11 @@ func TestQueueFences(t *testing.T) {
 			t.Fatal(err)
 		}
 		sub := &submission{fence: fence, own: true, signal: signalOf(stream.SignalFence, 7, i)}
-		patience := time.Duration(0)
+		spin := time.Duration(0)
 		if i%2 == 0 {
-			patience = time.Minute // ends with the fence
+			spin = time.Minute // ends with the fence
 		}
-		if err := q.submitted(sub, patience); err != nil {
+		if err := q.submitted(sub, spin); err != nil {
 			t.Fatal(err)
 		}
 		<-sub.finished
@@ -99,63 +98,6 @@ func TestQueueFences(t *testing.T) {
 	}
 	if len(n.device.spare) == 0 || len(n.device.spare) > 2 {
 		t.Errorf("%d fences for one submission at a time", len(n.device.spare))
-	}
-}
-
-// The stream's goroutine waits for submissions of applications that said
-// nothing while the last one was under way, whether that has been read or not.
-func TestPatience(t *testing.T) {
-	near, far := sockets(t)
-	const patience = time.Minute
-	r, err := newRenderer(wire.NewConn(far, wire.Config{}), Config{Patience: patience})
-	if err != nil {
-		noVulkan(t, err)
-	}
-	defer r.conn.Close()
-	expect := func(want time.Duration, when string) {
-		t.Helper()
-		if r.learn(new(submission)); r.patience() != want {
-			t.Errorf("%v %s", r.patience(), when)
-		}
-	}
-	expect(patience, "at first")
-	r.heard.Store(1)
-	expect(0, "after a message")
-	r.heard.Store(0)
-	expect(patience, "after silence")
-	if _, err := near.Write([]byte{0}); err != nil {
-		t.Fatal(err)
-	}
-	expect(0, "with bytes to be read")
-}
-
-// The stream's goroutine leaves much to be compared to the queue's, and the end of
-// what must be told of before.
-func TestPatienceHasBounds(t *testing.T) {
-	n := openNative(t)
-	q, _ := startQueue(t, n, 0)
-	call := new(caller)
-	for name, c := range map[string]struct {
-		sub  submission
-		want bool
-	}{
-		"nothing written": {submission{}, true},
-		"as much":         {submission{writes: []write{{spans: []span{{0, mostCompared / 2}, {mostCompared, 3 * mostCompared / 2}}}}}, true},
-		"more":            {submission{writes: []write{{spans: []span{{0, mostCompared}}}, {spans: []span{{4096, 4097}}}}}, false},
-		"gated":           {submission{gated: true}, false},
-		"events":          {submission{events: []*object{nil}}, false},
-	} {
-		fence, err := n.device.takeFence(call)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := call.submitFence(n.device, n.queue, fence); err != nil {
-			t.Fatal(err)
-		}
-		c.sub.fence = fence
-		if got := q.ends(&c.sub, time.Minute); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
 	}
 }
 
@@ -269,7 +211,7 @@ func TestQueueClose(t *testing.T) {
 // BenchmarkSubmit is an empty submission, from its call to its observation.
 func BenchmarkSubmit(b *testing.B) {
 	n := openNative(b)
-	for name, patience := range map[string]time.Duration{"stream": time.Millisecond, "queue": 0} {
+	for name, spin := range map[string]time.Duration{"poll": 50 * time.Microsecond, "wait": 0} {
 		b.Run(name, func(b *testing.B) {
 			q, s := startQueue(b, n, 0)
 			c := new(caller)
@@ -281,7 +223,7 @@ func BenchmarkSubmit(b *testing.B) {
 				if err := c.submitFence(n.device, n.queue, fence); err != nil {
 					b.Fatal(err)
 				}
-				if err := q.submitted(&submission{fence: fence, own: true}, patience); err != nil {
+				if err := q.submitted(&submission{fence: fence, own: true}, spin); err != nil {
 					b.Fatal(err)
 				}
 				<-s.came

@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/memspan/memspan/internal/memfd"
@@ -75,9 +74,6 @@ type renderer struct {
 	slots       chan struct{}
 	aside       sync.WaitGroup
 
-	heard  atomic.Uint64 // messages
-	goesOn atomic.Bool   // the application said something between its last submission and its end
-
 	lostMu sync.Mutex
 	lost   bool // the client has been told
 }
@@ -138,7 +134,6 @@ func (r *renderer) serve() error {
 		} else if err != nil {
 			return err
 		}
-		r.heard.Add(1)
 		if m.Op.Special() {
 			err = r.special(m)
 		} else {

@@ -381,7 +381,7 @@ func TestBeforeOtherQueues(t *testing.T) {
 
 // The client's writes and the comparisons of submissions under way meet.
 func TestWritesMeetComparisons(t *testing.T) {
-	c := begin(t, Config{Patience: -1})
+	c := begin(t, Config{Spin: -1})
 	const size = 4 << 20
 	w, fence := c.shadowed(size, coherent)
 	w.copies(c, [][3]uint64{{size / 2, size / 2, 0x55aa55aa}, {size / 2, size / 4, 0}}, nil)

@@ -49,7 +49,6 @@ func (r *renderer) submit(c *call) error {
 	endsInPoint := false
 	batches(c, index, func(waits uint32, commands []uint64, signals []signalOp) {
 		q.joins = q.joins || waits > 0
-		s.gated = s.gated || waits > 0
 		for _, real := range commands {
 			if o := r.find(registry.VkCommandBuffer, real); o != nil {
 				b := o.state.(*commandBuffer)
@@ -57,7 +56,6 @@ func (r *renderer) submit(c *call) error {
 					poison = b.poison
 				}
 				if b.facts != nil {
-					s.gated = s.gated || len(b.facts.awaited) > 0
 					s.facts = append(s.facts, b.facts)
 				}
 			}
@@ -116,9 +114,12 @@ func (r *renderer) submit(c *call) error {
 		}
 		return r.answer(c, result)
 	}
+	spin := r.cfg.Spin
+	if r.conn.Buffered() {
+		spin = 0
+	}
 	if s.fence != 0 || len(s.points) > 0 {
-		s.heard = r.heard.Load()
-		if err := q.submitted(s, r.patience()); err != nil {
+		if err := q.submitted(s, spin); err != nil {
 			return r.refuse(c, err)
 		}
 	}
@@ -148,7 +149,6 @@ func (r *renderer) observe(s *submission, signal stream.Signal, last bool) {
 	r.compare(s)
 	if last {
 		s.device.end(s)
-		r.learn(s)
 		r.tellEvents(s)
 	}
 	if signal.Kind != 0 {
@@ -157,26 +157,6 @@ func (r *renderer) observe(s *submission, signal stream.Signal, last bool) {
 		}
 	}
 	r.conn.Flush()
-}
-
-// patience returns for how long the stream's goroutine waits for a submission
-// itself: not at all for an application that does something else meanwhile.
-func (r *renderer) patience() time.Duration {
-	if r.goesOn.Load() || r.conn.Buffered() {
-		return 0
-	}
-	return r.cfg.Patience
-}
-
-// learn notes, when a submission has ended, whether the application has said
-// anything since: it will do as much after the next one. It must not have been
-// told of the end.
-func (r *renderer) learn(s *submission) {
-	said := r.heard.Load() != s.heard
-	if !said {
-		said, _ = r.conn.Await(0)
-	}
-	r.goesOn.Store(said)
 }
 
 // waitIdle answers when all that was submitted to a queue, or to all of a
@@ -196,8 +176,11 @@ func (r *renderer) waitIdle(c *call) error {
 		}
 		s := &submission{device: d, joins: q.joins, fence: f, own: true, idle: true}
 		if err == nil {
-			s.heard = r.heard.Load()
-			err = q.submitted(s, r.patience())
+			spin := r.cfg.Spin
+			if r.conn.Buffered() {
+				spin = 0
+			}
+			err = q.submitted(s, spin)
 		}
 		if err != nil {
 			return r.refuse(c, err)
