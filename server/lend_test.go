@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -57,7 +58,7 @@ func TestWritersDoNotWaitForASlowReader(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// Requests that were asked at once are carried out in any order.
+			seen := make([]byte, asked) // by request: carried out in turn, and answered in any order
 			for i := range asked {
 				head, data, err := slow.receive()
 				if err != nil || head.Has(wire.FlagError) || len(data) != size {
@@ -66,6 +67,10 @@ func TestWritersDoNotWaitForASlowReader(t *testing.T) {
 				if n := bytes.Count(data, data[:1]); n != size {
 					t.Fatalf("answer %d is torn: %d bytes of %d are %d", i, n, size, data[0])
 				}
+				seen[head.ID-100] = data[0]
+			}
+			if !slices.IsSorted(seen) {
+				t.Errorf("reads of one connection saw the writes %d", seen)
 			}
 			if err := <-asking; err != nil {
 				t.Fatal(err)
