@@ -319,7 +319,6 @@ type acceptor struct {
 func (a *acceptor) run(ctx context.Context) {
 	growStack()
 	for wait := time.Duration(0); ; {
-		s := newSession(a.srv) // before somebody waits for it, too
 		yield := sync.OnceFunc(func() { go a.run(ctx) })
 		var nc net.Conn
 		var err error
@@ -330,7 +329,7 @@ func (a *acceptor) run(ctx context.Context) {
 		}
 		if err == nil {
 			wait = 0
-			if s.raw = nc; a.srv.begin(s) {
+			if s := a.srv.begin(nc); s != nil {
 				a.serve(ctx, s, yield)
 				return
 			}
@@ -385,9 +384,10 @@ func (srv *Server) admissible(ln net.Listener) error {
 	return nil
 }
 
-// begin counts a session, which has its connection, as work, unless too many are shaking
+// begin returns a session for nc, which is counted as work, unless too many are shaking
 // hands: strangers must not be able to lock anybody out for longer than that takes.
-func (srv *Server) begin(s *session) bool {
+func (srv *Server) begin(nc net.Conn) *session {
+	s := newSession(srv, nc)
 	srv.mu.Lock()
 	full := srv.shaking >= srv.limits.Sessions+srv.limits.Guests
 	if !srv.closing && !full {
@@ -395,14 +395,14 @@ func (srv *Server) begin(s *session) bool {
 		srv.shaking++
 		srv.work.Add(1)
 		srv.mu.Unlock()
-		return true
+		return s
 	}
 	srv.mu.Unlock()
 	// Nothing is said: a peer that has not proved anything yet must not cost a
 	// write that may block.
-	srv.log.Warn("connection refused", "peer", s.raw.RemoteAddr(), "closing", !full)
-	s.raw.Close()
-	return false
+	srv.log.Warn("connection refused", "peer", nc.RemoteAddr(), "closing", !full)
+	nc.Close()
+	return nil
 }
 
 var errStopping = &wire.Error{Code: wire.Closed, Message: "the server is stopping"}

@@ -113,11 +113,11 @@ const (
 	stagingPerSession = maxReceived + 4
 )
 
-// newSession returns a session that has yet to get its connection.
-func newSession(srv *Server) *session {
+func newSession(srv *Server, nc net.Conn) *session {
 	owner := span.Owner(srv.nextOwner.Add(1))
 	return &session{
 		srv:         srv,
+		raw:         nc,
 		owner:       owner,
 		log:         srv.log.With("session", uint64(owner)),
 		lane:        make(chan *dataJob, laneLength),

@@ -31,8 +31,7 @@ func TestExposedForNobody(t *testing.T) {
 			go io.Copy(io.Discard, far)
 			defer far.Close()
 		}
-		s := newSession(srv)
-		s.raw = near
+		s := newSession(srv, near)
 		s.conn = wire.NewConn(near, wire.Config{})
 		defer s.cleanUp()
 		sp, err := srv.store.Alloc(t.Context(), span.Info{Size: 4096, Tier: coherency.Host, Home: coherency.Host})
